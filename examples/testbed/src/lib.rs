@@ -1,0 +1,1 @@
+//! Brings, starts, breaks and stops real servers.
