@@ -1,0 +1,28 @@
+# The two commands people need: `make demo` and `make test`. The rest is for those who change the code.
+CARGO ?= cargo
+
+.PHONY: demo test build lint doc features package clean help
+
+help: ## This list
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: build ## Brings real servers, breaks them one after another and counts what was lost (about 5 minutes)
+	target/release/modax demo
+
+test: ## Every test: tables, properties, simulation, and drills with at most three faults each on real servers
+	.ci/steps tests
+
+build: ## The binaries: target/release/{modax,control-layer,ai-layer}
+	$(CARGO) build --release --workspace --locked
+
+lint: ## Format and clippy
+	.ci/steps format clippy
+
+doc: ## The crates' documentation, warnings are errors
+	.ci/steps docs
+
+features: ## Each crate without default features
+	.ci/steps features
+
+package: ## Each crate as it would be published, built from the package
+	.ci/steps package
