@@ -1,0 +1,234 @@
+//! What a client is made of: brokers, limits and times, each with its default and why.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    broker::{Address, AddressError, Broker},
+    liveness::LivenessConfig,
+    message::Message,
+    packet::{Credentials, Qos},
+    policy::{backoff::Backoff, selection::Selection},
+    queue::Queue,
+};
+
+/// How the brokers belong together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Topology {
+    /// Each keeps its own sessions and messages. The default: assuming less is never wrong, only slower.
+    #[default]
+    Independent,
+    /// They share sessions: one that still has ours may be any of them.
+    Cluster,
+}
+
+/// Which field contradicts what.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A URL in `brokers` was not understood. `position` counts from 0; the URL may hold a password and is not shown.
+    #[error("brokers[{position}]: {reason}")]
+    Broker {
+        /// Which of them.
+        position: usize,
+        /// What is wrong with it.
+        reason: AddressError,
+    },
+    /// `brokers` is empty.
+    #[error("brokers: at least one is needed")]
+    NoBrokers,
+    /// `brokers` holds the same one twice.
+    #[error("brokers: {broker} is there twice")]
+    RepeatedBroker {
+        /// Which one.
+        broker: Broker,
+    },
+    /// `client_id` is empty or longer than 65535 bytes: without an identity there is no session to come back to.
+    #[error("client_id: must be 1 to 65535 bytes")]
+    ClientId,
+    /// A field is outside its limits.
+    #[error("{field}: {limit}")]
+    OutOfRange {
+        /// Which field.
+        field: &'static str,
+        /// What it allows.
+        limit: &'static str,
+    },
+    /// The will is not a message a broker can publish.
+    #[error("will: {reason}")]
+    Will {
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// `build` was called outside a tokio runtime.
+    #[error("build() needs a tokio runtime around it")]
+    NoRuntime,
+}
+
+/// All that the machines need to know; made by [`ClientBuilder`](crate::ClientBuilder), or by hand for a driver of
+/// your own.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// Identity of the session. Two live clients with one identity throw each other out.
+    pub client_id: Arc<str>,
+    /// In order of preference.
+    pub brokers: Vec<Broker>,
+    /// Of each broker, in the same order; where absent, [`credentials`](Self::credentials) are used.
+    pub broker_credentials: Vec<Option<Credentials>>,
+    /// For brokers without their own.
+    pub credentials: Option<Credentials>,
+    /// Default [`Topology::Independent`].
+    pub topology: Topology,
+    /// Default [`Selection::priority`].
+    pub selection: Selection,
+    /// Default `false`: a broker keeps our session while we are away, so that a short break loses nothing.
+    pub clean_session: bool,
+    /// Told to the broker in CONNECT, whole seconds; default 60. How fast *we* notice is [`LivenessConfig`]'s.
+    pub keep_alive: Duration,
+    /// Unacknowledged publishes on the wire; default 100, which fills a link with 20 ms round trip at 5000 msg/s.
+    pub max_inflight: u16,
+    /// Limits of what waits.
+    pub queue: Queue,
+    /// How a silent broker is found out.
+    pub liveness: LivenessConfig,
+    /// Waits between tries.
+    pub retry: Backoff,
+    /// Published by the broker when we vanish without goodbye.
+    pub will: Option<Message>,
+    /// Seeds the jitter; the driver takes it from the operating system.
+    pub seed: u64,
+}
+
+impl Config {
+    /// The defaults for this identity and these brokers.
+    #[must_use]
+    pub fn new(client_id: impl Into<Arc<str>>, brokers: Vec<Broker>) -> Self {
+        Self {
+            client_id: client_id.into(),
+            broker_credentials: vec![None; brokers.len()],
+            brokers,
+            credentials: None,
+            topology: Topology::default(),
+            selection: Selection::default(),
+            clean_session: false,
+            keep_alive: Duration::from_secs(60),
+            max_inflight: 100,
+            queue: Queue::default(),
+            liveness: LivenessConfig::default(),
+            retry: Backoff::default(),
+            will: None,
+            seed: 0,
+        }
+    }
+
+    /// Adds brokers from their URLs, in order of preference.
+    pub(crate) fn add_brokers<I, S>(&mut self, urls: I) -> Result<(), ConfigError>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<str>,
+    {
+        for (position, url) in urls.into_iter().enumerate() {
+            let address = Address::parse(url.as_ref()).map_err(|reason| ConfigError::Broker { position, reason })?;
+            self.brokers.push(address.broker);
+            self.broker_credentials.push(address.credentials);
+        }
+        Ok(())
+    }
+
+    /// Finds contradictions.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the field.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let range = |holds: bool, field, limit| match holds {
+            true => Ok(()),
+            false => Err(ConfigError::OutOfRange { field, limit }),
+        };
+        if self.client_id.is_empty() || self.client_id.len() > usize::from(u16::MAX) {
+            return Err(ConfigError::ClientId);
+        }
+        if self.brokers.is_empty() {
+            return Err(ConfigError::NoBrokers);
+        }
+        for (position, broker) in self.brokers.iter().enumerate() {
+            if self.brokers.iter().take(position).any(|other| other == broker) {
+                return Err(ConfigError::RepeatedBroker { broker: broker.clone() });
+            }
+        }
+        range(self.keep_alive.as_secs() <= u64::from(u16::MAX), "keep_alive", "at most 65535 s")?;
+        range(self.max_inflight > 0, "max_inflight", "at least 1")?;
+        range(self.queue.max_messages > 0, "queue.max_messages", "at least 1")?;
+        range(self.queue.max_bytes > Message::OVERHEAD_BYTES, "queue.max_bytes", "more than 128, one empty message")?;
+        self.liveness.check()?;
+        self.retry.check()?;
+        match &self.will {
+            Some(will) if check_topic(&will.topic).is_err() => {
+                Err(ConfigError::Will { reason: "topic is empty, too long or holds a wildcard" })
+            }
+            Some(will) if will.payload.len() > usize::from(u16::MAX) => {
+                Err(ConfigError::Will { reason: "payload is longer than 65535 bytes" })
+            }
+            Some(will) if will.qos == Qos::ExactlyOnce => {
+                Err(ConfigError::Will { reason: "QoS 2 is not in this version" })
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// What is wrong with a topic or a filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TopicError {
+    /// Empty.
+    #[error("is empty")]
+    Empty,
+    /// More than 65535 bytes.
+    #[error("is longer than 65535 bytes")]
+    TooLong,
+    /// A NUL character (MQTT 3.1.1, 4.7.3).
+    #[error("holds a NUL character")]
+    Nul,
+    /// A wildcard in a topic, or one in the wrong place of a filter (MQTT 3.1.1, 4.7.1).
+    #[error("has a wildcard where none is allowed")]
+    Wildcard,
+}
+
+/// Checks a topic to publish to.
+///
+/// # Errors
+/// [`TopicError`] says what is wrong.
+pub fn check_topic(topic: &str) -> Result<(), TopicError> {
+    check_text(topic)?;
+    if topic.contains(['+', '#']) { Err(TopicError::Wildcard) } else { Ok(()) }
+}
+
+/// Checks a filter to subscribe to.
+///
+/// # Errors
+/// [`TopicError`] says what is wrong.
+pub fn check_filter(filter: &str) -> Result<(), TopicError> {
+    check_text(filter)?;
+    let mut levels = filter.split('/').peekable();
+    while let Some(level) = levels.next() {
+        let misplaced_plus = level.contains('+') && level != "+";
+        let misplaced_hash = level.contains('#') && (level != "#" || levels.peek().is_some());
+        if misplaced_plus || misplaced_hash {
+            return Err(TopicError::Wildcard);
+        }
+    }
+    Ok(())
+}
+
+fn check_text(text: &str) -> Result<(), TopicError> {
+    if text.is_empty() {
+        return Err(TopicError::Empty);
+    }
+    if text.len() > usize::from(u16::MAX) {
+        return Err(TopicError::TooLong);
+    }
+    if text.contains('\0') {
+        return Err(TopicError::Nul);
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! What a subscriber reads: deliveries, and gaps where something may be missing.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures_core::Stream;
+use tokio::sync::mpsc;
+
+use crate::{
+    event::{Filter, GapReason},
+    handover::{Acknowledged, Command, Handle, Shared},
+    packet::{PacketId, Publish, Qos},
+};
+
+/// Deliveries of one filter, as a stream. Dropping it unsubscribes.
+///
+/// It buffers 256 items. A reader that falls behind further makes the client stop reading from the broker until there
+/// is room again, so nothing is dropped and nothing grows; sending and probing go on.
+#[must_use = "dropping it unsubscribes"]
+pub struct Subscription {
+    filter: Filter,
+    items: mpsc::Receiver<Received>,
+    auto_ack: bool,
+    handle: Arc<Handle>,
+}
+
+impl Subscription {
+    pub(crate) const fn new(filter: Filter, items: mpsc::Receiver<Received>, handle: Arc<Handle>) -> Self {
+        Self { filter, items, auto_ack: false, handle }
+    }
+
+    /// Acknowledges each delivery as [`next`](Self::next) hands it out. Without it the program calls
+    /// [`Delivery::ack`] when it is done with it, and a crash in between brings the delivery back.
+    pub fn auto_ack(mut self) -> Self {
+        self.auto_ack = true;
+        self
+    }
+
+    /// The filter, as it was given.
+    #[must_use]
+    pub fn filter(&self) -> &str {
+        &self.filter
+    }
+
+    /// The next item; `None` when the client was closed, the filter unsubscribed or refused.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: an item is taken only by a call that returns it.
+    pub async fn next(&mut self) -> Option<Received> {
+        let item = self.items.recv().await;
+        self.hand_out(item)
+    }
+
+    fn hand_out(&self, item: Option<Received>) -> Option<Received> {
+        let mut item = item;
+        if let (true, Some(Received::Delivery(delivery))) = (self.auto_ack, item.as_mut()) {
+            delivery.token.take().inspect(|token| token.acknowledge());
+        }
+        item
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Received;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Received>> {
+        self.items.poll_recv(context).map(|item| self.hand_out(item))
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.items.close();
+        self.handle.shared.command(Command::Unsubscribe { filter: Arc::clone(&self.filter) });
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("filter", &self.filter).finish_non_exhaustive()
+    }
+}
+
+/// One item of a [`Subscription`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Received {
+    /// A message.
+    Delivery(Delivery),
+    /// Messages may be missing between the item before and the item after.
+    Gap {
+        /// Why.
+        reason: GapReason,
+    },
+}
+
+/// A message from a broker.
+///
+/// QoS 1 and 2 are to be acknowledged; one that is dropped instead comes again after the next connection, marked as a
+/// duplicate.
+pub struct Delivery {
+    topic: Arc<str>,
+    payload: Bytes,
+    qos: Qos,
+    duplicate: bool,
+    retained: bool,
+    token: Option<Arc<AckToken>>,
+}
+
+impl Delivery {
+    pub(crate) fn new(publish: &Publish, token: Option<Arc<AckToken>>) -> Self {
+        Self {
+            topic: Arc::clone(&publish.topic),
+            payload: publish.payload.clone(),
+            qos: publish.qos,
+            duplicate: publish.duplicate,
+            retained: publish.retain,
+            token,
+        }
+    }
+
+    /// Where it was published.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// What it says.
+    #[must_use]
+    pub const fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// The level of the last hop.
+    #[must_use]
+    pub const fn qos(&self) -> Qos {
+        self.qos
+    }
+
+    /// Whether the broker may have sent it before.
+    #[must_use]
+    pub const fn is_duplicate(&self) -> bool {
+        self.duplicate
+    }
+
+    /// Whether the broker had kept it, so that it may be old.
+    #[must_use]
+    pub const fn is_retained(&self) -> bool {
+        self.retained
+    }
+
+    /// Says that the program is done with it. An acknowledgement that comes after its connection ended is dropped and
+    /// counted: the broker sends the message again on the next one.
+    pub fn ack(self) {
+        if let Some(token) = self.token {
+            token.acknowledge();
+        }
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("topic", &self.topic)
+            .field("payload_bytes", &self.payload.len())
+            .field("qos", &self.qos)
+            .field("duplicate", &self.duplicate)
+            .field("retained", &self.retained)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One message may go to several subscriptions; the broker hears of it when the last of them is done.
+pub(crate) struct AckToken {
+    shared: Arc<Shared>,
+    connection: u64,
+    id: PacketId,
+    readers: AtomicUsize,
+}
+
+impl AckToken {
+    pub(crate) fn new(shared: Arc<Shared>, connection: u64, id: PacketId, readers: usize) -> Arc<Self> {
+        Arc::new(Self { shared, connection, id, readers: AtomicUsize::new(readers) })
+    }
+
+    pub(crate) fn acknowledge(&self) {
+        if self.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.acknowledge(Acknowledged { connection: self.connection, id: self.id });
+        }
+    }
+}

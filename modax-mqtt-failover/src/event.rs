@@ -1,0 +1,188 @@
+//! Things that happened, the state now, and the counters.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::broker::Broker;
+
+/// Something that happened. Never holds a payload or a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A broker accepted us.
+    Connected {
+        /// Which one.
+        broker: Broker,
+        /// Whether it still had our session.
+        session_present: bool,
+        /// How long there was no connection; `None` for the first one.
+        outage: Option<Duration>,
+    },
+    /// An established connection ended.
+    Disconnected {
+        /// To which broker.
+        broker: Broker,
+        /// Why.
+        reason: String,
+    },
+    /// A broker is late; it is being probed.
+    Suspected {
+        /// Which one.
+        broker: Broker,
+        /// What is missing.
+        reason: String,
+    },
+    /// Another broker took over.
+    FailedOver {
+        /// The one that was left.
+        from: Option<Broker>,
+        /// The one that serves us.
+        to: Broker,
+        /// From the first unanswered packet (or the break itself) to the verdict.
+        detected: Duration,
+        /// From the same moment to the acceptance by the next broker.
+        outage: Duration,
+    },
+    /// One attempt to connect failed.
+    ConnectFailed {
+        /// To which broker.
+        broker: Broker,
+        /// Why.
+        reason: String,
+    },
+    /// A broker refused us for a reason that a person has to mend; it is tried again once a minute.
+    Parked {
+        /// Which one.
+        broker: Broker,
+        /// Why.
+        reason: String,
+    },
+    /// Another client uses our identity: brokers close our connection soon after accepting it, again and again.
+    /// From here on there is one try each 30 s.
+    DuplicateClientId {
+        /// Where it was seen last.
+        broker: Broker,
+        /// How often within 30 s.
+        takeovers: u32,
+    },
+    /// A broker refused a filter; its stream ends with a [`GapReason::Refused`](crate::GapReason).
+    SubscriptionRefused {
+        /// Which filter.
+        filter: String,
+        /// The broker's code.
+        code: u8,
+    },
+    /// A broker granted less than was asked for.
+    QosLowered {
+        /// Which filter.
+        filter: String,
+        /// The level asked for.
+        requested: u8,
+        /// The level granted.
+        granted: u8,
+    },
+    /// A message was dropped from a full queue by its policy.
+    Shed {
+        /// Its topic.
+        topic: String,
+    },
+    /// A message was given up because its time to live ended.
+    Expired {
+        /// Its topic.
+        topic: String,
+    },
+    /// A broker answers probes promptly and does not acknowledge.
+    BrokerSlow {
+        /// Which one.
+        broker: Broker,
+    },
+    /// The reader of this stream was too slow.
+    Lagged {
+        /// Events it missed.
+        missed: u64,
+    },
+    /// The client ended; nothing follows.
+    Closed,
+}
+
+/// The state now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// The broker that serves us.
+    pub connected: Option<Broker>,
+    /// Whether it still had our session when it accepted us.
+    pub session_present: bool,
+    /// When this state began.
+    pub since: Option<Instant>,
+}
+
+impl Status {
+    /// Whether a broker serves us.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        self.connected.is_some()
+    }
+}
+
+/// Counters since the start, and three levels now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Messages admitted.
+    pub admitted: u64,
+    /// Messages a broker acknowledged (QoS 0: written).
+    pub acked: u64,
+    /// PUBLISH packets that were sent again.
+    pub resent: u64,
+    /// Messages given up because their time to live ended.
+    pub expired: u64,
+    /// Messages dropped from a full queue by its policy.
+    pub shed: u64,
+    /// Messages refused, by a broker or because they could not be encoded.
+    pub rejected: u64,
+    /// Messages left undelivered by `close`.
+    pub undelivered: u64,
+    /// Messages received from brokers.
+    pub received: u64,
+    /// Received messages that matched no subscription; acknowledged and dropped.
+    pub unmatched: u64,
+    /// Acknowledgements from the program that came after their connection had ended.
+    pub late_acks: u64,
+    /// Acknowledgements from brokers that belong to nothing we sent on this connection.
+    pub stray_acks: u64,
+    /// Connections that were accepted.
+    pub connects: u64,
+    /// Attempts that failed.
+    pub connect_failures: u64,
+    /// Times another broker took over.
+    pub failovers: u64,
+    /// Messages in the queue now, in flight included.
+    pub queue_messages: usize,
+    /// What they cost, in bytes.
+    pub queue_bytes: usize,
+    /// Messages sent or to be sent again, without an outcome.
+    pub inflight: usize,
+}
+
+/// Why a reader may have missed messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GapReason {
+    /// The broker did not have our session, so it kept nothing for us.
+    SessionLost,
+    /// Another broker serves us; what the old one held for us stays there.
+    BrokerChanged,
+    /// The link broke, and for QoS 0 a broker keeps nothing.
+    Reconnected,
+    /// The broker refused the filter; the stream ends.
+    Refused {
+        /// The broker's code.
+        code: u8,
+    },
+}
+
+/// A filter with the topic shared, as the machines pass it around.
+pub(crate) type Filter = Arc<str>;

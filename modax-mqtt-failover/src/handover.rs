@@ -1,0 +1,150 @@
+//! What the handles and the driver share: one lock, held for a few instructions and never over an await.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+
+use crate::{
+    delivery::Received,
+    event::{Event, Filter, Stats, Status},
+    message::{Closed, MessageId, Outcome},
+    packet::{PacketId, Qos},
+    queue::Backlog,
+};
+
+/// Events that wait for one slow reader before it is told that it lagged.
+const EVENT_BUFFER: usize = 1024;
+
+/// What a handle asks of the driver.
+pub(crate) enum Command {
+    Subscribe {
+        filter: Filter,
+        qos: Qos,
+        reader: mpsc::Sender<Received>,
+    },
+    Unsubscribe {
+        filter: Filter,
+    },
+    Close {
+        deadline: Duration,
+        left: oneshot::Sender<Closed>,
+    },
+    /// The last handle was dropped.
+    Abandon,
+}
+
+/// An acknowledgement by the program, bound to the connection its message came on.
+#[derive(Clone, Copy)]
+pub(crate) struct Acknowledged {
+    pub(crate) connection: u64,
+    pub(crate) id: PacketId,
+}
+
+pub(crate) struct State {
+    pub(crate) backlog: Backlog,
+    pub(crate) receipts: BTreeMap<MessageId, oneshot::Sender<Outcome>>,
+    pub(crate) commands: VecDeque<Command>,
+    pub(crate) acknowledged: Vec<Acknowledged>,
+    pub(crate) filters: BTreeMap<Filter, usize>,
+    pub(crate) closed: bool,
+    pub(crate) status: Status,
+    pub(crate) stats: Stats,
+}
+
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Wakes the driver; one permit is enough, because it looks at everything.
+    pub(crate) wake: Notify,
+    /// Wakes publishers that wait for room.
+    pub(crate) room: Notify,
+    events: broadcast::Sender<Event>,
+    /// Keeps the events from before the first reader, so that it sees the first connection too.
+    first_reader: Mutex<Option<broadcast::Receiver<Event>>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(backlog: Backlog) -> Arc<Self> {
+        let (events, first) = broadcast::channel(EVENT_BUFFER);
+        Arc::new(Self {
+            state: Mutex::new(State {
+                backlog,
+                receipts: BTreeMap::new(),
+                commands: VecDeque::new(),
+                acknowledged: Vec::new(),
+                filters: BTreeMap::new(),
+                closed: false,
+                status: Status::default(),
+                stats: Stats::default(),
+            }),
+            wake: Notify::new(),
+            room: Notify::new(),
+            events,
+            first_reader: Mutex::new(Some(first)),
+        })
+    }
+
+    /// A panic while the lock was held is ours to survive: every change under it is complete or harmless.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn emit(&self, event: Event) {
+        // No reader is not an error.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn events(&self) -> broadcast::Receiver<Event> {
+        let first = self.first_reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.unwrap_or_else(|| self.events.subscribe())
+    }
+
+    /// Adds a command unless the client has ended.
+    pub(crate) fn command(&self, command: Command) -> bool {
+        let mut state = self.lock();
+        if state.closed {
+            return false;
+        }
+        state.commands.push_back(command);
+        drop(state);
+        self.wake.notify_one();
+        true
+    }
+
+    pub(crate) fn acknowledge(&self, acknowledged: Acknowledged) {
+        self.lock().acknowledged.push(acknowledged);
+        self.wake.notify_one();
+    }
+}
+
+/// Held by every client and subscription; the driver ends when the last is gone.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.command(Command::Abandon);
+    }
+}
+
+/// Counts what a reader missed, and says so in the stream.
+pub(crate) fn lagged(missed: u64) -> Event {
+    Event::Lagged { missed }
+}
+
+/// When a message waiting for room gives up.
+pub(crate) fn patience(now: Instant, expires_in: Option<Duration>) -> Option<Instant> {
+    expires_in.and_then(|time| now.checked_add(time))
+}

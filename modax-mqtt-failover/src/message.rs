@@ -1,0 +1,190 @@
+//! What is published, and what became of it.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use crate::{broker::Broker, packet::Qos};
+
+/// Our own identity of a message, in order of admission. Packet identifiers belong to a session and are reused; this
+/// one is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId(u64);
+
+impl MessageId {
+    /// The identity with this number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number; it only ever grows.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// A message to publish.
+///
+/// ```
+/// # use modax_mqtt_failover::Message;
+/// # use std::time::Duration;
+/// let reading = Message::new("plant/press/temperature", "21.5").at_least_once().expires_in(Duration::from_secs(60));
+/// assert_eq!(reading.topic(), "plant/press/temperature");
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+#[must_use]
+pub struct Message {
+    pub(crate) topic: Arc<str>,
+    pub(crate) payload: Bytes,
+    pub(crate) qos: Qos,
+    pub(crate) retained: bool,
+    pub(crate) expires_in: Option<Duration>,
+}
+
+impl Message {
+    /// A message with QoS 1 ([`Qos::AtLeastOnce`]: the lowest level at which a broker says that it has it), not
+    /// retained, that never expires.
+    pub fn new(topic: impl Into<String>, payload: impl Into<Bytes>) -> Self {
+        Self {
+            topic: Arc::from(topic.into()),
+            payload: payload.into(),
+            qos: Qos::AtLeastOnce,
+            retained: false,
+            expires_in: None,
+        }
+    }
+
+    /// QoS 0: no acknowledgement, so a break at the wrong moment loses it.
+    pub fn at_most_once(self) -> Self {
+        self.qos(Qos::AtMostOnce)
+    }
+
+    /// QoS 1, the default.
+    pub fn at_least_once(self) -> Self {
+        self.qos(Qos::AtLeastOnce)
+    }
+
+    /// Any level.
+    pub fn qos(mut self, qos: Qos) -> Self {
+        self.qos = qos;
+        self
+    }
+
+    /// Asks the broker to keep it for subscribers to come.
+    pub fn retained(mut self) -> Self {
+        self.retained = true;
+        self
+    }
+
+    /// Gives it up when it could not be sent within this time of its admission; default: never, because losing is a
+    /// decision of the caller's.
+    pub fn expires_in(mut self, time: Duration) -> Self {
+        self.expires_in = Some(time);
+        self
+    }
+
+    /// Where it goes.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// What it says.
+    #[must_use]
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// Bytes it counts for in the queue: topic and payload plus a fixed share for bookkeeping.
+    #[must_use]
+    pub fn cost_bytes(&self) -> usize {
+        self.topic.len().saturating_add(self.payload.len()).saturating_add(Self::OVERHEAD_BYTES)
+    }
+
+    /// What one queued message costs beside its own bytes, measured roughly and rounded up.
+    pub(crate) const OVERHEAD_BYTES: usize = 128;
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("topic", &self.topic)
+            .field("payload_bytes", &self.payload.len())
+            .field("qos", &self.qos)
+            .field("retained", &self.retained)
+            .field("expires_in", &self.expires_in)
+            .finish()
+    }
+}
+
+/// What became of a message that was admitted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// A broker has it (QoS 0: it was written to the socket, which is all that can be known).
+    Acked {
+        /// Which one.
+        broker: Broker,
+        /// How many times it was sent, from 1.
+        attempts: u32,
+        /// From admission to acknowledgement.
+        latency: Duration,
+    },
+    /// Its time to live ended first.
+    Expired {
+        /// Whether it had been sent, so that a broker may have it all the same.
+        maybe_delivered: bool,
+    },
+    /// Dropped from a full queue by its policy; it was never sent.
+    Shed,
+    /// The broker refused it; sending it again would not help.
+    Rejected {
+        /// In the broker's words, or ours.
+        reason: String,
+    },
+    /// The client was closed, or its runtime ended, first.
+    Undelivered {
+        /// Whether it had been sent, so that a broker may have it all the same.
+        maybe_delivered: bool,
+    },
+}
+
+impl Outcome {
+    /// Whether a broker acknowledged it.
+    #[must_use]
+    pub const fn is_acked(&self) -> bool {
+        matches!(self, Self::Acked { .. })
+    }
+}
+
+/// A message that [`close`](crate::Client::close) could not deliver.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Undelivered {
+    /// Where it was to go.
+    pub topic: String,
+    /// What it says.
+    pub payload: Bytes,
+    /// Whether it had been sent, so that a broker may have it all the same.
+    pub maybe_delivered: bool,
+}
+
+impl fmt::Debug for Undelivered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Undelivered")
+            .field("topic", &self.topic)
+            .field("payload_bytes", &self.payload.len())
+            .field("maybe_delivered", &self.maybe_delivered)
+            .finish()
+    }
+}
+
+/// What [`close`](crate::Client::close) leaves behind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Everything admitted and not acknowledged, in order of admission.
+    pub undelivered: Vec<Undelivered>,
+}

@@ -1,0 +1,4 @@
+//! Pure decisions.
+
+pub mod backoff;
+pub mod selection;

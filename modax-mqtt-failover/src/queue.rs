@@ -1,0 +1,295 @@
+//! What waits to be sent: bounded by count and bytes, in order, with a named policy when full.
+//!
+//! Pure: time enters by argument. A message counts against the bounds from admission until its outcome is known, so
+//! that the bound is one on memory and not only on what waits. Only a message that was never handed out is shed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Instant,
+};
+
+use crate::message::{Message, MessageId};
+
+/// What happens to a publish when the queue is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhenFull {
+    /// `publish` waits for room; `try_publish` is refused. The default: back-pressure loses nothing.
+    #[default]
+    Wait,
+    /// Both are refused.
+    Reject,
+    /// The oldest waiting message makes room; for readings whose age makes them worthless.
+    ShedOldest,
+    /// The new message is shed; for logs of which the beginning matters.
+    ShedNewest,
+    /// A waiting message with a newer one of the same topic makes room, else the oldest; for states, not events.
+    LatestPerTopic,
+}
+
+/// How much may wait, and what happens then.
+///
+/// ```
+/// # use modax_mqtt_failover::{Queue, WhenFull};
+/// let queue = Queue::memory().max_messages(50_000).max_bytes(16 << 20).when_full(WhenFull::ShedOldest);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Queue {
+    pub(crate) max_messages: usize,
+    pub(crate) max_bytes: usize,
+    pub(crate) when_full: WhenFull,
+}
+
+impl Queue {
+    /// A queue in memory: 10 000 messages (ten seconds of a busy plant gateway) and 64 MiB, waiting when full.
+    pub fn memory() -> Self {
+        Self { max_messages: 10_000, max_bytes: 64 << 20, when_full: WhenFull::Wait }
+    }
+
+    /// Messages admitted and without an outcome; at least 1.
+    pub fn max_messages(mut self, messages: usize) -> Self {
+        self.max_messages = messages;
+        self
+    }
+
+    /// Bytes of topics, payloads and bookkeeping of the same; a message that could never fit is refused.
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes;
+        self
+    }
+
+    /// The policy when full; default [`WhenFull::Wait`].
+    pub fn when_full(mut self, policy: WhenFull) -> Self {
+        self.when_full = policy;
+        self
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self::memory()
+    }
+}
+
+/// A message on its way, with what the outcome needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Admitted {
+    /// Ours.
+    pub id: MessageId,
+    /// What to send.
+    pub message: Message,
+    /// When it was admitted.
+    pub at: Instant,
+    /// When it stops being worth sending.
+    pub expires_at: Option<Instant>,
+}
+
+/// What [`Backlog::admit`] decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Admission {
+    /// It has an identity and waits its turn.
+    Admitted {
+        /// Its identity.
+        id: MessageId,
+        /// Waiting messages that made room for it.
+        shed: Vec<(MessageId, Arc<str>)>,
+    },
+    /// The queue is full and the policy gives way to what already waits.
+    Shed,
+    /// The queue is full; room may come.
+    Full,
+    /// It exceeds the byte bound by itself.
+    NeverFits,
+}
+
+/// The queue itself: admission, turn, outcome.
+pub struct Backlog {
+    config: Queue,
+    next: u64,
+    bytes: usize,
+    waiting: BTreeMap<MessageId, Admitted>,
+    taken: BTreeMap<MessageId, usize>,
+    expiries: BTreeSet<(Instant, MessageId)>,
+    /// Waiting messages of each topic, oldest first; kept for [`WhenFull::LatestPerTopic`] only.
+    topics: BTreeMap<Arc<str>, BTreeSet<MessageId>>,
+    /// Waiting messages with a newer one of the same topic; kept as above.
+    superseded: BTreeSet<MessageId>,
+}
+
+impl fmt::Debug for Backlog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backlog")
+            .field("waiting", &self.waiting.len())
+            .field("taken", &self.taken.len())
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Backlog {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(config: Queue) -> Self {
+        Self {
+            config,
+            next: 0,
+            bytes: 0,
+            waiting: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            topics: BTreeMap::new(),
+            superseded: BTreeSet::new(),
+        }
+    }
+
+    /// Messages admitted and without an outcome.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        self.waiting.len().saturating_add(self.taken.len())
+    }
+
+    /// Messages that were not handed out yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// What they cost together, in bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The policy when full.
+    #[must_use]
+    pub const fn policy(&self) -> WhenFull {
+        self.config.when_full
+    }
+
+    /// Admits `message`, or says why not.
+    pub fn admit(&mut self, now: Instant, message: &Message) -> Admission {
+        let cost = message.cost_bytes();
+        if cost > self.config.max_bytes {
+            return Admission::NeverFits;
+        }
+        let mut shed = Vec::new();
+        if !self.has_room_for(cost) {
+            match self.config.when_full {
+                WhenFull::Wait | WhenFull::Reject => return Admission::Full,
+                WhenFull::ShedNewest => return Admission::Shed,
+                WhenFull::ShedOldest | WhenFull::LatestPerTopic => {
+                    if !self.room_can_be_made(cost) {
+                        return Admission::Full;
+                    }
+                    while !self.has_room_for(cost) {
+                        let Some(victim) = self.victim(message).and_then(|id| self.remove_waiting(id)) else { break };
+                        shed.push((victim.id, victim.message.topic));
+                    }
+                }
+            }
+        }
+        let id = MessageId::new(self.next);
+        self.next = self.next.wrapping_add(1);
+        let expires_at = message.expires_in.and_then(|time| now.checked_add(time));
+        self.insert(Admitted { id, message: message.clone(), at: now, expires_at }, cost);
+        Admission::Admitted { id, shed }
+    }
+
+    /// The next message in order of admission that has not expired; it counts until [`settle`](Self::settle).
+    pub fn take(&mut self, now: Instant) -> Option<Admitted> {
+        let id = *self.waiting.iter().find(|(_, waiting)| waiting.expires_at.is_none_or(|at| at > now))?.0;
+        let taken = self.remove_waiting(id)?;
+        let cost = taken.message.cost_bytes();
+        self.bytes = self.bytes.saturating_add(cost);
+        self.taken.insert(id, cost);
+        Some(taken)
+    }
+
+    /// Ends the account of a message that was taken.
+    pub fn settle(&mut self, id: MessageId) {
+        if let Some(cost) = self.taken.remove(&id) {
+            self.bytes = self.bytes.saturating_sub(cost);
+        }
+    }
+
+    /// Removes one waiting message whose time to live has ended.
+    pub fn expire(&mut self, now: Instant) -> Option<Admitted> {
+        let (at, id) = *self.expiries.first()?;
+        if at > now {
+            return None;
+        }
+        self.remove_waiting(id)
+    }
+
+    /// When the next waiting message expires.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
+    /// Removes everything that waits, in order.
+    pub fn drain(&mut self) -> Vec<Admitted> {
+        let ids: Vec<_> = self.waiting.keys().copied().collect();
+        ids.into_iter().filter_map(|id| self.remove_waiting(id)).collect()
+    }
+
+    fn has_room_for(&self, cost: usize) -> bool {
+        self.messages() < self.config.max_messages && self.bytes.saturating_add(cost) <= self.config.max_bytes
+    }
+
+    /// Whether shedding all that waits would be enough; else nothing is shed for nothing.
+    fn room_can_be_made(&self, cost: usize) -> bool {
+        let taken_bytes: usize = self.taken.values().sum();
+        self.taken.len() < self.config.max_messages && taken_bytes.saturating_add(cost) <= self.config.max_bytes
+    }
+
+    fn victim(&self, newcomer: &Message) -> Option<MessageId> {
+        let oldest = || self.waiting.keys().next().copied();
+        if self.config.when_full != WhenFull::LatestPerTopic {
+            return oldest();
+        }
+        let same_topic = || self.topics.get(&newcomer.topic).and_then(|ids| ids.first()).copied();
+        match (self.superseded.first().copied(), same_topic()) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other).or_else(oldest),
+        }
+    }
+
+    fn insert(&mut self, admitted: Admitted, cost: usize) {
+        self.bytes = self.bytes.saturating_add(cost);
+        if let Some(at) = admitted.expires_at {
+            self.expiries.insert((at, admitted.id));
+        }
+        if self.config.when_full == WhenFull::LatestPerTopic {
+            let ids = self.topics.entry(Arc::clone(&admitted.message.topic)).or_default();
+            self.superseded.extend(ids.last());
+            ids.insert(admitted.id);
+        }
+        self.waiting.insert(admitted.id, admitted);
+    }
+
+    fn remove_waiting(&mut self, id: MessageId) -> Option<Admitted> {
+        let removed = self.waiting.remove(&id)?;
+        self.bytes = self.bytes.saturating_sub(removed.message.cost_bytes());
+        if let Some(at) = removed.expires_at {
+            self.expiries.remove(&(at, id));
+        }
+        if self.config.when_full == WhenFull::LatestPerTopic {
+            self.superseded.remove(&id);
+            if let Some(ids) = self.topics.get_mut(&removed.message.topic) {
+                ids.remove(&id);
+                if let Some(last) = ids.last() {
+                    self.superseded.remove(last);
+                } else {
+                    self.topics.remove(&removed.message.topic);
+                }
+            }
+        }
+        Some(removed)
+    }
+}

@@ -1,0 +1,58 @@
+//! The promise of an outcome that `publish` hands out.
+
+use std::fmt;
+
+use tokio::sync::oneshot::{self, error::TryRecvError};
+
+use crate::message::{MessageId, Outcome};
+
+/// Stands for one admitted message until its outcome is known. Dropping it changes nothing for the message.
+#[must_use = "without it nobody learns whether the message arrived; use `drop` where that is meant"]
+pub struct Receipt {
+    id: MessageId,
+    outcome: oneshot::Receiver<Outcome>,
+}
+
+impl Receipt {
+    pub(crate) fn new(id: MessageId) -> (oneshot::Sender<Outcome>, Self) {
+        let (sender, outcome) = oneshot::channel();
+        (sender, Self { id, outcome })
+    }
+
+    pub(crate) fn resolved(id: MessageId, outcome: Outcome) -> Self {
+        let (sender, receipt) = Self::new(id);
+        // The receiver is in our hand, so this cannot fail.
+        let _ = sender.send(outcome);
+        receipt
+    }
+
+    /// The message's identity within this client.
+    #[must_use]
+    pub const fn id(&self) -> MessageId {
+        self.id
+    }
+
+    /// Waits for the outcome. There always is one: a message stays in the queue until a broker has it, it expires, it
+    /// is shed, or the client is closed. When no broker comes back and the message never expires, that can be long.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the receipt; the message itself stays on its way.
+    pub async fn acked(self) -> Outcome {
+        self.outcome.await.unwrap_or(Outcome::Undelivered { maybe_delivered: true })
+    }
+
+    /// The outcome, if it is known; the first call that returns one takes it.
+    pub fn try_outcome(&mut self) -> Option<Outcome> {
+        match self.outcome.try_recv() {
+            Ok(outcome) => Some(outcome),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Closed) => Some(Outcome::Undelivered { maybe_delivered: true }),
+        }
+    }
+}
+
+impl fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt").field("id", &self.id).finish_non_exhaustive()
+    }
+}
