@@ -1,0 +1,208 @@
+//! The handle users hold.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::types::ToSql;
+
+use crate::config::{Config, Target};
+use crate::driver::events::Events;
+use crate::driver::pool::Connection;
+use crate::error::{AcquireError, ConfigError, WriteError};
+use crate::plan::{Plan, ReadPreference, ReadRequest};
+use crate::policy::selection::Selection;
+use crate::read::Read;
+use crate::stats::Stats;
+use crate::topology::Topology;
+use crate::write::{Tx, Writer, Written};
+
+/// Routes writes to the primary and reads to whom the caller wants, through failovers. Cheap to clone.
+///
+/// Dropping the last clone ends its tasks and closes its connections; [`close`](Self::close) does so in order.
+#[derive(Clone)]
+pub struct Router {
+    config: Arc<Config>,
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Router").finish_non_exhaustive()
+    }
+}
+
+/// Settings of a [`Router`] before it starts.
+#[derive(Clone, Debug)]
+#[must_use = "nothing starts before `build`"]
+pub struct RouterBuilder {
+    targets: Vec<Target>,
+    config: Config,
+    #[cfg(feature = "patroni")]
+    patroni: Vec<String>,
+}
+
+impl RouterBuilder {
+    /// Asks these Patroni REST APIs (`http://host:8008`) who leads, as a hint that makes a failover visible sooner.
+    ///
+    /// # Errors
+    /// [`ConfigError::Patroni`] if one of them is not a plain `http://` URL.
+    #[cfg(feature = "patroni")]
+    pub fn patroni<I, S>(mut self, urls: I) -> Result<Self, ConfigError>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<str>,
+    {
+        self.patroni.extend(urls.into_iter().map(|url| url.as_ref().to_owned()));
+        Ok(self)
+    }
+
+    /// Longest wait for a primary and for all attempts of a write. Default: [`Config::acquire_deadline`].
+    pub const fn acquire_deadline(mut self, deadline: Duration) -> Self {
+        self.config.acquire_deadline = deadline;
+        self
+    }
+
+    /// Longest wait for the answer to `COMMIT`. Default: [`Config::commit_deadline`].
+    pub const fn commit_deadline(mut self, deadline: Duration) -> Self {
+        self.config.commit_deadline = deadline;
+        self
+    }
+
+    /// Pause between two probes of a server while all is well. Default: [`Config::probe_interval`].
+    pub const fn probe_interval(mut self, interval: Duration) -> Self {
+        self.config.probe_interval = interval;
+        self
+    }
+
+    /// Connections kept for each server, at most. Default: [`Config::pool_size`].
+    pub const fn pool_size(mut self, connections: usize) -> Self {
+        self.config.pool_size = connections;
+        self
+    }
+
+    /// How a replica is chosen among equals. Default: [`Config::selection`].
+    pub const fn selection(mut self, selection: Selection) -> Self {
+        self.config.selection = selection;
+        self
+    }
+
+    /// Starts the router. No server needs to be up: calls wait for a primary within their deadlines.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names what cannot work; [`ConfigError::NoRuntime`] outside of a tokio runtime.
+    pub fn build(self) -> Result<Router, ConfigError> {
+        self.config.check()?;
+        Ok(Router { config: Arc::new(self.config) })
+    }
+}
+
+impl Router {
+    /// Begins a router for the servers that this libpq URL names: `postgresql://user@db1,db2,db3/name`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the URL cannot be read, names nobody, asks for TLS (which this version does not speak), or
+    /// would send plain text off this machine without `sslmode=disable` saying so.
+    pub fn builder(url: &str) -> Result<RouterBuilder, ConfigError> {
+        Ok(RouterBuilder {
+            targets: crate::config::targets(url)?,
+            config: Config::default(),
+            #[cfg(feature = "patroni")]
+            patroni: Vec::new(),
+        })
+    }
+
+    /// Runs one statement in a transaction of its own.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Cancel safety
+    /// As [`write`](Self::write).
+    pub async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Written<u64>, WriteError> {
+        let _ = (sql, params);
+        Err(WriteError::Closed)
+    }
+
+    /// Runs `work` in a transaction on the primary, and returns when it is committed.
+    ///
+    /// # Errors
+    /// [`WriteError`].
+    ///
+    /// # Cancel safety
+    /// Not cancel safe once a statement was sent.
+    pub async fn write<T, F, Fut>(&self, work: F) -> Result<Written<T>, WriteError>
+    where
+        F: FnMut(Tx) -> Fut + Send,
+        Fut: Future<Output = Result<T, tokio_postgres::Error>> + Send,
+        T: Send,
+    {
+        self.writer().run(work).await
+    }
+
+    /// A write with settings of its own.
+    pub fn writer(&self) -> Writer {
+        Writer::new(self.clone(), self.config.acquire_deadline)
+    }
+
+    /// A connection to the primary, for what a transaction closure cannot express.
+    ///
+    /// # Errors
+    /// [`AcquireError`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing was sent for the caller.
+    pub async fn primary(&self) -> Result<Connection, AcquireError> {
+        self.primary_within(self.config.acquire_deadline).await
+    }
+
+    /// As [`primary`](Self::primary), with a deadline of its own.
+    ///
+    /// # Errors
+    /// [`AcquireError`].
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing was sent for the caller.
+    pub async fn primary_within(&self, deadline: Duration) -> Result<Connection, AcquireError> {
+        let _ = deadline;
+        Err(AcquireError::Closed)
+    }
+
+    /// Describes a read.
+    pub fn read(&self, preference: ReadPreference) -> Read<'_> {
+        Read::new(self, ReadRequest::new(preference), self.config.read_deadline)
+    }
+
+    /// What is known of all servers now.
+    #[must_use]
+    pub fn topology(&self) -> Arc<Topology> {
+        Arc::new(Topology::unseen([]))
+    }
+
+    /// What happens from now on.
+    #[must_use]
+    pub fn events(&self) -> Events {
+        Events::empty()
+    }
+
+    /// Counters since the start.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats::default()
+    }
+
+    /// Who would answer such a read now, in which order, and why the others would not.
+    #[must_use]
+    pub fn explain(&self, request: &ReadRequest) -> Plan {
+        let _ = request;
+        Plan::default()
+    }
+
+    /// Closes the router: new calls fail, running ones may finish within `deadline`, then connections are cut.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the router is closed in any case.
+    pub async fn close(&self, deadline: Duration) {
+        let _ = deadline;
+    }
+}
