@@ -1,1 +1,41 @@
-//! Brings, starts, breaks and stops real servers.
+//! Brings, starts, breaks and stops real servers, for the drills of the crates and for the demo.
+//!
+//! | promise | where |
+//! |---|---|
+//! | a server's program is found on the system, or brought without root and without changing the system | [`bring`] |
+//! | a server started here ends with the [`Ground`] it stands on, even after `kill -9` of the test | [`ground`], `guardian.sh` |
+//! | to kill or stop a node means the whole node, every descendant of it | [`process`] |
+//! | nothing waits for ever; an error names the server and shows the end of its log | [`error`], [`wait`] |
+//!
+//! Everything listens on loopback, on ports nobody chose beforehand. The testbed depends on no modax crate: a fault
+//! in the code under test cannot hide itself here. Linux only, because it reads `/proc`.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), modax_testbed::TestbedError> {
+//! use modax_testbed::Ground;
+//!
+//! let ground = Ground::start().await?;
+//! let broker = ground.mosquitto().await?;
+//! println!("{}", broker.url());
+//! broker.kill().await;
+//! ground.stop().await;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod bring;
+pub mod error;
+pub mod ground;
+mod guardian;
+pub mod process;
+pub mod proxy;
+pub mod servers;
+pub mod wait;
+
+pub use error::TestbedError;
+pub use ground::Ground;
+pub use process::{Process, Spawn};
+pub use servers::{
+    mosquitto::{Mosquitto, MosquittoOptions},
+    postgres::{PostgresCluster, PostgresNode, PostgresOptions},
+};
