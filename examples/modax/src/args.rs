@@ -1,0 +1,319 @@
+//! The command line: flags, their units and defaults.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Publishes, subscribes, writes and reads through brokers and databases that fail over.
+#[derive(Debug, Parser)]
+#[command(
+    name = "modax",
+    version,
+    about,
+    after_help = "\
+Results are JSON lines on stdout, one object a line; diagnostics and events are JSON lines on stderr.
+Exit code: 0 when every line was acknowledged or committed, 2 on bad usage, 1 otherwise."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Publish each line of stdin; one outcome line for each.
+    Pub(PubArgs),
+    /// Print each message of a topic filter; acknowledged once its line is flushed.
+    Sub(SubArgs),
+    /// Run each line of stdin, {"sql","params"}, as one transaction on the primary.
+    Write(WriteArgs),
+    /// Run each line of stdin, {"sql","params"}, as a query on the primary or a replica.
+    Read(ReadArgs),
+    /// Print what is known of the database cluster.
+    Topology(TopologyArgs),
+    /// Create, inspect or run the outbox that carries messages out of a database.
+    Outbox(OutboxArgs),
+    /// Bring up a cluster to play with until Ctrl-C; its addresses are printed.
+    Up(LayerArgs),
+    /// Break a running MODAX in six ways and report what was lost.
+    Demo(DemoArgs),
+}
+
+/// Which brokers, and who we are to them.
+#[derive(Debug, Args)]
+pub(crate) struct BrokerArgs {
+    /// Brokers, the preferred one first: mqtt://[user:password@]host[:1883],…
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', required = true)]
+    pub(crate) brokers: Vec<String>,
+    /// Client id; the broker keeps a session under it.
+    #[arg(long, value_name = "ID")]
+    pub(crate) client_id: String,
+    /// The brokers are nodes of one cluster that share sessions (default: independent brokers).
+    #[arg(long)]
+    pub(crate) cluster: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PubArgs {
+    #[command(flatten)]
+    pub(crate) brokers: BrokerArgs,
+    /// Topic of lines that name none.
+    #[arg(long, value_name = "T")]
+    pub(crate) topic: Option<String>,
+    /// Quality of service of lines that name none: 0 or 1.
+    #[arg(long, default_value_t = 1, value_parser = parse_qos)]
+    pub(crate) qos: u8,
+    /// Every line is a payload, also one that looks like {"topic","payload","qos"}.
+    #[arg(long)]
+    pub(crate) plain: bool,
+    /// After the end of input, how long to wait for outcomes, such as 30s or 500ms.
+    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) max_wait: Duration,
+    /// Also print {"seq","outcome":"admitted","payload"} once a message is in the queue.
+    #[arg(long)]
+    pub(crate) report_admitted: bool,
+    /// A message not acknowledged within this time is dropped with the outcome "expired".
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) expires_in: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SubArgs {
+    #[command(flatten)]
+    pub(crate) brokers: BrokerArgs,
+    /// Topic filter, with + and # as MQTT has them.
+    #[arg(long, value_name = "F")]
+    pub(crate) filter: String,
+    /// Highest quality of service to receive at: 0 or 1.
+    #[arg(long, default_value_t = 1, value_parser = parse_qos)]
+    pub(crate) qos: u8,
+    /// End after this many messages.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+}
+
+/// Which database.
+#[derive(Debug, Args)]
+pub(crate) struct DatabaseArgs {
+    /// Where PostgreSQL is: postgresql://user@host1:5432,host2:5432/database
+    #[arg(long, value_name = "URL")]
+    pub(crate) url: String,
+    /// Patroni's REST addresses, a hint that saves time at a failover.
+    #[arg(long, value_name = "URL,…", value_delimiter = ',')]
+    pub(crate) patroni: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WriteArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
+    /// How long one line may wait for a primary, such as 30s.
+    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) deadline: Duration,
+    /// Lines in work at once; more than 1 gives up their order.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) concurrency: u16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Preference {
+    /// Only the primary.
+    Primary,
+    /// A replica that satisfies the bounds, else the primary.
+    PreferReplica,
+    /// Only a replica.
+    Replica,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReadArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
+    /// Where to read: primary, prefer-replica or replica.
+    #[arg(long, default_value = "primary", value_parser = parse_preference)]
+    pub(crate) preference: Preference,
+    /// Answers may be at most this old, such as 5s.
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) max_staleness: Option<Duration>,
+    /// Answers must contain the write that printed this token.
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) at_least: Option<String>,
+    /// How long one line may wait for a node, such as 30s.
+    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) deadline: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopologyArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
+    /// Print a line at every change, until Ctrl-C.
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutboxArgs {
+    #[command(subcommand)]
+    pub(crate) action: OutboxAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum OutboxAction {
+    /// Create the tables, or bring them to this version. Safe to run twice and at once.
+    Migrate(OutboxDatabaseArgs),
+    /// Print how many messages wait, are delivered, expired or parked, and who relays them.
+    Status(OutboxDatabaseArgs),
+    /// Carry messages from the outbox to the brokers until Ctrl-C; one event line for each.
+    Relay(RelayArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OutboxDatabaseArgs {
+    #[command(flatten)]
+    pub(crate) database: DatabaseArgs,
+    /// Schema that holds the outbox.
+    #[arg(long, default_value = "modax_txn", value_name = "NAME")]
+    pub(crate) schema: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RelayArgs {
+    #[command(flatten)]
+    pub(crate) outbox: OutboxDatabaseArgs,
+    /// Brokers, the preferred one first: mqtt://[user:password@]host[:1883],…
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', required = true)]
+    pub(crate) brokers: Vec<String>,
+    /// Client id at the brokers (default: a random one).
+    #[arg(long, value_name = "ID")]
+    pub(crate) client_id: Option<String>,
+}
+
+/// Where the programs of the two layers are.
+#[derive(Debug, Args)]
+pub(crate) struct LayerArgs {
+    /// The control layer's program (default: beside this one).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) control_layer: Option<PathBuf>,
+    /// The AI layer's program (default: beside this one).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ai_layer: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    #[command(flatten)]
+    pub(crate) layers: LayerArgs,
+    /// Where report.html and report.json are written.
+    #[arg(long, default_value = "target/demo", value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Run only these scenarios (numbers from 1, in the order of the table).
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = clap::value_parser!(u8).range(1..=6))]
+    pub(crate) only: Vec<u8>,
+}
+
+/// Flags of the design that this version does not have yet: they are refused by name, never ignored.
+const LATER_FLAGS: &[&str] = &["--queue", "--fsync-every", "--mqtt5", "--standby", "--dedup", "--selection"];
+
+/// One sentence for what is wrong with the command line; it names the flag.
+pub(crate) fn explain(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::UnknownArgument
+        && let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
+    {
+        let name = flag.split('=').next().unwrap_or(flag);
+        if LATER_FLAGS.contains(&name) || name.starts_with("--tls-") {
+            return format!("{name} is not supported by this version");
+        }
+    }
+    let text = error.to_string();
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+fn parse_qos(text: &str) -> Result<u8, String> {
+    match text {
+        "0" => Ok(0),
+        "1" => Ok(1),
+        "2" => Err("--qos 2 is not supported by this version".to_owned()),
+        _ => Err("expected 0 or 1".to_owned()),
+    }
+}
+
+fn parse_preference(text: &str) -> Result<Preference, String> {
+    match text {
+        "nearest" => Err("--preference nearest is not supported by this version".to_owned()),
+        other => {
+            Preference::from_str(other, false).map_err(|_| "expected primary, prefer-replica or replica".to_owned())
+        }
+    }
+}
+
+/// A number with its unit: 250ms, 5s, 2m, 1h.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let seconds = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err("expected a number with its unit, such as 500ms, 30s, 2m or 1h".to_owned()),
+    };
+    let number: f64 = number.parse().map_err(|_| "expected a number before the unit".to_owned())?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn refused(line: &[&str]) -> String {
+        let error = Cli::try_parse_from(line).expect_err("the line must be refused");
+        explain(&error)
+    }
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_a_unit() {
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert!(parse_duration("30").is_err());
+        assert!(parse_duration("s").is_err());
+    }
+
+    #[test]
+    fn what_comes_later_is_refused_by_name() {
+        let publish = ["modax", "pub", "--brokers", "mqtt://a", "--client-id", "c"];
+        for flag in ["--queue", "--fsync-every", "--mqtt5", "--tls-ca", "--standby", "--dedup", "--selection=priority"]
+        {
+            let line: Vec<&str> = publish.iter().copied().chain([flag]).collect();
+            let name = flag.split('=').next().unwrap();
+            assert_eq!(refused(&line), format!("{name} is not supported by this version"));
+        }
+        let line: Vec<&str> = publish.iter().copied().chain(["--qos", "2"]).collect();
+        assert!(refused(&line).contains("--qos 2 is not supported"));
+        let read = ["modax", "read", "--url", "postgresql://a/b", "--preference", "nearest"];
+        assert!(refused(&read).contains("--preference nearest is not supported"));
+    }
+
+    #[test]
+    fn a_missing_flag_is_named() {
+        assert!(refused(&["modax", "pub", "--client-id", "c"]).contains("--brokers"));
+        assert!(refused(&["modax", "write"]).contains("--url"));
+    }
+}

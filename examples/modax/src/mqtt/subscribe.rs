@@ -1,0 +1,73 @@
+//! `modax sub`: one line for each message, acknowledged once the line is flushed.
+
+use std::sync::Arc;
+
+use modax_mqtt_failover::{Delivery, Received};
+use serde_json::json;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::publish::put_payload;
+use super::{GOODBYE, builder, level, qos, start};
+use crate::Exit;
+use crate::args::SubArgs;
+use crate::output::{self, Output, chain};
+use crate::signal::Interrupt;
+
+/// Prints messages until `--count` is reached or a signal comes.
+pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
+    let Some(client) = start(builder(&args.brokers)) else { return Exit::Usage };
+    let Ok(mut interrupt) = Interrupt::listen() else { return Exit::Failed };
+    let mut subscription = match client.subscribe(&args.filter, qos(args.qos)).await {
+        Ok(subscription) => subscription,
+        Err(error) => {
+            output::event("bad_usage", json!({ "error": chain(&error) }));
+            return Exit::Usage;
+        }
+    };
+    let mut received = 0;
+    let last_flushed = Arc::new(Notify::new());
+    let exit = loop {
+        let item = tokio::select! {
+            item = subscription.next() => item,
+            () = interrupt.wait() => break if args.count.is_none() { Exit::Done } else { Exit::Failed },
+        };
+        match item {
+            Some(Received::Delivery(delivery)) => {
+                received += 1;
+                let is_last = args.count == Some(received);
+                if !print(delivery, &output, is_last.then(|| last_flushed.clone())).await {
+                    break Exit::Failed;
+                }
+                if is_last {
+                    last_flushed.notified().await;
+                    break Exit::Done;
+                }
+            }
+            Some(Received::Gap { reason, .. }) => output::event("gap", json!({ "reason": format!("{reason:?}") })),
+            Some(_) => {}
+            // The broker refused the subscription; the event said so.
+            None => break Exit::Failed,
+        }
+    };
+    drop(subscription);
+    let _ = timeout(GOODBYE * 2, client.close(GOODBYE)).await;
+    exit
+}
+
+/// False when nobody reads our stdout any more: then the message stays unacknowledged.
+async fn print(delivery: Delivery, output: &Output, last: Option<Arc<Notify>>) -> bool {
+    let mut line = json!({
+        "topic": delivery.topic(),
+        "qos": level(delivery.qos()),
+        "duplicate": delivery.is_duplicate(),
+    });
+    put_payload(&mut line, delivery.payload());
+    let flushed = move || {
+        delivery.ack();
+        if let Some(last) = last {
+            last.notify_one();
+        }
+    };
+    output.line_then(&line, flushed).await.is_ok()
+}

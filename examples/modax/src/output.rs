@@ -1,0 +1,121 @@
+//! JSON lines: results on stdout, diagnostics and events on stderr.
+//!
+//! One thread owns stdout. It writes what is waiting in one piece and flushes before it waits again, so that a
+//! reader of the pipe sees each line at once and a burst costs one system call.
+
+use std::io::Write as _;
+use std::thread::JoinHandle;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+/// Lines waiting for a slow reader of our stdout; beyond it the commands wait too.
+const WAITING_LINES: usize = 1024;
+
+/// Runs once its line is flushed.
+type Flushed = Box<dyn FnOnce() + Send>;
+
+struct Line {
+    text: String,
+    flushed: Option<Flushed>,
+}
+
+/// The way to stdout.
+#[derive(Clone)]
+pub(crate) struct Output {
+    lines: mpsc::Sender<Line>,
+}
+
+/// The end of the way: joins the writing thread.
+pub(crate) struct OutputEnd {
+    writer: JoinHandle<std::io::Result<()>>,
+}
+
+/// Stdout was closed by whoever read it: no result can be told any more.
+#[derive(Debug)]
+pub(crate) struct OutputClosed;
+
+impl Output {
+    /// Starts the thread that owns stdout.
+    pub(crate) fn start() -> (Self, OutputEnd) {
+        let (lines, receiver) = mpsc::channel(WAITING_LINES);
+        let writer = std::thread::spawn(move || write_lines(receiver));
+        (Self { lines }, OutputEnd { writer })
+    }
+
+    /// Writes one object as one line.
+    pub(crate) async fn line(&self, value: &Value) -> Result<(), OutputClosed> {
+        self.send(value, None).await
+    }
+
+    /// Writes one object as one line and runs `flushed` once the line has left the process.
+    pub(crate) async fn line_then(
+        &self,
+        value: &Value,
+        flushed: impl FnOnce() + Send + 'static,
+    ) -> Result<(), OutputClosed> {
+        self.send(value, Some(Box::new(flushed))).await
+    }
+
+    async fn send(&self, value: &Value, flushed: Option<Flushed>) -> Result<(), OutputClosed> {
+        let line = Line { text: value.to_string(), flushed };
+        self.lines.send(line).await.map_err(|_| OutputClosed)
+    }
+}
+
+impl OutputEnd {
+    /// Waits until every line is written; false when stdout was closed before that. Every [`Output`] must be
+    /// dropped first.
+    pub(crate) async fn finish(self) -> bool {
+        tokio::task::spawn_blocking(move || matches!(self.writer.join(), Ok(Ok(())))).await.unwrap_or(false)
+    }
+}
+
+fn write_lines(mut receiver: mpsc::Receiver<Line>) -> std::io::Result<()> {
+    let mut batch = Vec::new();
+    let mut bytes = Vec::new();
+    while receiver.blocking_recv_many(&mut batch, WAITING_LINES) > 0 {
+        bytes.clear();
+        for line in &batch {
+            bytes.extend_from_slice(line.text.as_bytes());
+            bytes.push(b'\n');
+        }
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(&bytes)?;
+        stdout.flush()?;
+        for line in batch.drain(..) {
+            if let Some(flushed) = line.flushed {
+                flushed();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes one diagnostic line to stderr: `{"event": name, …}`.
+pub(crate) fn event(name: &str, mut fields: Value) {
+    if let Value::Object(map) = &mut fields {
+        map.insert("event".to_owned(), json!(name));
+    } else {
+        fields = json!({ "event": name, "detail": fields });
+    }
+    let mut line = fields.to_string();
+    line.push('\n');
+    // A closed stderr has nobody to be told about it.
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
+}
+
+/// An error with its causes in one sentence; a cause that its parent already tells is not told again.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

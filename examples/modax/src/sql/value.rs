@@ -1,0 +1,322 @@
+//! Rows as JSON: numbers, booleans, null and json as themselves, everything else as PostgreSQL would print it.
+//!
+//! The driver receives values in their binary form. A type that is not listed is shown as text where its bytes are
+//! text (enums, citext), else as `\x…`. A number that JSON cannot hold exactly, and NaN, is a string.
+
+use std::error::Error;
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, Kind, Type};
+
+/// Microseconds from 1970 to 2000, where PostgreSQL starts counting.
+const EPOCH_2000_MICROS: i128 = 946_684_800_000_000;
+const DAY_MICROS: i128 = 86_400_000_000;
+
+/// One row as `{column: value}`; of two columns with one name the last stands.
+pub(crate) fn row(row: &Row) -> Result<Value, tokio_postgres::Error> {
+    let mut object = Map::new();
+    for (index, column) in row.columns().iter().enumerate() {
+        let value: Option<Cell> = row.try_get(index)?;
+        object.insert(column.name().to_owned(), value.map_or(Value::Null, |cell| cell.0));
+    }
+    Ok(Value::Object(object))
+}
+
+struct Cell(Value);
+
+impl<'a> FromSql<'a> for Cell {
+    fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        decode(ty, raw).map(Cell)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+}
+
+type Decoded = Result<Value, Box<dyn Error + Sync + Send>>;
+
+fn decode(ty: &Type, raw: &[u8]) -> Decoded {
+    match ty.kind() {
+        Kind::Array(member) => return array(member, raw),
+        Kind::Domain(base) => return decode(base, raw),
+        _ => {}
+    }
+    Ok(match *ty {
+        Type::BOOL => json!(bool::from_sql(ty, raw)?),
+        Type::INT2 => json!(i16::from_sql(ty, raw)?),
+        Type::INT4 => json!(i32::from_sql(ty, raw)?),
+        Type::INT8 => json!(i64::from_sql(ty, raw)?),
+        Type::OID | Type::XID | Type::CID => json!(u32::from_be_bytes(raw.try_into()?)),
+        Type::XID8 => json!(u64::from_be_bytes(raw.try_into()?)),
+        Type::FLOAT4 => float(f64::from(f32::from_sql(ty, raw)?), &f32::from_sql(ty, raw)?.to_string()),
+        Type::FLOAT8 => float(f64::from_sql(ty, raw)?, &f64::from_sql(ty, raw)?.to_string()),
+        Type::NUMERIC => exact_number(numeric(raw)?),
+        Type::JSON => serde_json::from_slice(raw)?,
+        Type::JSONB => serde_json::from_slice(raw.get(1..).unwrap_or_default())?,
+        Type::UUID => json!(uuid::Uuid::from_sql(ty, raw)?.to_string()),
+        Type::BYTEA => json!(hex(raw)),
+        Type::TIMESTAMP => json!(timestamp(i64::from_be_bytes(raw.try_into()?), "")),
+        Type::TIMESTAMPTZ => json!(timestamp(i64::from_be_bytes(raw.try_into()?), "Z")),
+        Type::DATE => json!(date(i32::from_be_bytes(raw.try_into()?))),
+        Type::TIME => json!(time_of_day(i128::from(i64::from_be_bytes(raw.try_into()?)))),
+        Type::INTERVAL => json!(interval(raw)?),
+        Type::PG_LSN => {
+            let lsn = u64::from_be_bytes(raw.try_into()?);
+            json!(format!("{:X}/{:X}", lsn >> 32, lsn & 0xFFFF_FFFF))
+        }
+        Type::INET | Type::CIDR => json!(address(raw).unwrap_or_else(|| hex(raw))),
+        Type::VOID => json!(""),
+        _ => match std::str::from_utf8(raw) {
+            Ok(text) if !text.chars().any(char::is_control) || is_text(ty) => json!(text),
+            _ => json!(hex(raw)),
+        },
+    })
+}
+
+fn is_text(ty: &Type) -> bool {
+    <&str as FromSql>::accepts(ty) || matches!(ty.kind(), Kind::Enum(_))
+}
+
+/// JSON has no NaN and no infinity: those are strings.
+fn float(value: f64, text: &str) -> Value {
+    let exact = text.parse().ok().filter(|parsed: &f64| parsed.is_finite()).unwrap_or(value);
+    serde_json::Number::from_f64(exact).map_or_else(|| json!(float_name(value)), Value::Number)
+}
+
+fn float_name(value: f64) -> &'static str {
+    if value.is_nan() {
+        "NaN"
+    } else if value > 0.0 {
+        "Infinity"
+    } else {
+        "-Infinity"
+    }
+}
+
+/// A number where JSON holds it exactly, else the digits as a string.
+fn exact_number(text: String) -> Value {
+    if let Ok(integer) = text.parse::<i64>() {
+        return json!(integer);
+    }
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value.to_string() == text => json!(value),
+        _ => Value::String(text),
+    }
+}
+
+/// numeric: base-10000 digits, weight of the first, sign, decimals to show.
+fn numeric(raw: &[u8]) -> Result<String, Box<dyn Error + Sync + Send>> {
+    let words: Vec<u16> = raw.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
+    let [count, weight, sign, scale, digits @ ..] = words.as_slice() else {
+        return Err("numeric value is too short".into());
+    };
+    match *sign {
+        0xC000 => return Ok("NaN".to_owned()),
+        0xD000 => return Ok("Infinity".to_owned()),
+        0xF000 => return Ok("-Infinity".to_owned()),
+        _ => {}
+    }
+    if digits.len() != usize::from(*count) {
+        return Err("numeric value is too short".into());
+    }
+    let weight = i32::from(i16::from_be_bytes(weight.to_be_bytes()));
+    let digit = |position: i32| -> u16 {
+        usize::try_from(weight - position).ok().and_then(|index| digits.get(index)).copied().unwrap_or(0)
+    };
+    let mut text = String::new();
+    for position in (0..=weight.max(0)).rev() {
+        let _ = write!(text, "{:04}", digit(position));
+    }
+    let whole = text.trim_start_matches('0');
+    let mut shown = String::from(if *sign == 0x4000 { "-" } else { "" });
+    shown.push_str(if whole.is_empty() { "0" } else { whole });
+    let scale = usize::from(*scale);
+    if scale > 0 {
+        let mut decimals = String::new();
+        let mut position = -1;
+        while decimals.len() < scale {
+            let _ = write!(decimals, "{:04}", digit(position));
+            position -= 1;
+        }
+        shown.push('.');
+        shown.push_str(&decimals[..scale]);
+    }
+    Ok(shown)
+}
+
+fn array(member: &Type, raw: &[u8]) -> Decoded {
+    let word = |at: usize| -> Result<i32, Box<dyn Error + Sync + Send>> {
+        let bytes = raw.get(at..at + 4).ok_or("array value is too short")?;
+        Ok(i32::from_be_bytes(bytes.try_into()?))
+    };
+    let dimensions = usize::try_from(word(0)?)?;
+    if dimensions == 0 {
+        return Ok(json!([]));
+    }
+    let mut lengths = Vec::new();
+    for dimension in 0..dimensions {
+        lengths.push(usize::try_from(word(12 + 8 * dimension)?)?);
+    }
+    let mut at = 12 + 8 * dimensions;
+    let mut flat = Vec::new();
+    while at < raw.len() {
+        let length = word(at)?;
+        at += 4;
+        let Ok(length) = usize::try_from(length) else {
+            flat.push(Value::Null);
+            continue;
+        };
+        flat.push(decode(member, raw.get(at..at + length).ok_or("array value is too short")?)?);
+        at += length;
+    }
+    for length in lengths.iter().skip(1).rev() {
+        flat = flat.chunks((*length).max(1)).map(|chunk| json!(chunk)).collect();
+    }
+    Ok(Value::Array(flat))
+}
+
+fn hex(raw: &[u8]) -> String {
+    raw.iter().fold(String::from("\\x"), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Whole days from 1970 as year-month-day (Gregorian, by the days of a 400-year cycle that starts in March).
+fn date_from_days(days: i128) -> String {
+    let shifted = days + 719_468;
+    let cycle = shifted.div_euclid(146_097);
+    let day = shifted.rem_euclid(146_097);
+    let year_of_cycle = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_cycle + cycle * 400 + i128::from(month <= 2);
+    format!("{year:04}-{month:02}-{day_of_month:02}")
+}
+
+fn date(days: i32) -> String {
+    match days {
+        i32::MAX => "infinity".to_owned(),
+        i32::MIN => "-infinity".to_owned(),
+        _ => date_from_days(i128::from(days) + EPOCH_2000_MICROS / DAY_MICROS),
+    }
+}
+
+fn timestamp(micros: i64, zone: &str) -> String {
+    match micros {
+        i64::MAX => "infinity".to_owned(),
+        i64::MIN => "-infinity".to_owned(),
+        _ => {
+            let since_1970 = i128::from(micros) + EPOCH_2000_MICROS;
+            let day = date_from_days(since_1970.div_euclid(DAY_MICROS));
+            format!("{day}T{}{zone}", time_of_day(since_1970.rem_euclid(DAY_MICROS)))
+        }
+    }
+}
+
+fn time_of_day(micros: i128) -> String {
+    let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);
+    let text = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+    if fraction == 0 { text } else { format!("{text}.{fraction:06}").trim_end_matches('0').to_owned() }
+}
+
+fn interval(raw: &[u8]) -> Result<String, Box<dyn Error + Sync + Send>> {
+    if raw.len() != 16 {
+        return Err("interval value has the wrong length".into());
+    }
+    let micros = i128::from(i64::from_be_bytes(raw[..8].try_into()?));
+    let days = i32::from_be_bytes(raw[8..12].try_into()?);
+    let months = i32::from_be_bytes(raw[12..].try_into()?);
+    let mut parts = Vec::new();
+    if months != 0 {
+        parts.push(format!("{months} mons"));
+    }
+    if days != 0 {
+        parts.push(format!("{days} days"));
+    }
+    if micros != 0 || parts.is_empty() {
+        let sign = if micros < 0 { "-" } else { "" };
+        parts.push(format!("{sign}{}", time_of_day(micros.abs())));
+    }
+    Ok(parts.join(" "))
+}
+
+/// inet and cidr: family, bits, is cidr, length, address.
+fn address(raw: &[u8]) -> Option<String> {
+    let [_, bits, is_cidr, _, bytes @ ..] = raw else { return None };
+    let (address, full) = if let Ok(bytes) = <[u8; 4]>::try_from(bytes) {
+        (std::net::IpAddr::from(bytes), 32)
+    } else {
+        (std::net::IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?), 128)
+    };
+    Some(if *bits == full && *is_cidr == 0 { address.to_string() } else { format!("{address}/{bits}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(weight: i16, sign: u16, scale: u16, digits: &[u16]) -> Value {
+        let mut raw = Vec::new();
+        raw.extend_from_slice(&u16::try_from(digits.len()).unwrap().to_be_bytes());
+        raw.extend_from_slice(&weight.to_be_bytes());
+        for word in [sign, scale].iter().chain(digits) {
+            raw.extend_from_slice(&word.to_be_bytes());
+        }
+        decode(&Type::NUMERIC, &raw).unwrap()
+    }
+
+    #[test]
+    fn numerics_are_numbers_where_json_holds_them() {
+        assert_eq!(number(0, 0, 0, &[]), json!(0));
+        assert_eq!(number(1, 0, 0, &[1, 2345]), json!(12345));
+        assert_eq!(number(1, 0x4000, 2, &[1, 0, 5000]), json!("-10000.50"));
+        assert_eq!(number(-1, 0, 4, &[5]), json!(0.0005));
+        assert_eq!(number(0, 0, 1, &[1, 5000]), json!(1.5));
+        assert_eq!(number(4, 0, 0, &[1, 0, 0, 0, 0]), json!(10_000_000_000_000_000_i64));
+        assert_eq!(number(5, 0, 0, &[1, 0, 0, 0, 0, 1]), json!("100000000000000000001"));
+        assert_eq!(number(0, 0xC000, 0, &[]), json!("NaN"));
+    }
+
+    #[test]
+    fn times_are_printed_as_rfc_3339() {
+        assert_eq!(timestamp(0, "Z"), "2000-01-01T00:00:00Z");
+        assert_eq!(timestamp(-1, "Z"), "1999-12-31T23:59:59.999999Z");
+        assert_eq!(timestamp(762_652_800_500_000, ""), "2024-03-02T00:00:00.5");
+        assert_eq!(date(-10_957), "1970-01-01");
+        assert_eq!(date(59), "2000-02-29");
+        assert_eq!(timestamp(i64::MAX, "Z"), "infinity");
+    }
+
+    #[test]
+    fn arrays_keep_their_nulls_and_dimensions() {
+        let mut raw = Vec::new();
+        for word in [2_i32, 1, 23, 2, 1, 2, 1] {
+            raw.extend_from_slice(&word.to_be_bytes());
+        }
+        for member in [Some(1_i32), None, Some(3), Some(4)] {
+            match member {
+                Some(value) => {
+                    raw.extend_from_slice(&4_i32.to_be_bytes());
+                    raw.extend_from_slice(&value.to_be_bytes());
+                }
+                None => raw.extend_from_slice(&(-1_i32).to_be_bytes()),
+            }
+        }
+        assert_eq!(decode(&Type::INT4_ARRAY, &raw).unwrap(), json!([[1, null], [3, 4]]));
+    }
+
+    #[test]
+    fn what_is_not_text_is_shown_as_bytes() {
+        assert_eq!(decode(&Type::BYTEA, &[0, 255]).unwrap(), json!("\\x00ff"));
+        assert_eq!(decode(&Type::POINT, &[0, 1]).unwrap(), json!("\\x0001"));
+        assert_eq!(decode(&Type::TEXT, b"a\nb").unwrap(), json!("a\nb"));
+        assert_eq!(decode(&Type::FLOAT8, &f64::NAN.to_be_bytes()).unwrap(), json!("NaN"));
+        assert_eq!(decode(&Type::FLOAT4, &0.1_f32.to_be_bytes()).unwrap(), json!(0.1));
+    }
+}
