@@ -1,0 +1,10 @@
+//! The command line against real servers.
+
+#[path = "drill/mqtt.rs"]
+mod mqtt;
+#[path = "drill/outbox.rs"]
+mod outbox;
+#[path = "drill/running.rs"]
+mod running;
+#[path = "drill/sql.rs"]
+mod sql;

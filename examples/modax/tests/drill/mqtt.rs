@@ -1,0 +1,115 @@
+//! `pub` and `sub` against mosquitto.
+
+use std::collections::BTreeSet;
+
+use modax_testbed::Ground;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::running::Running;
+
+fn seqs(lines: &[Value], outcome: &str) -> BTreeSet<u64> {
+    lines.iter().filter(|line| line["outcome"] == outcome).filter_map(|line| line["seq"].as_u64()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_published_is_printed_by_the_subscriber() {
+    let ground = Ground::start().await.unwrap();
+    let broker = ground.mosquitto().await.unwrap();
+    let url = broker.url();
+    let mut sub =
+        Running::start(&["sub", "--brokers", &url, "--client-id", "s", "--filter", "plant/#", "--count", "101"]);
+    let mut publisher = Running::start(&["pub", "--brokers", &url, "--client-id", "p", "--topic", "plant/a"]);
+    // The subscription is known to stand once a message comes back: until then, ask again.
+    publisher.send("{\"topic\":\"other\",\"payload\":\"warm\"}").await;
+    assert_eq!(publisher.line().await["outcome"], "acked");
+    let mut sent = 0;
+    let first = loop {
+        publisher.send("hello").await;
+        sent += 1;
+        assert_eq!(publisher.line().await["outcome"], "acked");
+        if let Ok(line) = tokio::time::timeout(std::time::Duration::from_millis(100), sub.line()).await {
+            break line;
+        }
+    };
+    assert_eq!((&first["topic"], &first["payload"], &first["qos"]), (&"plant/a".into(), &"hello".into(), &1.into()));
+
+    for number in 0..100 {
+        publisher.send(&format!("{{\"payload\":\"{number}\",\"qos\":{}}}", number % 2)).await;
+    }
+    let (outcomes, code) = publisher.end().await;
+
+    assert_eq!(code, 0);
+    assert_eq!(seqs(&outcomes, "acked"), (sent + 1..sent + 101).collect());
+    assert!(outcomes.iter().all(|line| line["broker"].is_string() && line["latency_us"].is_u64()));
+    let (received, code) = sub.rest().await;
+    assert_eq!(code, 0);
+    let payloads: Vec<&str> = received.iter().filter_map(|line| line["payload"].as_str()).collect();
+    let expected: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    assert_eq!(payloads.into_iter().filter(|payload| *payload != "hello").collect::<Vec<_>>(), expected);
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f01_a_killed_broker_costs_no_line_of_the_input() {
+    let ground = Ground::start().await.unwrap();
+    let (first, second) = (ground.mosquitto().await.unwrap(), ground.mosquitto().await.unwrap());
+    let urls = format!("{},{}", first.url(), second.url());
+    let mut publisher = Running::start(&["pub", "--brokers", &urls, "--client-id", "p", "--topic", "t"]);
+    publisher.send("0").await;
+    let line = publisher.line().await;
+    assert_eq!(line["broker"], first.addr().to_string());
+
+    first.kill().await;
+    for number in 1..200 {
+        publisher.send(&number.to_string()).await;
+    }
+    let (outcomes, code) = publisher.end().await;
+
+    assert!(!first.process().is_running());
+    assert_eq!(code, 0);
+    assert_eq!(seqs(&outcomes, "acked"), (1..200).collect());
+    assert!(outcomes.iter().all(|line| line["broker"] == second.addr().to_string()), "{outcomes:?}");
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_a_publisher_that_waits_and_every_line_has_its_outcome() {
+    let ground = Ground::start().await.unwrap();
+    let broker = ground.mosquitto().await.unwrap();
+    let url = broker.url();
+    let args = ["pub", "--brokers", &url, "--client-id", "p", "--topic", "t", "--max-wait", "300ms"];
+    let mut publisher = Running::start(&args);
+    publisher.send("a").await;
+    assert_eq!(publisher.line().await["outcome"], "acked");
+
+    broker.stop();
+    publisher.send("b").await;
+    publisher.signal(Signal::TERM);
+    let (outcomes, code) = publisher.rest().await;
+
+    broker.cont();
+    assert_eq!(code, 1);
+    assert!(seqs(&outcomes, "undelivered").is_subset(&BTreeSet::from([1])), "{outcomes:?}");
+    assert_eq!(seqs(&outcomes, "acked"), BTreeSet::new());
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_ends_at_a_signal_with_success() {
+    let ground = Ground::start().await.unwrap();
+    let broker = ground.mosquitto().await.unwrap();
+    let mut publisher = Running::start(&["pub", "--brokers", &broker.url(), "--client-id", "p", "--topic", "t"]);
+    let mut sub = Running::start(&["sub", "--brokers", &broker.url(), "--client-id", "s", "--filter", "t"]);
+    loop {
+        publisher.send("x").await;
+        assert_eq!(publisher.line().await["outcome"], "acked");
+        if tokio::time::timeout(std::time::Duration::from_millis(100), sub.line()).await.is_ok() {
+            break;
+        }
+    }
+    sub.signal(Signal::INT);
+    assert_eq!(sub.rest().await.1, 0);
+    assert_eq!(publisher.end().await.1, 0);
+    ground.stop().await;
+}

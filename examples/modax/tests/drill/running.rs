@@ -1,0 +1,73 @@
+//! A running `modax`, its lines, and its end.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
+
+/// Longer than anything here should take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Ends with its owner.
+pub(crate) struct Running {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    pub(crate) fn start(args: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_modax"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary starts");
+        let stdin = child.stdin.take();
+        let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+        Self { child, stdin, lines }
+    }
+
+    pub(crate) async fn send(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("the input was not ended");
+        stdin.write_all(format!("{line}\n").as_bytes()).await.expect("the binary reads");
+        stdin.flush().await.expect("the binary reads");
+    }
+
+    pub(crate) fn end_input(&mut self) {
+        self.stdin = None;
+    }
+
+    pub(crate) async fn line(&mut self) -> Value {
+        let line =
+            timeout(PATIENCE, self.lines.next_line()).await.expect("a line in time").expect("stdout is readable");
+        serde_json::from_str(&line.expect("one more line")).expect("a JSON line")
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        kill_process(pid.expect("the binary runs"), signal).expect("the signal is delivered");
+    }
+
+    /// The lines that are left, and the exit code.
+    pub(crate) async fn end(mut self) -> (Vec<Value>, i32) {
+        self.end_input();
+        self.rest().await
+    }
+
+    /// The same, with the input left open.
+    pub(crate) async fn rest(mut self) -> (Vec<Value>, i32) {
+        let mut rest = Vec::new();
+        while let Some(line) = timeout(PATIENCE, self.lines.next_line()).await.expect("an end in time").expect("text") {
+            rest.push(serde_json::from_str(&line).expect("a JSON line"));
+        }
+        let status = timeout(PATIENCE, self.child.wait()).await.expect("an end in time").expect("a status");
+        (rest, status.code().expect("an exit code"))
+    }
+}

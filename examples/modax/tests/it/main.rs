@@ -1,0 +1,143 @@
+//! The command line without any server: usage, input that is broken, brokers and databases that are not there.
+
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn modax(args: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_modax"))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    // A command that refuses its flags does not read its input.
+    let _ = child.stdin.take().expect("stdin is piped").write_all(input);
+    child.wait_with_output().expect("the binary ends")
+}
+
+fn lines(bytes: &[u8]) -> Vec<Value> {
+    let text = std::str::from_utf8(bytes).expect("output is text");
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not a JSON line: {line}"))).collect()
+}
+
+const NOBODY: &str = "mqtt://127.0.0.1:9";
+
+#[test]
+fn bad_usage_exits_2_with_one_line_that_names_the_flag() {
+    let publish = ["pub", "--brokers", NOBODY, "--client-id", "c"];
+    let with = |more: &[&'static str]| -> Vec<&'static str> { publish.iter().chain(more).copied().collect() };
+    let cases: Vec<(Vec<&str>, &str)> = vec![
+        (with(&["--queue", "/x"]), "--queue"),
+        (with(&["--fsync-every", "5ms"]), "--fsync-every"),
+        (with(&["--mqtt5"]), "--mqtt5"),
+        (with(&["--tls-ca", "x"]), "--tls-ca"),
+        (with(&["--standby", "probe"]), "--standby"),
+        (with(&["--dedup", "x"]), "--dedup"),
+        (with(&["--selection", "priority"]), "--selection"),
+        (with(&["--qos", "2"]), "--qos 2"),
+        (with(&["--max-wait", "30"]), "--max-wait"),
+        (vec!["pub", "--client-id", "c"], "--brokers"),
+        (vec!["pub", "--brokers", "mqtt://", "--client-id", "c"], "broker"),
+        (vec!["read", "--url", "postgresql://a@h/d", "--preference", "nearest"], "--preference nearest"),
+        (vec!["read", "--url", "postgresql://a@h/d", "--at-least", "nonsense"], "--at-least"),
+        (vec!["write"], "--url"),
+        (vec!["outbox", "status", "--url", "postgresql://a@h/d", "--schema", "a b"], "schema"),
+    ];
+    for (args, named) in cases {
+        let output = modax(&args, b"");
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+        let told = lines(&output.stderr);
+        assert_eq!(told.len(), 1, "{args:?}: {told:?}");
+        assert_eq!(told[0]["event"], "bad_usage");
+        assert!(told[0]["error"].as_str().unwrap().contains(named), "{args:?}: {told:?}");
+    }
+}
+
+#[test]
+fn help_is_for_people() {
+    for command in ["pub", "sub", "write", "read", "topology", "outbox", "up", "demo"] {
+        let output = modax(&[command, "--help"], b"");
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("Usage: modax"), "{command}");
+    }
+}
+
+#[test]
+fn every_line_has_exactly_one_final_line_also_without_a_broker() {
+    let input = "plain\n{\"payload\":\"a\",\"topic\":\"t\"}\n{\"payload\":\"b\",\"qos\":7}\n{\"payload\":1}\n\n";
+    let args =
+        ["pub", "--brokers", NOBODY, "--client-id", "c", "--topic", "x", "--max-wait", "200ms", "--report-admitted"];
+
+    let output = modax(&args, input.as_bytes());
+
+    assert_eq!(output.status.code(), Some(1));
+    let told = lines(&output.stdout);
+    let of = |outcome: &str| -> Vec<u64> {
+        let mut seqs: Vec<u64> =
+            told.iter().filter(|line| line["outcome"] == outcome).map(|line| line["seq"].as_u64().unwrap()).collect();
+        seqs.sort_unstable();
+        seqs
+    };
+    assert_eq!(of("undelivered"), [0, 1, 3, 4]);
+    assert_eq!(of("rejected"), [2]);
+    assert_eq!(of("admitted"), [0, 1, 3, 4]);
+    let payload = |seq: u64| {
+        told.iter().find(|line| line["seq"] == seq && line["outcome"] == "admitted").unwrap()["payload"].clone()
+    };
+    assert_eq!(payload(0), "plain");
+    assert_eq!(payload(1), "a");
+    assert_eq!(payload(3), "{\"payload\":1}");
+    assert_eq!(payload(4), "");
+}
+
+#[test]
+fn plain_takes_every_line_as_it_stands() {
+    let args = [
+        "pub",
+        "--brokers",
+        NOBODY,
+        "--client-id",
+        "c",
+        "--topic",
+        "x",
+        "--max-wait",
+        "100ms",
+        "--plain",
+        "--report-admitted",
+    ];
+    let output = modax(&args, b"{\"payload\":\"a\"}\n\xff\xfe\n");
+    let told = lines(&output.stdout);
+    let admitted: Vec<&Value> = told.iter().filter(|line| line["outcome"] == "admitted").collect();
+    assert_eq!(admitted[0]["payload"], "{\"payload\":\"a\"}");
+    assert_eq!(admitted[1]["payload_base64"], "//4=");
+}
+
+#[test]
+fn a_line_without_a_topic_is_rejected_and_the_rest_goes_on() {
+    let args = ["pub", "--brokers", NOBODY, "--client-id", "c", "--max-wait", "100ms"];
+    let output = modax(&args, b"nowhere\n{\"payload\":\"a\",\"topic\":\"t\"}\n");
+    let told = lines(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().any(|line| line["seq"] == 0
+        && line["outcome"] == "rejected"
+        && line["error"].as_str().unwrap().contains("topic")));
+    assert!(told.iter().any(|line| line["seq"] == 1 && line["outcome"] == "undelivered"));
+}
+
+#[test]
+fn a_broken_line_of_sql_is_told_and_the_rest_goes_on() {
+    let input = b"nonsense\n{\"params\":[]}\n{\"sql\":\"SELECT 1\"}\n";
+    for command in ["write", "read"] {
+        let args = [command, "--url", "postgresql://nobody@127.0.0.1:9/none", "--deadline", "200ms"];
+        let output = modax(&args, input);
+        assert_eq!(output.status.code(), Some(1), "{command}");
+        let told = lines(&output.stdout);
+        assert_eq!(told.len(), 3, "{command}: {told:?}");
+        assert!(told.iter().all(|line| line["error"].is_string()), "{command}: {told:?}");
+    }
+}
