@@ -13,7 +13,17 @@ pub enum Event {
         /// Its term.
         epoch: u64,
     },
-    /// This relay owns the outbox no more, or cannot prove that it does; it has stopped publishing.
+    /// The lease could not be renewed in time (database away, process stopped): nothing is published until it is.
+    Suspended {
+        /// The term in question.
+        epoch: u64,
+    },
+    /// The lease was found to be still this relay's; publishing goes on.
+    Resumed {
+        /// The term that goes on.
+        epoch: u64,
+    },
+    /// Another relay owns the outbox; this one has dropped everything it had in hand.
     LeaseLost {
         /// The term that ended.
         epoch: u64,

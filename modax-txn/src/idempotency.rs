@@ -169,10 +169,19 @@ impl IdempotencyKeys {
     where
         C: GenericClient + Sync,
     {
+        self.sweep_rows(client).await.map_err(IdempotencyError::Database)
+    }
+
+    pub(crate) async fn sweep_rows<C>(&self, client: &C) -> Result<u64, tokio_postgres::Error>
+    where
+        C: GenericClient + Sync,
+    {
         let sql = self.schema.sql(
-            "DELETE FROM {s}.idempotency WHERE ctid = ANY (ARRAY(
-                 SELECT ctid FROM {s}.idempotency WHERE expires_at <= clock_timestamp() LIMIT $1))",
+            "WITH old AS (
+                 SELECT key FROM {s}.idempotency WHERE expires_at <= clock_timestamp()
+                 LIMIT $1 FOR UPDATE SKIP LOCKED)
+             DELETE FROM {s}.idempotency i USING old WHERE i.key = old.key",
         );
-        client.execute_typed(&sql, &[(&SWEEP_ROWS, Type::INT8)]).await.map_err(IdempotencyError::Database)
+        client.execute_typed(&sql, &[(&SWEEP_ROWS, Type::INT8)]).await
     }
 }

@@ -143,14 +143,20 @@ impl Inbox {
     where
         C: GenericClient + Sync,
     {
+        self.sweep_rows(client).await.map_err(InboxError::Database)
+    }
+
+    pub(crate) async fn sweep_rows<C>(&self, client: &C) -> Result<u64, tokio_postgres::Error>
+    where
+        C: GenericClient + Sync,
+    {
         let sql = self.schema.sql(
-            "DELETE FROM {s}.inbox WHERE ctid = ANY (ARRAY(
-                 SELECT ctid FROM {s}.inbox WHERE received_at < clock_timestamp() - make_interval(secs => $1) LIMIT $2))",
+            "WITH old AS (
+                 SELECT consumer, id FROM {s}.inbox WHERE received_at < clock_timestamp() - make_interval(secs => $1)
+                 LIMIT $2 FOR UPDATE SKIP LOCKED)
+             DELETE FROM {s}.inbox i USING old WHERE i.consumer = old.consumer AND i.id = old.id",
         );
         let age = self.retention.saturating_add(CLOCK_SKEW).as_secs_f64();
-        client
-            .execute_typed(&sql, &[(&age, Type::FLOAT8), (&SWEEP_ROWS, Type::INT8)])
-            .await
-            .map_err(InboxError::Database)
+        client.execute_typed(&sql, &[(&age, Type::FLOAT8), (&SWEEP_ROWS, Type::INT8)]).await
     }
 }

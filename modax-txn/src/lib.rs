@@ -13,11 +13,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod event;
+mod lease;
 mod message;
 pub mod relay;
 mod retry;
 mod schema;
 mod sink;
+mod window;
 
 #[cfg(feature = "tokio")]
 mod driver;

@@ -341,11 +341,11 @@ impl Outbox {
         found.map(|id| EnqueueReceipt { id, duplicate: true }).ok_or(EnqueueError::Conflict { existing: id })
     }
 
-    /// Wakes the relay of this process, if it was spawned with a clone of the same [`Schema`]. Call it after the commit; forgetting it
+    /// Wakes the relays of this process that were spawned with a clone of the same [`Schema`]. Call it after the commit; forgetting it
     /// costs a poll interval, nothing else.
     pub fn committed(&self, receipt: &EnqueueReceipt) {
         if !receipt.duplicate {
-            self.schema.wake.notify_one();
+            self.schema.wake();
         }
     }
 

@@ -13,7 +13,7 @@ use tokio_postgres::GenericClient;
 pub struct Schema {
     quoted: Arc<str>,
     #[cfg(feature = "tokio")]
-    pub(crate) wake: Arc<tokio::sync::Notify>,
+    pub(crate) wake: Arc<tokio::sync::watch::Sender<()>>,
 }
 
 /// A setting that cannot work.
@@ -68,7 +68,7 @@ impl Schema {
         Self {
             quoted: format!("\"{name}\"").into(),
             #[cfg(feature = "tokio")]
-            wake: Arc::default(),
+            wake: Arc::new(tokio::sync::watch::Sender::new(())),
         }
     }
 
@@ -82,6 +82,12 @@ impl Schema {
     #[must_use]
     pub fn name(&self) -> &str {
         self.quoted.trim_matches('"')
+    }
+
+    /// Makes every relay of this process that was given a clone of this schema read now.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn wake(&self) {
+        self.wake.send_replace(());
     }
 
     /// Puts the schema's name into a statement written with `{s}`.

@@ -199,7 +199,7 @@ impl Relay {
 
     /// Makes it read now, as [`Outbox::committed`](crate::Outbox::committed) does.
     pub fn wake(&self) {
-        self.schema.wake.notify_one();
+        self.schema.wake();
     }
 
     /// Whether its task still runs. It ends by `stop` or drop only.

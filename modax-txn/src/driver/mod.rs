@@ -7,6 +7,7 @@
 mod connections;
 mod handle;
 mod run;
+mod store;
 
 use std::{future::Future, time::Duration};
 

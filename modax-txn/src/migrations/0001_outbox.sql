@@ -41,4 +41,4 @@ CREATE TABLE {s}.lease (
     expires_at  timestamptz NOT NULL,
     acquired_at timestamptz NOT NULL
 ) WITH (fillfactor = 50);
-INSERT INTO {s}.lease VALUES ('relay', 0, NULL, '', '-infinity', '-infinity');
+INSERT INTO {s}.lease VALUES ('relay', 0, NULL, '', 'epoch', 'epoch');

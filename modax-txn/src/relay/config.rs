@@ -1,4 +1,4 @@
-//! The relay's state machine.
+//! Settings of the relay, each with its reason.
 
 use std::time::Duration;
 
