@@ -1,1 +1,9 @@
-//! Fast tests, no servers.
+//! Fast tests: no servers, no real clock.
+
+mod endpoints;
+mod faults;
+mod properties;
+mod registry;
+mod simulation;
+mod table;
+mod world;
