@@ -24,6 +24,7 @@
 //! ```
 
 pub mod bring;
+pub mod broker;
 pub mod error;
 pub mod ground;
 mod guardian;
@@ -36,6 +37,8 @@ pub use error::TestbedError;
 pub use ground::Ground;
 pub use process::{Process, Spawn};
 pub use servers::{
+    haproxy::Haproxy,
     mosquitto::{Mosquitto, MosquittoOptions},
+    nats::{NatsCluster, NatsNode, NatsOptions},
     postgres::{PostgresCluster, PostgresNode, PostgresOptions},
 };

@@ -1,6 +1,9 @@
 //! The servers: how each is configured for a test, started, broken and stopped.
 
+pub mod haproxy;
+mod http;
 pub mod mosquitto;
+pub mod nats;
 pub mod postgres;
 
 use std::future::Future;

@@ -69,3 +69,62 @@ async fn a_postgresql_cluster_replicates_stops_as_a_whole_and_fails_over_by_hand
     assert!(cluster.nodes().iter().all(|node| !is_alive(node.process().pid())));
     Ok(())
 }
+
+/// CONNECT of MQTT 3.1.1 with a clean session, without which no NATS node makes the streams of MQTT.
+async fn connect_mqtt(address: std::net::SocketAddr) -> std::io::Result<tokio::net::TcpStream> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await?;
+    stream.write_all(b"\x10\x10\0\x04MQTT\x04\x02\0\x3c\0\x04test").await?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await?;
+    assert_eq!(answer, [0x20, 2, 0, 0]);
+    Ok(stream)
+}
+
+#[tokio::test]
+async fn a_nats_cluster_elects_another_leader_for_the_stream_of_a_killed_node() -> Outcome {
+    let ground = Ground::start().await?;
+    let cluster = ground.nats_cluster().await?;
+    let connection =
+        wait::until(SOON, "an MQTT session", || async { connect_mqtt(cluster.nodes()[0].addr()).await.ok() }).await?;
+    let leader = wait::until(SOON, "a leader of the stream", || cluster.stream_leader("$MQTT_msgs")).await?;
+    drop(connection);
+
+    cluster.nodes()[leader].kill();
+    wait::until(SOON, "another leader", || async {
+        cluster.stream_leader("$MQTT_msgs").await.filter(|next| *next != leader)
+    })
+    .await?;
+    cluster.nodes()[leader].restart().await?;
+    cluster.healthy(Duration::from_secs(30)).await?;
+    ground.stop().await;
+
+    assert!(cluster.nodes().iter().all(|node| !is_alive(node.process().pid())));
+    Ok(())
+}
+
+#[tokio::test]
+async fn haproxy_passes_connections_on_and_a_wrong_configuration_is_an_error_with_its_words() -> Outcome {
+    let ground = Ground::start().await?;
+    let broker = ground.mosquitto().await?;
+    let port = ground.port();
+    let text = |mode: &str| {
+        format!(
+            "defaults\n  mode {mode}\n  timeout connect 1s\n  timeout client 10s\n  timeout server 10s\n\
+             listen mqtt\n  bind 127.0.0.1:{port}\n  server a {}\n",
+            broker.addr()
+        )
+    };
+
+    let refused = ground.haproxy(&text("nonsense")).await.expect_err("it accepted nonsense").to_string();
+    assert!(refused.contains("nonsense"), "{refused}");
+    let proxy = ground.haproxy(&text("tcp")).await?;
+    assert!(connect_mqtt(proxy.listeners()[0]).await.is_ok());
+    proxy.kill();
+    assert!(connect_mqtt(proxy.listeners()[0]).await.is_err());
+    proxy.restart().await?;
+    assert!(connect_mqtt(proxy.listeners()[0]).await.is_ok());
+
+    ground.stop().await;
+    Ok(())
+}
