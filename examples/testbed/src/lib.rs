@@ -25,9 +25,11 @@
 
 pub mod bring;
 pub mod broker;
+pub mod device;
 pub mod error;
 pub mod ground;
 mod guardian;
+pub mod oracle;
 pub mod process;
 pub mod proxy;
 pub mod servers;
