@@ -85,3 +85,8 @@ pub use watchdog::Watchdog;
 pub use registry::{DrainReport, Events, Registry, RegistryBuilder};
 #[cfg(feature = "tower")]
 pub use service::{HealthBody, HealthService};
+
+/// The example of the README, compiled.
+#[cfg(all(doctest, feature = "tokio"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

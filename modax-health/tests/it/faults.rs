@@ -142,7 +142,7 @@ async fn f50_a_flapping_dependency_does_not_make_readiness_flap() {
     let counted = Arc::clone(&runs);
     // Two failures, one success, and so on: under a fall of 3 that is no outage.
     let flapping = CheckConfig::new("flapping", move || {
-        let failed = counted.fetch_add(1, Relaxed) % 3 != 0;
+        let failed = !counted.fetch_add(1, Relaxed).is_multiple_of(3);
         async move { if failed { Err("not now") } else { Ok(()) } }
     });
     let registry = Registry::builder().check(flapping).build().unwrap();

@@ -9,7 +9,7 @@ use modax_health::{
 
 /// What a check does when it is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Behaviour {
+pub(crate) enum Behaviour {
     Pass,
     Degrade,
     Fail,
@@ -30,26 +30,26 @@ struct Flying {
 }
 
 /// One instance.
-pub struct World {
+pub(crate) struct World {
     base: Instant,
-    pub now: Duration,
-    pub schedule: Schedule,
-    pub behaviours: Vec<Behaviour>,
+    pub(crate) now: Duration,
+    pub(crate) schedule: Schedule,
+    pub(crate) behaviours: Vec<Behaviour>,
     /// Time a run takes that ends by itself.
-    pub latencies: Vec<Duration>,
-    pub events: Vec<(Duration, Event)>,
+    pub(crate) latencies: Vec<Duration>,
+    pub(crate) events: Vec<(Duration, Event)>,
     /// Runs begun, for each check.
-    pub starts: Vec<u64>,
-    pub cancels: u64,
+    pub(crate) starts: Vec<u64>,
+    pub(crate) cancels: u64,
     /// Text of the error a failing check returns.
-    pub secret: String,
+    pub(crate) secret: String,
     names: Vec<String>,
     flying: Vec<Flying>,
     watchdogs: Vec<Watchdog>,
 }
 
 impl World {
-    pub fn new(checks: Vec<CheckConfig>, watchdogs: Vec<Watchdog>, seed: u64) -> Self {
+    pub(crate) fn new(checks: Vec<CheckConfig>, watchdogs: Vec<Watchdog>, seed: u64) -> Self {
         let base = Instant::now();
         let count = checks.len();
         let names = checks.iter().map(|check| check.name().to_owned()).collect();
@@ -70,21 +70,21 @@ impl World {
         }
     }
 
-    pub fn index(&self, name: &str) -> usize {
+    pub(crate) fn index(&self, name: &str) -> usize {
         self.names.iter().position(|known| known == name).unwrap_or_else(|| panic!("no check {name}"))
     }
 
-    pub fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         self.schedule.report(self.base + self.now, Duration::from_secs(1_700_000_000) + self.now)
     }
 
-    pub fn drain(&mut self) {
+    pub(crate) fn drain(&mut self) {
         self.schedule.handle_input(self.base + self.now, Input::Drain);
         self.pump();
     }
 
     /// Ends the stuck runs of a check.
-    pub fn release(&mut self, check: usize) {
+    pub(crate) fn release(&mut self, check: usize) {
         for flying in &mut self.flying {
             if flying.check.0 == check && flying.behaviour == Behaviour::Stick {
                 flying.ends = Some(self.now);
@@ -94,12 +94,12 @@ impl World {
     }
 
     /// Lets time pass, turning the machine exactly when it asks to be.
-    pub fn run_until(&mut self, end: Duration) {
+    pub(crate) fn run_until(&mut self, end: Duration) {
         self.run_with_stalls(end, || Duration::ZERO);
     }
 
     /// The same with a scheduler that comes late by what `stall` says.
-    pub fn run_with_stalls(&mut self, end: Duration, mut stall: impl FnMut() -> Duration) {
+    pub(crate) fn run_with_stalls(&mut self, end: Duration, mut stall: impl FnMut() -> Duration) {
         let mut steps = 0_u32;
         loop {
             self.turn();
@@ -139,7 +139,7 @@ impl World {
             Behaviour::Panic => Outcome::Panicked,
             Behaviour::Hang | Behaviour::Stick => Outcome::Cancelled,
         };
-        let took = self.now - flying.began;
+        let took = self.now.saturating_sub(flying.began);
         let ended = Input::Ended { check: flying.check, run: flying.run, outcome, took };
         self.schedule.handle_input(self.base + self.now, ended);
     }
