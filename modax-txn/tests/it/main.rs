@@ -1,1 +1,1 @@
-//! Fast tests, no servers.
+//! Fast tests without any server.
