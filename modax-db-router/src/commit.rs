@@ -42,6 +42,8 @@ pub enum UnknownBecause {
     Deadline,
     /// The transaction was still in progress at the deadline: waiting for its standby, perhaps.
     StillInProgress,
+    /// `BEGIN` failed, and the statements behind it may have been committed one by one.
+    BeginFailed,
     /// The router was closed before it could be settled.
     Closed,
 }
@@ -54,6 +56,7 @@ impl fmt::Display for UnknownBecause {
             Self::NotOnRecord => "the server has no record of the transaction number",
             Self::Deadline => "nobody who could say was reached before the deadline",
             Self::StillInProgress => "still in progress at the deadline",
+            Self::BeginFailed => "BEGIN failed, and statements may have run without a transaction",
             Self::Closed => "the router was closed",
         })
     }

@@ -111,6 +111,21 @@ impl AcquireError {
     }
 }
 
+/// Why a history was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AcceptError {
+    /// No server of that address is in the connection URL.
+    #[error("no such server")]
+    UnknownNode,
+    /// The server was in recovery, or not reachable, when last seen.
+    #[error("the server was not out of recovery when last seen")]
+    NotWriting,
+    /// The router was closed.
+    #[error("router closed")]
+    Closed,
+}
+
 /// Why a write was not acknowledged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -163,6 +178,10 @@ pub enum WriteError {
         /// Which server.
         node: NodeId,
     },
+    /// A clone of the [`Tx`](crate::Tx) outlived the work: what it may still send could fall outside of the
+    /// transaction. Nothing was committed.
+    #[error("a clone of the transaction outlived the work; nothing was committed")]
+    TxKept,
     /// The router was closed. Nothing was committed.
     #[error("router closed")]
     Closed,
@@ -179,7 +198,7 @@ impl WriteError {
             Self::Statement(error) => {
                 error.code().is_some_and(|code| crate::policy::retry::react(code.code()) != Reaction::Callers)
             }
-            Self::OutcomeUnknown { .. } | Self::Closed => false,
+            Self::OutcomeUnknown { .. } | Self::TxKept | Self::Closed => false,
         }
     }
 

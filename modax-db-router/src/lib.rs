@@ -16,9 +16,11 @@ pub mod commit;
 mod event;
 pub mod fence;
 mod lsn;
+pub mod monitor;
 pub mod observation;
 mod plan;
 pub mod policy;
+pub mod staleness;
 mod topology;
 
 #[cfg(feature = "tokio")]
@@ -40,6 +42,7 @@ mod write;
 pub use event::{Ejection, Event};
 pub use fence::Fence;
 pub use lsn::{Lsn, ParseLsnError, ParseTokenError, SystemId, Timeline, WriteToken};
+pub use monitor::Monitor;
 pub use plan::{LeftOut, Plan, ReadPreference, ReadRequest, TokenFate, plan};
 pub use topology::{Node, NodeId, NodeState, Role, Topology, WritesClosed};
 
@@ -48,7 +51,7 @@ pub use config::Config;
 #[cfg(feature = "tokio")]
 pub use driver::{events::Events, pool::Connection};
 #[cfg(feature = "tokio")]
-pub use error::{AcquireError, ConfigError, ReadError, WriteError};
+pub use error::{AcceptError, AcquireError, ConfigError, ReadError, WriteError};
 #[cfg(feature = "tokio")]
 pub use read::{Read, Rows};
 #[cfg(feature = "tokio")]

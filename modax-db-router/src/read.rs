@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::error::ReadError;
 use crate::lsn::WriteToken;
-use crate::plan::ReadRequest;
+use crate::plan::{Plan, ReadRequest};
 use crate::router::Router;
 use crate::topology::NodeId;
 
@@ -56,15 +56,25 @@ impl<'a> Read<'a> {
         self
     }
 
+    /// Who would answer this read now, and why the others would not.
+    #[must_use]
+    pub fn explain(&self) -> Plan {
+        self.router.explain(&self.request)
+    }
+
     /// Runs one statement and returns its rows.
     ///
+    /// Tries one server after the other within the deadline. On the primary it runs in a read-only transaction.
+    ///
     /// # Errors
-    /// [`ReadError`].
+    /// - [`ReadError::NoNode`]: nobody was allowed to answer; it says why each was left out.
+    /// - [`ReadError::NoAnswer`]: those who were allowed did not.
+    /// - [`ReadError::TokenLost`], [`ReadError::TokenUnproven`], [`ReadError::TokenForeign`]: no wait helps.
+    /// - [`ReadError::Statement`]: the server refused the statement.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// Cancel safe: a connection whose answer was not awaited is closed, not reused.
     pub async fn query(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Rows, ReadError> {
-        let _ = (self.router, self.request, self.deadline, sql, params);
-        Err(ReadError::Closed)
+        self.router.shared().query(&self.request, self.deadline, sql, params).await
     }
 }

@@ -9,13 +9,17 @@ use tokio_postgres::types::ToSql;
 
 use crate::config::{Config, Target};
 use crate::driver::events::Events;
+#[cfg(feature = "patroni")]
+use crate::driver::patroni::Api;
 use crate::driver::pool::Connection;
-use crate::error::{AcquireError, ConfigError, WriteError};
+use crate::driver::{Driver, Shared};
+use crate::error::{AcceptError, AcquireError, ConfigError, WriteError};
+use crate::monitor::Input;
 use crate::plan::{Plan, ReadPreference, ReadRequest};
 use crate::policy::selection::Selection;
 use crate::read::Read;
 use crate::stats::Stats;
-use crate::topology::Topology;
+use crate::topology::{NodeId, Role, Topology};
 use crate::write::{Tx, Writer, Written};
 
 /// Routes writes to the primary and reads to whom the caller wants, through failovers. Cheap to clone.
@@ -23,7 +27,7 @@ use crate::write::{Tx, Writer, Written};
 /// Dropping the last clone ends its tasks and closes its connections; [`close`](Self::close) does so in order.
 #[derive(Clone)]
 pub struct Router {
-    config: Arc<Config>,
+    driver: Arc<Driver>,
 }
 
 impl fmt::Debug for Router {
@@ -39,7 +43,7 @@ pub struct RouterBuilder {
     targets: Vec<Target>,
     config: Config,
     #[cfg(feature = "patroni")]
-    patroni: Vec<String>,
+    patroni: Vec<Api>,
 }
 
 impl RouterBuilder {
@@ -53,7 +57,9 @@ impl RouterBuilder {
         I: IntoIterator<Item = S>,
         S: AsRef<str>,
     {
-        self.patroni.extend(urls.into_iter().map(|url| url.as_ref().to_owned()));
+        for url in urls {
+            self.patroni.push(Api::read(url.as_ref())?);
+        }
         Ok(self)
     }
 
@@ -93,7 +99,11 @@ impl RouterBuilder {
     /// [`ConfigError`] names what cannot work; [`ConfigError::NoRuntime`] outside of a tokio runtime.
     pub fn build(self) -> Result<Router, ConfigError> {
         self.config.check()?;
-        Ok(Router { config: Arc::new(self.config) })
+        #[cfg(feature = "patroni")]
+        let driver = Driver::start(self.config, self.targets, self.patroni)?;
+        #[cfg(not(feature = "patroni"))]
+        let driver = Driver::start(self.config, self.targets)?;
+        Ok(Router { driver: Arc::new(driver) })
     }
 }
 
@@ -120,17 +130,30 @@ impl Router {
     /// # Cancel safety
     /// As [`write`](Self::write).
     pub async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Written<u64>, WriteError> {
-        let _ = (sql, params);
-        Err(WriteError::Closed)
+        let work = |tx: Tx| async move {
+            let statement = tx.connection.prepare(sql).await?;
+            tx.execute(&statement, params).await
+        };
+        self.write(work).await
     }
 
     /// Runs `work` in a transaction on the primary, and returns when it is committed.
     ///
+    /// Waits through a failover or a switchover. `work` **may run several times**: whenever it is certain that the
+    /// attempt before did not happen. [`Writer::attempts`] limits that, and [`Tx::attempt`] tells.
+    ///
     /// # Errors
-    /// [`WriteError`].
+    /// - [`WriteError::NoPrimary`], [`WriteError::HoldFull`], [`WriteError::NotCommitted`],
+    ///   [`WriteError::StalePrimary`]: it did not happen; safe to repeat.
+    /// - [`WriteError::OutcomeUnknown`]: `COMMIT` was sent and the rule ([`commit`](crate::commit)) cannot settle
+    ///   what became of it; repeat only under the same idempotency key.
+    /// - [`WriteError::Statement`]: the work's own error; rolled back.
+    /// - [`WriteError::TxKept`]: the work let a clone of its [`Tx`] escape; nothing was committed.
+    /// - [`WriteError::Closed`]: the router was closed.
     ///
     /// # Cancel safety
-    /// Not cancel safe once a statement was sent.
+    /// Dropping the future closes its connection: before `COMMIT` was sent the server rolls back, afterwards the
+    /// outcome is unknown to the caller. The connection is never reused.
     pub async fn write<T, F, Fut>(&self, work: F) -> Result<Written<T>, WriteError>
     where
         F: FnMut(Tx) -> Fut + Send,
@@ -142,7 +165,7 @@ impl Router {
 
     /// A write with settings of its own.
     pub fn writer(&self) -> Writer {
-        Writer::new(self.clone(), self.config.acquire_deadline)
+        Writer::new(self.clone(), self.shared().config.acquire_deadline)
     }
 
     /// A connection to the primary, for what a transaction closure cannot express.
@@ -153,7 +176,7 @@ impl Router {
     /// # Cancel safety
     /// Cancel safe: nothing was sent for the caller.
     pub async fn primary(&self) -> Result<Connection, AcquireError> {
-        self.primary_within(self.config.acquire_deadline).await
+        self.primary_within(self.shared().config.acquire_deadline).await
     }
 
     /// As [`primary`](Self::primary), with a deadline of its own.
@@ -164,38 +187,39 @@ impl Router {
     /// # Cancel safety
     /// Cancel safe: nothing was sent for the caller.
     pub async fn primary_within(&self, deadline: Duration) -> Result<Connection, AcquireError> {
-        let _ = deadline;
-        Err(AcquireError::Closed)
+        let acquired = self.shared().acquire(crate::driver::now() + deadline).await?;
+        Ok(acquired.checkout.by_hand())
     }
 
     /// Describes a read.
     pub fn read(&self, preference: ReadPreference) -> Read<'_> {
-        Read::new(self, ReadRequest::new(preference), self.config.read_deadline)
+        Read::new(self, ReadRequest::new(preference), self.shared().config.read_deadline)
     }
 
     /// What is known of all servers now.
     #[must_use]
     pub fn topology(&self) -> Arc<Topology> {
-        Arc::new(Topology::unseen([]))
+        self.shared().topology()
     }
 
     /// What happens from now on.
     #[must_use]
     pub fn events(&self) -> Events {
-        Events::empty()
+        self.shared().events()
     }
 
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let shared = self.shared();
+        let free = shared.hold.available_permits();
+        shared.counters.read(shared.config.hold_limit.saturating_sub(free))
     }
 
     /// Who would answer such a read now, in which order, and why the others would not.
     #[must_use]
     pub fn explain(&self, request: &ReadRequest) -> Plan {
-        let _ = request;
-        Plan::default()
+        self.shared().plan(request)
     }
 
     /// Closes the router: new calls fail, running ones may finish within `deadline`, then connections are cut.
@@ -203,6 +227,48 @@ impl Router {
     /// # Cancel safety
     /// Cancel safe: the router is closed in any case.
     pub async fn close(&self, deadline: Duration) {
-        let _ = deadline;
+        self.driver.close(deadline).await;
+    }
+
+    /// Decides that the history of `node`, which must be out of recovery, is the database: the end of an outage after
+    /// a restore from a backup, or after a server on a history left behind took the lead and the operators choose to
+    /// live with it. What the history before had beyond is given up.
+    ///
+    /// Returns once the decision is handed to the monitor; [`Event::HistoryAccepted`](crate::Event::HistoryAccepted)
+    /// follows.
+    ///
+    /// # Errors
+    /// [`AcceptError`] if the server is unknown, or was not out of recovery when last seen.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the decision is handed over or it is not.
+    pub async fn accept_history(&self, node: &NodeId) -> Result<(), AcceptError> {
+        let shared = self.shared();
+        let index = shared.index_of(node).ok_or(AcceptError::UnknownNode)?;
+        let role = shared.topology().node(node).map(|known| known.role);
+        if role != Some(Role::Primary) {
+            return Err(AcceptError::NotWriting);
+        }
+        if shared.tell(Input::Accept { node: index }).await { Ok(()) } else { Err(AcceptError::Closed) }
+    }
+
+    /// Lets new writes wait, as they wait through a failover, until [`resume_writes`](Self::resume_writes).
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn pause_writes(&self) {
+        self.shared().tell(Input::Pause(true)).await;
+    }
+
+    /// Ends [`pause_writes`](Self::pause_writes).
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn resume_writes(&self) {
+        self.shared().tell(Input::Pause(false)).await;
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.driver.shared
     }
 }

@@ -1,5 +1,7 @@
 //! Counters since the start of a router.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 /// A snapshot of a router's counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -38,4 +40,50 @@ pub struct Stats {
     pub probes: u64,
     /// Probes that failed.
     pub probes_failed: u64,
+}
+
+/// The living counters behind [`Stats`].
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) writes_committed: AtomicU64,
+    pub(crate) writes_failed: AtomicU64,
+    pub(crate) writes_unknown: AtomicU64,
+    pub(crate) commits_settled: AtomicU64,
+    pub(crate) commits_synchronous: AtomicU64,
+    pub(crate) write_retries: AtomicU64,
+    pub(crate) reads: AtomicU64,
+    pub(crate) read_retries: AtomicU64,
+    pub(crate) reads_failed: AtomicU64,
+    pub(crate) shed: AtomicU64,
+    pub(crate) failovers: AtomicU64,
+    pub(crate) split_brains: AtomicU64,
+    pub(crate) stale_primaries_refused: AtomicU64,
+    pub(crate) connections_severed: AtomicU64,
+    pub(crate) probes: AtomicU64,
+    pub(crate) probes_failed: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn read(&self, held: usize) -> Stats {
+        let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Stats {
+            writes_committed: value(&self.writes_committed),
+            writes_failed: value(&self.writes_failed),
+            writes_unknown: value(&self.writes_unknown),
+            commits_settled: value(&self.commits_settled),
+            commits_synchronous: value(&self.commits_synchronous),
+            write_retries: value(&self.write_retries),
+            reads: value(&self.reads),
+            read_retries: value(&self.read_retries),
+            reads_failed: value(&self.reads_failed),
+            held: held as u64,
+            shed: value(&self.shed),
+            failovers: value(&self.failovers),
+            split_brains: value(&self.split_brains),
+            stale_primaries_refused: value(&self.stale_primaries_refused),
+            connections_severed: value(&self.connections_severed),
+            probes: value(&self.probes),
+            probes_failed: value(&self.probes_failed),
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::fence::Lineage;
 use crate::lsn::{Lsn, SystemId, Timeline};
-use crate::observation::{Incarnation, ProbeFailure};
+use crate::observation::{Incarnation, ProbeFailure, StartTime};
 
 /// A server by its address. Displayed as `host:port`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -87,6 +87,8 @@ pub struct Node {
     pub state: NodeState,
     /// Its data contained all that was committed at this moment of our own clock.
     pub fresh_at: Option<Instant>,
+    /// Start of the life of the server in which it was last seen.
+    pub(crate) started: Option<StartTime>,
 }
 
 impl Node {
@@ -154,6 +156,7 @@ impl Topology {
                 lag: None,
                 state: NodeState::Unseen,
                 fresh_at: None,
+                started: None,
             })
             .collect();
         Self {

@@ -4,10 +4,13 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::driver;
 use crate::driver::pool::Checkout;
-use crate::error::WriteError;
+use crate::driver::transaction::{After, Attempt};
+use crate::error::{AcquireError, WriteError};
 use crate::lsn::WriteToken;
 use crate::router::Router;
 use crate::topology::NodeId;
@@ -115,7 +118,59 @@ impl Writer {
         Fut: Future<Output = Result<T, tokio_postgres::Error>> + Send,
         T: Send,
     {
-        let _ = (&self.router, self.deadline, self.attempts, work);
-        Err(WriteError::Closed)
+        let counters = &self.router.shared().counters;
+        let result = self.run_attempts(work).await;
+        match &result {
+            Ok(_) => {}
+            Err(error) if error.outcome_unknown() => _ = counters.writes_unknown.fetch_add(1, Ordering::Relaxed),
+            Err(_) => _ = counters.writes_failed.fetch_add(1, Ordering::Relaxed),
+        }
+        result
+    }
+
+    async fn run_attempts<T, F, Fut>(&self, mut work: F) -> Result<Written<T>, WriteError>
+    where
+        F: FnMut(Tx) -> Fut + Send,
+        Fut: Future<Output = Result<T, tokio_postgres::Error>> + Send,
+        T: Send,
+    {
+        let shared = self.router.shared();
+        let deadline = driver::now() + self.deadline;
+        let most = self.attempts.max(1);
+        let mut last = None;
+        let mut attempt = 0;
+        loop {
+            let acquired = match shared.acquire(deadline).await {
+                Ok(acquired) => acquired,
+                Err(error) => return Err(not_acquired(error, attempt, last)),
+            };
+            attempt += 1;
+            let node = acquired.node;
+            match shared.attempt(acquired, attempt, deadline, &mut work).await {
+                Attempt::Done(written) => return Ok(written),
+                Attempt::Failed(error) => return Err(error),
+                Attempt::Again { after: After::Stale, source: None } if attempt >= most => {
+                    let node = shared.servers.get(node).map(|server| server.id.clone());
+                    return Err(node.map_or(WriteError::Closed, |node| WriteError::StalePrimary { node }));
+                }
+                Attempt::Again { source, .. } if attempt >= most || driver::now() >= deadline => {
+                    return Err(WriteError::NotCommitted { attempts: attempt, source });
+                }
+                Attempt::Again { after, source } => {
+                    shared.counters.write_retries.fetch_add(1, Ordering::Relaxed);
+                    shared.pause(after, attempt + 1, deadline).await;
+                    last = source.or(last);
+                }
+            }
+        }
+    }
+}
+
+fn not_acquired(error: AcquireError, attempts: u32, last: Option<tokio_postgres::Error>) -> WriteError {
+    match error {
+        AcquireError::NoPrimary { why, waited } => WriteError::NoPrimary { why, waited, source: last },
+        AcquireError::NoConnection { source, .. } => WriteError::NotCommitted { attempts, source: source.or(last) },
+        AcquireError::HoldFull { limit } => WriteError::HoldFull { limit },
+        AcquireError::Closed => WriteError::Closed,
     }
 }

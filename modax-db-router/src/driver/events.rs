@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use futures_core::Stream;
 use futures_util::StreamExt;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use crate::event::Event;
 
@@ -15,8 +16,17 @@ pub struct Events {
 }
 
 impl Events {
-    pub(crate) fn empty() -> Self {
-        Self { inner: Box::pin(futures_util::stream::empty()) }
+    pub(crate) fn new(receiver: Receiver<Event>) -> Self {
+        let inner = futures_util::stream::unfold(Some(receiver), |receiver| async move {
+            let mut receiver = receiver?;
+            match receiver.recv().await {
+                Ok(Event::Closed) => Some((Event::Closed, None)),
+                Ok(event) => Some((event, Some(receiver))),
+                Err(RecvError::Lagged(missed)) => Some((Event::Lagged { missed }, Some(receiver))),
+                Err(RecvError::Closed) => None,
+            }
+        });
+        Self { inner: Box::pin(inner) }
     }
 
     /// The next event; `None` once the router is gone.

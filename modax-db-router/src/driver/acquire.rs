@@ -1,0 +1,130 @@
+//! Getting a connection to the primary, and waiting while there is none.
+
+use std::time::{Duration, Instant};
+
+use tokio::sync::TryAcquireError;
+
+use super::pool::{Checkout, DialError};
+use super::{Shared, now};
+use crate::error::AcquireError;
+use crate::observation::Incarnation;
+use crate::topology::WritesClosed;
+use deadpool::managed::PoolError;
+
+/// Pause after a server that is said to be the primary did not let us in: its probes have the same pace.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A connection to the primary and the life of the primary it belongs to.
+pub(crate) struct Acquired {
+    pub(crate) node: usize,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) checkout: Checkout,
+}
+
+impl Shared {
+    /// Waits for a primary and a connection to it, until `deadline`.
+    pub(crate) async fn acquire(&self, deadline: Instant) -> Result<Acquired, AcquireError> {
+        let began = now();
+        let mut refusal = None;
+        let mut held = None;
+        let mut routing = self.routing();
+        loop {
+            routing.mark_unchanged();
+            if self.is_closed() {
+                return Err(AcquireError::Closed);
+            }
+            let topology = self.topology();
+            let why = match topology.writable {
+                Ok((node, incarnation)) => {
+                    let attempt = tokio::select! {
+                        attempt = self.take(node, incarnation, deadline) => attempt,
+                        _ = routing.changed() => continue,
+                    };
+                    match attempt {
+                        // The picture may have changed since, with its connections cut before this one was there.
+                        Ok(checkout) if self.may_write(node, &incarnation) => {
+                            return Ok(Acquired { node, incarnation, checkout });
+                        }
+                        Ok(_) => {}
+                        Err(error) => refusal = error.or(refusal),
+                    }
+                    None
+                }
+                Err(why) => Some(why),
+            };
+            if now() >= deadline {
+                return Err(self.give_up(began, why, refusal));
+            }
+            if why.is_some() && held.is_none() {
+                held = Some(self.enter_hold()?);
+            }
+            let wake = if why.is_some() { deadline } else { deadline.min(now() + PAUSE) };
+            tokio::select! {
+                _ = routing.changed() => {}
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+        }
+    }
+
+    /// Whether that life of the primary may be written now.
+    pub(crate) fn may_write(&self, node: usize, incarnation: &Incarnation) -> bool {
+        !self.is_closed() && self.topology().writable == Ok((node, *incarnation))
+    }
+
+    fn enter_hold(&self) -> Result<tokio::sync::SemaphorePermit<'_>, AcquireError> {
+        match self.hold.try_acquire() {
+            Ok(permit) => Ok(permit),
+            Err(TryAcquireError::NoPermits) => {
+                self.counters.shed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Err(AcquireError::HoldFull { limit: self.config.hold_limit })
+            }
+            Err(TryAcquireError::Closed) => Err(AcquireError::Closed),
+        }
+    }
+
+    fn give_up(
+        &self,
+        began: Instant,
+        why: Option<WritesClosed>,
+        source: Option<tokio_postgres::Error>,
+    ) -> AcquireError {
+        let waited = now().saturating_duration_since(began);
+        let primary = self.topology().primary().map(|node| node.id.clone());
+        match (why, primary) {
+            (None, Some(node)) => AcquireError::NoConnection { node, waited, source },
+            (why, _) => AcquireError::NoPrimary { why: why.unwrap_or(WritesClosed::NoPrimary), waited },
+        }
+    }
+
+    /// Takes a connection that belongs to that life of the primary. `Err` holds what the server said, if anything.
+    async fn take(
+        &self,
+        node: usize,
+        incarnation: Incarnation,
+        deadline: Instant,
+    ) -> Result<Checkout, Option<tokio_postgres::Error>> {
+        match tokio::time::timeout_at(deadline.into(), self.take_from(node)).await {
+            Ok(Ok(checkout)) if checkout.identity().is_of(&incarnation) => Ok(checkout),
+            // Another life than the one that is known, or another server: the monitor must look.
+            Ok(Ok(_)) => {
+                self.suspect(node);
+                Err(None)
+            }
+            Ok(Err(error)) => {
+                self.suspect(node);
+                Err(error)
+            }
+            Err(_) => Err(None),
+        }
+    }
+
+    /// Takes a connection to that server. `Err` holds what the server said, if anything. The caller bounds the wait.
+    pub(crate) async fn take_from(&self, node: usize) -> Result<Checkout, Option<tokio_postgres::Error>> {
+        let Some(server) = self.servers.get(node) else { return Err(None) };
+        match server.pool.take().await {
+            Ok(checkout) => Ok(checkout),
+            Err(PoolError::Backend(DialError::Postgres(error))) => Err(Some(error)),
+            Err(_) => Err(None),
+        }
+    }
+}

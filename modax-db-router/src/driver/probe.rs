@@ -1,0 +1,94 @@
+//! The held monitor connection to one server, apart from the pools: a full pool must not blind the monitor.
+
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use crate::monitor::Input;
+use crate::observation::{Observation, PROBE, ProbeFailure, parse_probe};
+
+/// A probe to send.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    pub(crate) sent: Instant,
+    pub(crate) deadline: Instant,
+}
+
+/// A connection whose task ends with it.
+struct Held {
+    client: Client,
+    task: AbortHandle,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Answers every order before its deadline, until nobody sends orders any more.
+pub(crate) async fn run(
+    node: usize,
+    login: tokio_postgres::Config,
+    mut orders: mpsc::Receiver<Order>,
+    answers: mpsc::Sender<Input>,
+) {
+    let mut held: Option<Held> = None;
+    while let Some(Order { sent, deadline }) = orders.recv().await {
+        let answer = tokio::time::timeout_at(deadline.into(), probe(&mut held, &login)).await;
+        let input = match answer {
+            Ok(Ok(observation)) => Input::Observed { node, sent, observation },
+            Ok(Err(failure)) => {
+                held = None;
+                Input::Failed { node, sent, failure }
+            }
+            Err(_) => {
+                // The late answer of this probe would be taken for the next one's.
+                held = None;
+                Input::Failed { node, sent, failure: ProbeFailure::TimedOut }
+            }
+        };
+        if answers.send(input).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn probe(held: &mut Option<Held>, login: &tokio_postgres::Config) -> Result<Observation, ProbeFailure> {
+    if held.as_ref().is_some_and(|held| held.client.is_closed()) {
+        *held = None;
+    }
+    if held.is_none() {
+        *held = Some(dial(login).await.map_err(|error| read_failure(&error))?);
+    }
+    let Some(connection) = held.as_ref() else { return Err(ProbeFailure::Unreachable) };
+    let messages = connection.client.simple_query(PROBE).await.map_err(|error| read_failure(&error))?;
+    let row = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let row = row.ok_or(ProbeFailure::Unreadable)?;
+    parse_probe(|index| row.try_get(index).ok().flatten()).map_err(|_| ProbeFailure::Unreadable)
+}
+
+async fn dial(login: &tokio_postgres::Config) -> Result<Held, tokio_postgres::Error> {
+    let (client, connection) = login.connect(NoTls).await?;
+    let task = tokio::spawn(async move {
+        // Its error is told to whoever has a query under way.
+        let _ = connection.await;
+    });
+    Ok(Held { client, task: task.abort_handle() })
+}
+
+/// What a failed dial or query says about the server.
+pub(crate) fn read_failure(error: &tokio_postgres::Error) -> ProbeFailure {
+    match error.code().map(tokio_postgres::error::SqlState::code) {
+        Some("57P01" | "57P02" | "57P03") => ProbeFailure::NotAccepting,
+        Some("53300") => ProbeFailure::TooManyConnections,
+        Some("28000" | "28P01" | "3D000" | "42501") => ProbeFailure::Rejected,
+        Some(_) => ProbeFailure::Unreadable,
+        None => ProbeFailure::Unreachable,
+    }
+}

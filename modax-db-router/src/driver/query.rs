@@ -1,0 +1,225 @@
+//! Running a read on one server after the other, within one deadline.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Error, Row};
+
+use futures_util::future::join3;
+
+use super::pool::Checkout;
+use super::transaction::broke;
+use super::{Shared, now};
+use crate::error::ReadError;
+use crate::plan::{Plan, ReadRequest, TokenFate, plan};
+use crate::policy::retry::{Reaction, react};
+use crate::policy::selection::choose;
+use crate::read::Rows;
+use crate::topology::NodeState;
+
+/// Pause after servers that may answer did not, and the shortest one between two looks.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What one server made of a read.
+enum Answer {
+    Rows(Vec<Row>),
+    /// The caller's own error.
+    Refused(Error),
+    /// Another server may do better.
+    Next(Option<Error>),
+    /// The same one will, now that a cached statement was forgotten.
+    Same(Error),
+}
+
+impl Shared {
+    /// Who would answer now; the chosen one first.
+    pub(crate) fn plan(&self, request: &ReadRequest) -> Plan {
+        let mut plan = plan(&self.topology(), request, now());
+        let outstanding = |id: &crate::topology::NodeId| {
+            self.index_of(id).and_then(|node| self.servers.get(node)).map_or(0, |server| server.pool.outstanding())
+        };
+        for rank in &mut plan.ranks {
+            choose(rank, self.config.selection, outstanding, self.random(), self.turn());
+        }
+        plan
+    }
+
+    pub(crate) async fn query(
+        &self,
+        request: &ReadRequest,
+        limit: Duration,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Rows, ReadError> {
+        let result = self.query_until(request, now() + limit, sql, params).await;
+        let counter = if result.is_ok() { &self.counters.reads } else { &self.counters.reads_failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    async fn query_until(
+        &self,
+        request: &ReadRequest,
+        deadline: Instant,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Rows, ReadError> {
+        let began = now();
+        let mut pictures = self.pictures();
+        let mut last = None;
+        loop {
+            pictures.mark_unchanged();
+            if self.is_closed() {
+                return Err(ReadError::Closed);
+            }
+            let plan = self.plan(request);
+            match plan.token {
+                TokenFate::Kept | TokenFate::Ahead => {}
+                TokenFate::Lost => return Err(ReadError::TokenLost),
+                TokenFate::Unproven => return Err(ReadError::TokenUnproven),
+                TokenFate::Foreign => return Err(ReadError::TokenForeign),
+            }
+            for id in plan.candidates() {
+                let Some(node) = self.index_of(id) else { continue };
+                if let Some(rows) = self.ask(node, deadline, sql, params, &mut last).await? {
+                    return Ok(rows);
+                }
+                self.counters.read_retries.fetch_add(1, Ordering::Relaxed);
+                if now() >= deadline {
+                    break;
+                }
+            }
+            let waited = now().saturating_duration_since(began);
+            if now() >= deadline {
+                return Err(match last {
+                    Some((node, source)) => ReadError::NoAnswer { node, waited, source },
+                    None => ReadError::NoNode { left_out: plan.left_out, waited },
+                });
+            }
+            self.look_for(&plan);
+            // After a failed attempt the pictures come fast by themselves; without one, one of them may help.
+            let wake = if last.is_some() { deadline.min(now() + PAUSE) } else { deadline };
+            tokio::select! {
+                _ = pictures.changed() => {}
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+        }
+    }
+
+    /// Nobody may answer: fresher facts may change that.
+    fn look_for(&self, plan: &Plan) {
+        for (id, _) in &plan.left_out {
+            if let Some(node) = self.index_of(id) {
+                self.suspect(node);
+            }
+        }
+    }
+
+    /// Asks one server. `Ok(None)`: it did not answer, another one may.
+    async fn ask(
+        &self,
+        node: usize,
+        deadline: Instant,
+        sql: &str,
+        params: &[&(dyn ToSql + Sync)],
+        last: &mut Option<(crate::topology::NodeId, Option<Error>)>,
+    ) -> Result<Option<Rows>, ReadError> {
+        let Some(server) = self.servers.get(node) else { return Ok(None) };
+        for attempt in 1..=2 {
+            let answer = self.ask_once(node, deadline, sql, params).await;
+            match answer {
+                Answer::Rows(rows) => {
+                    // What it said counts only if it was not found on a history left behind meanwhile.
+                    let topology = self.topology();
+                    let at = now();
+                    let Some(known) = topology.node(&server.id).filter(|known| known.state != NodeState::Fenced) else {
+                        *last = Some((server.id.clone(), None));
+                        return Ok(None);
+                    };
+                    let is_primary = topology.primary().is_some_and(|primary| primary.id == server.id);
+                    let staleness = if is_primary { Some(Duration::ZERO) } else { known.staleness(at) };
+                    return Ok(Some(Rows { rows, node: server.id.clone(), staleness }));
+                }
+                Answer::Refused(error) => return Err(ReadError::Statement(error)),
+                Answer::Same(_) if attempt == 1 => {}
+                Answer::Same(error) => return Err(ReadError::Statement(error)),
+                Answer::Next(error) => {
+                    self.suspect(node);
+                    *last = Some((server.id.clone(), error));
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    async fn ask_once(&self, node: usize, deadline: Instant, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Answer {
+        let Some(server) = self.servers.get(node) else { return Answer::Next(None) };
+        let work = async {
+            let checkout = match self.take_from(node).await {
+                Ok(checkout) => checkout,
+                Err(error) => return Answer::Next(error),
+            };
+            let topology = self.topology();
+            let known = topology.node(&server.id).and_then(|known| known.started);
+            // A restarted server may stand behind where it was seen.
+            if known.is_some_and(|started| started != checkout.identity().started) {
+                return Answer::Next(None);
+            }
+            let writable = topology.primary().is_some_and(|primary| primary.id == server.id);
+            let result = run(&checkout, writable, sql, params).await;
+            match result {
+                Ok(rows) => {
+                    checkout.give_back();
+                    Answer::Rows(rows)
+                }
+                Err(error) => read_error(error, checkout),
+            }
+        };
+        tokio::time::timeout_at(deadline.into(), work).await.unwrap_or(Answer::Next(None))
+    }
+}
+
+/// On the primary a read is kept from writing; on a replica the server itself sees to that. One flight in both cases.
+async fn run(
+    checkout: &Checkout,
+    writable: bool,
+    sql: &str,
+    params: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<Row>, Error> {
+    let client = checkout.client();
+    let statement = checkout.prepare(sql).await?;
+    if !writable {
+        return client.query(&statement, params).await;
+    }
+    let begin = client.batch_execute("BEGIN READ ONLY");
+    let end = client.batch_execute("COMMIT");
+    let (begun, rows, ended) = join3(begin, client.query(&statement, params), end).await;
+    let rows = rows?;
+    begun?;
+    ended?;
+    Ok(rows)
+}
+
+fn read_error(error: Error, checkout: Checkout) -> Answer {
+    if broke(&error, &checkout) {
+        return Answer::Next(Some(error));
+    }
+    match error.code().map_or(Reaction::Callers, |code| react(code.code())) {
+        Reaction::ForgetStatement => {
+            checkout.forget_statements();
+            checkout.give_back();
+            Answer::Same(error)
+        }
+        // 40001 and 40P01 on a replica: its replay was in the way. Another one may be free.
+        Reaction::Again | Reaction::Elsewhere | Reaction::Pause => {
+            checkout.give_back();
+            Answer::Next(Some(error))
+        }
+        Reaction::AskRole | Reaction::Callers => {
+            checkout.give_back();
+            Answer::Refused(error)
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! One attempt at one write: BEGIN, the work, evidence, COMMIT, and what became of it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join;
+use tokio_postgres::error::Severity;
+use tokio_postgres::{Error, SimpleQueryMessage};
+
+use super::acquire::Acquired;
+use super::pool::Checkout;
+use super::{Shared, now};
+use crate::commit::{Evidence, UnknownBecause};
+use crate::error::WriteError;
+use crate::lsn::{Lsn, WriteToken};
+use crate::observation::Incarnation;
+use crate::policy::retry::{Reaction, pause_before, react};
+use crate::topology::NodeId;
+use crate::write::{Durability, Tx, Written};
+
+/// Taken behind the last statement and before COMMIT: what the rule needs, and the first half of the proof of copies.
+const BEFORE_COMMIT: &str = "SELECT pg_current_xact_id_if_assigned()::text, pg_current_wal_insert_lsn(), \
+    current_setting('synchronous_standby_names') <> '', current_setting('synchronous_commit'), pg_conf_load_time()";
+
+/// Taken behind COMMIT in the same flight: the token's position, and the second half of the proof.
+const AFTER_COMMIT: &str = "SELECT pg_current_wal_insert_lsn(), \
+    current_setting('synchronous_standby_names') <> '', pg_conf_load_time()";
+
+const ASK_ROLE: &str = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on'";
+
+/// Longest wait for ROLLBACK and for small questions; the connection is dropped otherwise.
+const TIDY_DEADLINE: Duration = Duration::from_secs(1);
+
+/// What one attempt came to.
+pub(crate) enum Attempt<T> {
+    Done(Written<T>),
+    Failed(WriteError),
+    /// It certainly did not happen and may run again.
+    Again {
+        after: After,
+        source: Option<Error>,
+    },
+}
+
+/// What to wait for before the next attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum After {
+    /// A pause with jitter: somebody collided with us.
+    Conflict,
+    /// A short pause: the server went away or changed its role, and the monitor looks.
+    RoleChange,
+    /// Nothing: a cached statement was forgotten.
+    Nothing,
+    /// A stale primary acknowledged it.
+    Stale,
+}
+
+/// Where an attempt runs.
+struct Place {
+    node: usize,
+    id: NodeId,
+    incarnation: Incarnation,
+    attempt: u32,
+    deadline: Instant,
+}
+
+struct Before {
+    evidence: Evidence,
+    synchronous: Option<bool>,
+    commit_level: Option<String>,
+    loaded: Option<String>,
+}
+
+impl Shared {
+    /// Runs `work` once.
+    pub(crate) async fn attempt<T, F, Fut>(
+        &self,
+        acquired: Acquired,
+        attempt: u32,
+        deadline: Instant,
+        work: &mut F,
+    ) -> Attempt<T>
+    where
+        F: FnMut(Tx) -> Fut + Send,
+        Fut: Future<Output = Result<T, Error>> + Send,
+        T: Send,
+    {
+        let Acquired { node, incarnation, checkout } = acquired;
+        let Some(id) = self.servers.get(node).map(|server| server.id.clone()) else {
+            return Attempt::Failed(WriteError::Closed);
+        };
+        let place = Place { node, id, incarnation, attempt, deadline };
+        let connection = Arc::new(checkout);
+        let tx = Tx { connection: Arc::clone(&connection), attempt };
+        // BEGIN is polled first, so the work's first statement travels behind it in the same flight.
+        let both = join(connection.client().batch_execute("BEGIN"), work(tx));
+        let ended = tokio::time::timeout_at(deadline.into(), both).await;
+        let Ok((begun, worked)) = ended else {
+            self.suspect(node);
+            return Attempt::Failed(WriteError::NotCommitted { attempts: attempt, source: None });
+        };
+        let Some(checkout) = Arc::into_inner(connection) else {
+            return Attempt::Failed(WriteError::TxKept);
+        };
+        if let Err(error) = begun {
+            let may_have_run = worked.is_ok() && !broke(&error, &checkout);
+            return if may_have_run {
+                self.unknown(&place, UnknownBecause::BeginFailed, Some(error))
+            } else {
+                self.suspect(node);
+                Attempt::Again { after: After::RoleChange, source: Some(error) }
+            };
+        }
+        match worked {
+            Ok(value) => self.commit(&place, checkout, value).await,
+            Err(error) => self.refused(&place, checkout, error).await,
+        }
+    }
+
+    /// The work came back with an error.
+    async fn refused<T>(&self, place: &Place, checkout: Checkout, error: Error) -> Attempt<T> {
+        let reaction = error.code().map_or(Reaction::Callers, |code| react(code.code()));
+        if reaction == Reaction::Elsewhere || broke(&error, &checkout) {
+            self.suspect(place.node);
+            return Attempt::Again { after: After::RoleChange, source: Some(error) };
+        }
+        if reaction == Reaction::ForgetStatement {
+            checkout.forget_statements();
+        }
+        let tidy = checkout.client().batch_execute("ROLLBACK");
+        let tidied = tokio::time::timeout(TIDY_DEADLINE, tidy).await;
+        let role_changed = reaction == Reaction::AskRole && self.left_role(&checkout).await;
+        if matches!(tidied, Ok(Ok(()))) && !role_changed {
+            checkout.give_back();
+        }
+        match reaction {
+            Reaction::Again => Attempt::Again { after: After::Conflict, source: Some(error) },
+            Reaction::ForgetStatement if place.attempt == 1 => {
+                Attempt::Again { after: After::Nothing, source: Some(error) }
+            }
+            Reaction::AskRole if role_changed => {
+                self.suspect(place.node);
+                Attempt::Again { after: After::RoleChange, source: Some(error) }
+            }
+            _ => Attempt::Failed(WriteError::Statement(error)),
+        }
+    }
+
+    /// After 25006: whether the server is a standby or is being drained. Otherwise the caller asked for read only.
+    async fn left_role(&self, checkout: &Checkout) -> bool {
+        let answer = tokio::time::timeout(TIDY_DEADLINE, checkout.client().simple_query(ASK_ROLE)).await;
+        match answer {
+            Ok(Ok(messages)) => columns::<1>(&messages).is_some_and(|[yes]| yes.as_deref() == Some("t")),
+            // It does not even answer.
+            Ok(Err(_)) | Err(_) => true,
+        }
+    }
+
+    async fn commit<T>(&self, place: &Place, checkout: Checkout, value: T) -> Attempt<T> {
+        let asked = checkout.client().simple_query(BEFORE_COMMIT);
+        let before = match tokio::time::timeout_at(place.deadline.into(), asked).await {
+            Ok(Ok(messages)) => read_before(&messages, place.incarnation),
+            // Also when the work swallowed an error: the transaction is aborted, and COMMIT would "succeed".
+            Ok(Err(error)) => return self.refused(place, checkout, error).await,
+            Err(_) => {
+                self.suspect(place.node);
+                let attempts = place.attempt;
+                return Attempt::Failed(WriteError::NotCommitted { attempts, source: None });
+            }
+        };
+        let Some(before) = before else {
+            return Attempt::Again { after: After::RoleChange, source: None };
+        };
+        if !self.may_write(place.node, &place.incarnation) {
+            // Dropping the connection rolls back.
+            return Attempt::Again { after: After::RoleChange, source: None };
+        }
+        let warnings = checkout.warnings();
+        let (mut committed, mut after) = (None, None);
+        {
+            let client = checkout.client();
+            let first = async { committed = Some(client.batch_execute("COMMIT").await) };
+            let second = async { after = Some(client.simple_query(AFTER_COMMIT).await) };
+            // Never cancelled on the server: cancelling would make the commit visible without a copy.
+            let _ = tokio::time::timeout(self.config.commit_deadline, join(first, second)).await;
+        }
+        match committed {
+            Some(Ok(())) => {
+                let warned = checkout.warnings() != warnings;
+                let after = after.and_then(Result::ok).and_then(|messages| columns::<3>(&messages));
+                let whole = after.is_some();
+                if whole {
+                    checkout.give_back();
+                }
+                self.acknowledge(place, &before, after, warned, value).await
+            }
+            Some(Err(error)) if said_no(&error) => self.refused(place, checkout, error).await,
+            Some(Err(error)) => {
+                drop(checkout);
+                self.suspect(place.node);
+                self.settle_commit(place, &before.evidence, Some(error), value).await
+            }
+            None => {
+                drop(checkout);
+                self.suspect(place.node);
+                self.settle_commit(place, &before.evidence, None, value).await
+            }
+        }
+    }
+
+    /// The server said "committed". It counts if the server's history is still the database.
+    async fn acknowledge<T>(
+        &self,
+        place: &Place,
+        before: &Before,
+        after: Option<[Option<String>; 3]>,
+        warned: bool,
+        value: T,
+    ) -> Attempt<T> {
+        let topology = self.topology();
+        let replaced = topology.lineage().current().is_some_and(|life| life.incarnation != place.incarnation);
+        if replaced && before.evidence.xid.is_some() {
+            return self.settle_commit(place, &before.evidence, None, value).await;
+        }
+        let [position, synchronous, loaded] = after.unwrap_or_default();
+        let lsn: Option<Lsn> = position.and_then(|text| text.parse().ok());
+        let token = lsn.map(|lsn| WriteToken::new(place.incarnation.system, place.incarnation.timeline, lsn));
+        let synchronous = synchronous.map(|text| text == "t");
+        let unchanged = loaded.is_some() && loaded == before.loaded;
+        let durability = durability(before, synchronous, unchanged, warned);
+        Attempt::Done(self.written(place, value, token, durability))
+    }
+
+    fn written<T>(&self, place: &Place, value: T, token: Option<WriteToken>, durability: Durability) -> Written<T> {
+        self.counters.writes_committed.fetch_add(1, Ordering::Relaxed);
+        if durability == Durability::Synchronous {
+            self.counters.commits_synchronous.fetch_add(1, Ordering::Relaxed);
+        }
+        Written { value, token, durability, attempts: place.attempt, node: place.id.clone() }
+    }
+
+    fn unknown<T>(&self, place: &Place, because: UnknownBecause, source: Option<Error>) -> Attempt<T> {
+        Attempt::Failed(WriteError::OutcomeUnknown { node: place.id.clone(), because, attempts: place.attempt, source })
+    }
+
+    /// Waits before attempt number `next`.
+    pub(crate) async fn pause(&self, after: After, next: u32, deadline: Instant) {
+        let pause = match after {
+            After::Conflict => pause_before(next, self.random()),
+            After::RoleChange | After::Stale => self.config.doubt_interval,
+            After::Nothing => return,
+        };
+        let wake = deadline.min(now() + pause);
+        tokio::time::sleep_until(wake.into()).await;
+    }
+
+    /// COMMIT was sent and its answer is missing, or is worth nothing.
+    async fn settle_commit<T>(
+        &self,
+        place: &Place,
+        evidence: &Evidence,
+        source: Option<Error>,
+        value: T,
+    ) -> Attempt<T> {
+        let until = place.deadline.max(now() + self.config.commit_deadline);
+        match self.settle(evidence, until).await {
+            Ok(Some(token)) => {
+                self.counters.commits_settled.fetch_add(1, Ordering::Relaxed);
+                Attempt::Done(self.written(place, value, token, Durability::Unknown))
+            }
+            Ok(None) => {
+                self.counters.commits_settled.fetch_add(1, Ordering::Relaxed);
+                Attempt::Again { after: After::Stale, source }
+            }
+            Err(because) => self.unknown(place, because, source),
+        }
+    }
+}
+
+/// Whether the link is gone, as opposed to the server having refused something.
+pub(crate) fn broke(error: &Error, checkout: &Checkout) -> bool {
+    let by_io = std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
+    let fatal = error.as_db_error().and_then(tokio_postgres::error::DbError::parsed_severity);
+    let fatal = matches!(fatal, Some(Severity::Fatal | Severity::Panic));
+    fatal || error.is_closed() || by_io || (error.code().is_none() && checkout.client().is_closed())
+}
+
+/// Whether the server answered COMMIT with a plain refusal: the transaction is rolled back. A fatal error may come
+/// after the commit was made, while it waited for its standby.
+fn said_no(error: &Error) -> bool {
+    error.as_db_error().and_then(tokio_postgres::error::DbError::parsed_severity) == Some(Severity::Error)
+}
+
+/// The columns of the first row, as text.
+pub(crate) fn columns<const N: usize>(messages: &[SimpleQueryMessage]) -> Option<[Option<String>; N]> {
+    let row = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })?;
+    Some(std::array::from_fn(|index| row.try_get(index).ok().flatten().map(str::to_owned)))
+}
+
+fn read_before(messages: &[SimpleQueryMessage], origin: Incarnation) -> Option<Before> {
+    let [xid, lsn, synchronous, commit_level, loaded] = columns::<5>(messages)?;
+    let xid = xid.map(|text| text.parse()).transpose().ok()?;
+    let evidence = Evidence { xid, lsn: lsn?.parse().ok()?, origin };
+    Some(Before { evidence, synchronous: synchronous.map(|text| text == "t"), commit_level, loaded })
+}
+
+/// Judges the copies of a commit that was acknowledged.
+fn durability(before: &Before, after: Option<bool>, unchanged: bool, warned: bool) -> Durability {
+    let level_waits = matches!(before.commit_level.as_deref(), Some("on" | "remote_apply"));
+    match (before.synchronous, after) {
+        (Some(true), Some(true)) if unchanged && level_waits && !warned => Durability::Synchronous,
+        (Some(true), Some(true)) if unchanged && !level_waits => Durability::Local,
+        (Some(false), Some(false)) if unchanged => Durability::Local,
+        _ => Durability::Unknown,
+    }
+}
