@@ -12,16 +12,15 @@ use futures_core::Stream;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::{
-    config::{Config, ConfigError, TopicError, Topology, check_filter, check_topic},
+    builder::ClientBuilder,
+    config::{TopicError, check_filter, check_topic},
     delivery::Subscription,
     driver,
     event::{Event, Stats, Status},
-    handover::{Command, Handle, Shared, lagged, patience},
-    liveness::LivenessConfig,
+    handover::{Command, Handle, lagged, patience},
     message::{Closed, Message, MessageId, Outcome},
-    packet::{Credentials, Qos},
-    policy::{backoff::Backoff, selection::Selection},
-    queue::{Admission, Backlog, Queue, WhenFull},
+    packet::Qos,
+    queue::{Admission, WhenFull},
     receipt::Receipt,
 };
 
@@ -41,10 +40,14 @@ pub struct Client {
 }
 
 impl Client {
+    pub(crate) fn new(handle: Arc<Handle>) -> Self {
+        Self { handle }
+    }
+
     /// Starts the description of a client with this identity. The identity is the session's name on the brokers: keep
     /// it over restarts, and never give it to two programs at once.
     pub fn builder(client_id: impl Into<String>) -> ClientBuilder {
-        ClientBuilder { config: Config::new(client_id.into(), Vec::new()) }
+        ClientBuilder::new(client_id.into())
     }
 
     /// Admits `message` to the queue and returns its receipt; does not wait for a broker.
@@ -76,6 +79,7 @@ impl Client {
     ///
     /// # Errors
     /// [`PublishError`]; nothing was admitted.
+    #[expect(clippy::needless_pass_by_value, reason = "the same shape as `publish`")]
     pub fn try_publish(&self, message: Message) -> Result<Receipt, PublishError> {
         self.admit(&message)
     }
@@ -101,7 +105,6 @@ impl Client {
         if !self.handle.shared.command(command) {
             return Err(SubscribeError::Closed);
         }
-        *self.handle.shared.lock().filters.entry(Arc::clone(&filter)).or_default() += 1;
         Ok(Subscription::new(filter, items, Arc::clone(&self.handle)))
     }
 
@@ -115,13 +118,11 @@ impl Client {
     #[expect(clippy::unused_async, reason = "as `subscribe`")]
     pub async fn unsubscribe(&self, filter: &str) -> Result<(), SubscribeError> {
         let filter: Arc<str> = Arc::from(filter);
-        if self.handle.shared.lock().filters.remove(&filter).is_none() {
+        if !self.handle.shared.lock().filters.contains(&filter) {
             return Err(SubscribeError::NotSubscribed);
         }
-        match self.handle.shared.command(Command::Unsubscribe { filter }) {
-            true => Ok(()),
-            false => Err(SubscribeError::Closed),
-        }
+        let accepted = self.handle.shared.command(Command::Unsubscribe { filter });
+        if accepted { Ok(()) } else { Err(SubscribeError::Closed) }
     }
 
     /// What happens from here on, as a stream; the first call also gets what happened since `build`. A reader more
@@ -141,7 +142,16 @@ impl Client {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let state = self.handle.shared.lock();
-        Stats { queue_messages: state.backlog.messages(), queue_bytes: state.backlog.bytes(), ..state.stats }
+        Stats {
+            admitted: state.admission.admitted,
+            shed: state.admission.shed,
+            expired: state.admission.expired.saturating_add(state.delivery.expired),
+            undelivered: state.admission.undelivered.saturating_add(state.delivery.undelivered),
+            unmatched: state.admission.unmatched,
+            queue_messages: state.backlog.messages(),
+            queue_bytes: state.backlog.bytes(),
+            ..state.delivery
+        }
     }
 
     /// Admits nothing more, sends what it has for at most `deadline`, says goodbye to the broker and returns what was
@@ -151,7 +161,7 @@ impl Client {
     /// Dropping the future does not stop the closing; what is left over is then only in the receipts.
     pub async fn close(&self, deadline: Duration) -> Closed {
         let (left, closed) = oneshot::channel();
-        if !self.handle.shared.command(Command::Close { deadline, left }) {
+        if !self.handle.shared.command(Command::Close { deadline, left: Some(left) }) {
             return Closed::default();
         }
         closed.await.unwrap_or_default()
@@ -176,11 +186,11 @@ impl Client {
         }
         match state.backlog.admit(driver::now(), message) {
             Admission::Admitted { id, shed } => {
-                state.stats.admitted = state.stats.admitted.saturating_add(1);
+                state.admission.admitted = state.admission.admitted.saturating_add(1);
                 let (outcome, receipt) = Receipt::new(id);
                 state.receipts.insert(id, outcome);
                 for (victim, topic) in shed {
-                    state.stats.shed = state.stats.shed.saturating_add(1);
+                    state.admission.shed = state.admission.shed.saturating_add(1);
                     if let Some(receipt) = state.receipts.remove(&victim) {
                         let _ = receipt.send(Outcome::Shed);
                     }
@@ -191,7 +201,7 @@ impl Client {
                 Ok(receipt)
             }
             Admission::Shed => {
-                state.stats.shed = state.stats.shed.saturating_add(1);
+                state.admission.shed = state.admission.shed.saturating_add(1);
                 shared.emit(Event::Shed { topic: message.topic.to_string() });
                 Ok(Receipt::resolved(MessageId::new(u64::MAX), Outcome::Shed))
             }
@@ -311,101 +321,5 @@ impl Stream for Events {
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Events")
-    }
-}
-
-/// Describes a client. Each step returns the builder; [`build`](Self::build) checks it all at once.
-#[derive(Clone, Debug)]
-#[must_use]
-pub struct ClientBuilder {
-    config: Config,
-}
-
-impl ClientBuilder {
-    /// Adds brokers in order of preference: `mqtt://[user:password@]host[:1883]`.
-    ///
-    /// # Errors
-    /// [`ConfigError::Broker`] with the position of the first URL that was not understood.
-    pub fn brokers<I, S>(mut self, urls: I) -> Result<Self, ConfigError>
-    where
-        I: IntoIterator<Item = S>,
-        S: AsRef<str>,
-    {
-        self.config.add_brokers(urls)?;
-        Ok(self)
-    }
-
-    /// User name and password for brokers whose URL has none.
-    pub fn credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
-        self.config.credentials = Some(Credentials::new(user.into(), password.into()));
-        self
-    }
-
-    /// How the brokers belong together; default [`Topology::Independent`].
-    pub fn topology(mut self, topology: Topology) -> Self {
-        self.config.topology = topology;
-        self
-    }
-
-    /// Which broker next; default [`Selection::priority`].
-    pub fn selection(mut self, selection: Selection) -> Self {
-        self.config.selection = selection;
-        self
-    }
-
-    /// Whether each connection starts from nothing; default `false`: a broker keeps our session while we are away.
-    pub fn clean_session(mut self, clean: bool) -> Self {
-        self.config.clean_session = clean;
-        self
-    }
-
-    /// What the broker is told; default 60 s. Whole seconds, 0 switches it off. How fast this client notices a dead
-    /// broker does not depend on it: see [`liveness`](Self::liveness).
-    pub fn keep_alive(mut self, keep_alive: Duration) -> Self {
-        self.config.keep_alive = keep_alive;
-        self
-    }
-
-    /// Unacknowledged publishes on the wire; default 100, which fills a link of 20 ms round trip at 5000 messages a
-    /// second and is below the limits brokers set by default.
-    pub fn max_inflight(mut self, messages: u16) -> Self {
-        self.config.max_inflight = messages;
-        self
-    }
-
-    /// How much may wait; default [`Queue::memory`].
-    pub fn queue(mut self, queue: Queue) -> Self {
-        self.config.queue = queue;
-        self
-    }
-
-    /// How a silent broker is found out; the defaults find one within 500 ms under traffic, 1.5 s when idle.
-    pub fn liveness(mut self, liveness: LivenessConfig) -> Self {
-        self.config.liveness = liveness;
-        self
-    }
-
-    /// Waits between tries; default 100 ms doubling to 2 s, with full jitter.
-    pub fn retry(mut self, backoff: impl Into<Backoff>) -> Self {
-        self.config.retry = backoff.into();
-        self
-    }
-
-    /// Published by the broker when we vanish without goodbye. A broker that is left in a failover publishes it too,
-    /// although we live on elsewhere.
-    pub fn will(mut self, will: Message) -> Self {
-        self.config.will = Some(will);
-        self
-    }
-
-    /// Starts the client. Returns at once, whether a broker is there or not.
-    ///
-    /// # Errors
-    /// [`ConfigError`] names the first field that is contradictory, or [`ConfigError::NoRuntime`].
-    pub fn build(self) -> Result<Client, ConfigError> {
-        self.config.check()?;
-        let shared = Shared::new(Backlog::new(self.config.queue.clone()));
-        driver::spawn(self.config, Arc::clone(&shared))?;
-        Ok(Client { handle: Arc::new(Handle { shared }) })
     }
 }

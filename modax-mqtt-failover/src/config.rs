@@ -140,10 +140,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] names the field.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let range = |holds: bool, field, limit| match holds {
-            true => Ok(()),
-            false => Err(ConfigError::OutOfRange { field, limit }),
-        };
+        let range = |holds, field, limit| if holds { Ok(()) } else { Err(ConfigError::OutOfRange { field, limit }) };
         if self.client_id.is_empty() || self.client_id.len() > usize::from(u16::MAX) {
             return Err(ConfigError::ClientId);
         }
@@ -155,7 +152,7 @@ impl Config {
                 return Err(ConfigError::RepeatedBroker { broker: broker.clone() });
             }
         }
-        range(self.keep_alive.as_secs() <= u64::from(u16::MAX), "keep_alive", "at most 65535 s")?;
+        range(u16::try_from(self.keep_alive.as_secs()).is_ok(), "keep_alive", "at most 65535 s")?;
         range(self.max_inflight > 0, "max_inflight", "at least 1")?;
         range(self.queue.max_messages > 0, "queue.max_messages", "at least 1")?;
         range(self.queue.max_bytes > Message::OVERHEAD_BYTES, "queue.max_bytes", "more than 128, one empty message")?;

@@ -79,7 +79,7 @@ impl Stream for Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.items.close();
-        self.handle.shared.command(Command::Unsubscribe { filter: Arc::clone(&self.filter) });
+        self.handle.shared.command(Command::Dropped { filter: Arc::clone(&self.filter) });
     }
 }
 
@@ -181,19 +181,19 @@ impl fmt::Debug for Delivery {
 /// One message may go to several subscriptions; the broker hears of it when the last of them is done.
 pub(crate) struct AckToken {
     shared: Arc<Shared>,
-    connection: u64,
     id: PacketId,
+    serial: u64,
     readers: AtomicUsize,
 }
 
 impl AckToken {
-    pub(crate) fn new(shared: Arc<Shared>, connection: u64, id: PacketId, readers: usize) -> Arc<Self> {
-        Arc::new(Self { shared, connection, id, readers: AtomicUsize::new(readers) })
+    pub(crate) fn new(shared: Arc<Shared>, id: PacketId, serial: u64, readers: usize) -> Arc<Self> {
+        Arc::new(Self { shared, id, serial, readers: AtomicUsize::new(readers) })
     }
 
     pub(crate) fn acknowledge(&self) {
         if self.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.shared.acknowledge(Acknowledged { connection: self.connection, id: self.id });
+            self.shared.acknowledge(Acknowledged { id: self.id, serial: self.serial });
         }
     }
 }

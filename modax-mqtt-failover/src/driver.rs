@@ -1,33 +1,349 @@
-//! The only owner of clock, sockets and the task.
+//! The only owner of clock, sockets and the task: one task a client, which gives every input to the [`Courier`] and
+//! does what it says. Each wake does a bounded amount of work: one read, one write, at most a window of messages.
 #![expect(clippy::disallowed_methods, reason = "the driver owns the clock and the task")]
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Instant};
+mod closing;
+mod connect;
+mod link;
+mod readers;
+mod wire;
 
-use crate::{
-    config::{Config, ConfigError},
-    handover::Shared,
+use std::{
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    sync::Arc,
+    time::Instant,
 };
 
+use futures_util::FutureExt;
+use tokio::{net::TcpStream, sync::oneshot};
+
+use crate::{
+    broker::Broker,
+    config::{Config, ConfigError},
+    courier::{Courier, Input, Output},
+    driver::{
+        closing::Closing,
+        link::{Link, Progress},
+        readers::Readers,
+    },
+    event::{Event, GapReason},
+    handover::{Command, Shared, State},
+    message::{MessageId, Outcome},
+};
+
+/// The clock of this crate; paused clocks of tokio's test utilities move it too.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
 /// Whether `work` ended before `deadline`.
 pub(crate) async fn before<F: Future<Output = ()>>(deadline: Option<Instant>, work: Pin<&mut F>) -> bool {
-    match deadline {
-        Some(at) => tokio::time::timeout_at(at.into(), work).await.is_ok(),
-        None => {
-            work.await;
-            true
+    if let Some(at) = deadline {
+        return tokio::time::timeout_at(at.into(), work).await.is_ok();
+    }
+    work.await;
+    true
+}
+
+/// Starts the task.
+pub(crate) fn spawn(mut config: Config, shared: Arc<Shared>) -> Result<(), ConfigError> {
+    let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
+    if config.seed == 0 {
+        config.seed = seed();
+    }
+    let driver = Driver {
+        courier: Courier::new(&config, now()),
+        brokers: config.brokers,
+        shared,
+        link: None,
+        dial: None,
+        readers: Readers::default(),
+        settled: Vec::new(),
+        closing: None,
+        expiry: None,
+        unmatched: 0,
+    };
+    runtime.spawn(driver.run());
+    Ok(())
+}
+
+/// Different in each client: the standard library keys its hashers from the operating system's randomness.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::hash::RandomState::new().build_hasher().finish()
+}
+
+type Dialling = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+struct Driver {
+    shared: Arc<Shared>,
+    courier: Courier,
+    brokers: Vec<Broker>,
+    link: Option<Link>,
+    dial: Option<(u64, Dialling)>,
+    readers: Readers,
+    /// Outcomes not yet told to their receipts.
+    settled: Vec<(MessageId, Outcome)>,
+    closing: Option<Closing>,
+    /// When the next waiting message expires.
+    expiry: Option<Instant>,
+    unmatched: u64,
+}
+
+/// What ended a wait.
+enum Happened {
+    Link(Progress),
+    Dialled(u64, io::Result<TcpStream>),
+    /// A handle, a timer or a reader with room.
+    Woken,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        self.input(Input::Start);
+        loop {
+            self.turn();
+            if self.is_finished() {
+                break;
+            }
+            match self.wait().await {
+                Happened::Link(progress) => self.on_progress(progress),
+                Happened::Dialled(attempt, result) => self.on_dialled(attempt, result),
+                Happened::Woken => self.look_at_link(),
+            }
+            self.readers.unblock();
+            self.decode();
+            if self.courier.poll_timeout().is_some_and(|due| due <= now()) {
+                self.courier.handle_timeout(now());
+                self.perform();
+            }
+        }
+        self.finish().await;
+    }
+
+    async fn wait(&mut self) -> Happened {
+        let Self { courier, shared, link, dial, readers, closing, expiry, .. } = self;
+        let attempt = dial.as_ref().map_or(0, |(attempt, _)| *attempt);
+        let deadline = closing.as_ref().map(|closing| closing.deadline);
+        let due = [courier.poll_timeout(), deadline, *expiry].into_iter().flatten().min();
+        let read = !readers.is_blocked();
+        tokio::select! {
+            progress = poll_fn(|context| match link.as_mut() {
+                Some(link) => link.poll(context, now, read),
+                None => std::task::Poll::Pending,
+            }) => Happened::Link(progress),
+            result = async {
+                match dial.as_mut() {
+                    Some((_, dialling)) => dialling.await,
+                    None => std::future::pending().await,
+                }
+            } => Happened::Dialled(attempt, result),
+            () = shared.wake.notified() => Happened::Woken,
+            () = readers.room() => Happened::Woken,
+            () = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            } => Happened::Woken,
+        }
+    }
+
+    /// Reads what is there before anybody judges by the clock: our own delay is not the broker's.
+    fn look_at_link(&mut self) {
+        let read = !self.readers.is_blocked();
+        let Some(link) = self.link.as_mut() else { return };
+        if let Some(progress) = poll_fn(|context| link.poll(context, now, read)).now_or_never() {
+            self.on_progress(progress);
+        }
+    }
+
+    fn on_progress(&mut self, progress: Progress) {
+        let Some(link) = self.link.as_ref() else { return };
+        let attempt = link.attempt;
+        if progress.wrote {
+            let (packets, stalled) = (link.packets_written(), link.stalled());
+            self.input(Input::Written { attempt, packets, stalled });
+        }
+        if progress.heard {
+            self.input(Input::Heard { attempt });
+        }
+        if let Some(reason) = progress.ended {
+            self.decode();
+            if self.link.take_if(|link| link.attempt == attempt).is_some() {
+                self.input(Input::Closed { attempt, reason, by_peer: true });
+            }
+        }
+    }
+
+    fn on_dialled(&mut self, attempt: u64, result: io::Result<TcpStream>) {
+        self.dial = None;
+        match result {
+            Ok(stream) => {
+                self.link = Some(Link::new(attempt, Box::new(stream)));
+                self.input(Input::Opened { attempt });
+            }
+            Err(error) => self.input(Input::Closed { attempt, reason: error.to_string(), by_peer: true }),
+        }
+    }
+
+    /// Gives the packets that have arrived to the courier, until a reader is full.
+    fn decode(&mut self) {
+        while !self.readers.is_blocked() {
+            let Some(link) = self.link.as_mut() else { break };
+            let attempt = link.attempt;
+            match link.receive() {
+                Ok(Some(packet)) => self.input(Input::Received { attempt, packet }),
+                Ok(None) => break,
+                Err(error) => {
+                    self.link = None;
+                    self.input(Input::Closed { attempt, reason: error.to_string(), by_peer: false });
+                }
+            }
+        }
+        self.courier.handle_input(now(), Input::Paused(self.readers.is_blocked()));
+    }
+
+    fn input(&mut self, input: Input) {
+        self.courier.handle_input(now(), input);
+        self.perform();
+    }
+
+    fn perform(&mut self) {
+        while let Some(output) = self.courier.poll_output() {
+            match output {
+                Output::Dial { attempt, broker } => {
+                    if let Some(broker) = self.brokers.get(broker) {
+                        self.dial = Some((attempt, Box::pin(connect::dial(broker.clone()))));
+                    }
+                }
+                Output::Send { attempt, packet } => self.send(attempt, &packet),
+                Output::HangUp { attempt } => self.hang_up(attempt),
+                Output::Settled { id, outcome } => self.settled.push((id, outcome)),
+                Output::Deliver { publish, serial } => {
+                    if !self.readers.deliver(&self.shared, &publish, serial) {
+                        self.unmatched = self.unmatched.saturating_add(1);
+                        if let Some((id, serial)) = publish.id.zip(serial) {
+                            self.courier.handle_input(now(), Input::Acknowledge { id, serial });
+                        }
+                    }
+                }
+                Output::Gap { filter, reason } => {
+                    self.readers.gap(&filter, reason);
+                    if let GapReason::Refused { .. } = reason {
+                        self.readers.remove(&filter);
+                        self.shared.lock().filters.remove(&filter);
+                    }
+                }
+                Output::Event(event) => self.shared.emit(event),
+            }
+        }
+    }
+
+    fn send(&mut self, attempt: u64, packet: &crate::packet::Packet) {
+        let Some(link) = self.link.as_mut().filter(|link| link.attempt == attempt) else { return };
+        if let Err(error) = link.send(packet) {
+            self.link = None;
+            self.courier.handle_input(now(), Input::Closed { attempt, reason: error.to_string(), by_peer: false });
+        }
+    }
+
+    fn hang_up(&mut self, attempt: u64) {
+        if self.dial.as_ref().is_some_and(|(dialled, _)| *dialled == attempt) {
+            self.dial = None;
+        }
+        if let Some(mut link) = self.link.take_if(|link| link.attempt == attempt) {
+            // A goodbye of a few bytes fits any socket that still works; one that does not is not waited for.
+            let _ = poll_fn(|context| link.poll_flush(context, now)).now_or_never();
+        }
+    }
+
+    /// One exchange with the handles: outcomes out, commands and messages in.
+    fn turn(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        let commands = std::mem::take(&mut state.commands);
+        let acknowledged = std::mem::take(&mut state.acknowledged);
+        let mut told = self.settle(&mut state);
+        while let Some(expired) = state.backlog.expire(now()) {
+            state.admission.expired = state.admission.expired.saturating_add(1);
+            shared.emit(Event::Expired { topic: expired.message.topic().to_owned() });
+            let receipt = state.receipts.remove(&expired.id);
+            told.extend(receipt.map(|receipt| (receipt, Outcome::Expired { maybe_delivered: false })));
+        }
+        let has_room = self.link.as_ref().is_some_and(Link::has_room);
+        let room = if has_room { self.courier.room() } else { 0 };
+        let messages: Vec<_> = std::iter::from_fn(|| state.backlog.take(now())).take(room).collect();
+        self.expiry = state.backlog.poll_timeout();
+        state.status = self.courier.status().clone();
+        state.delivery = self.courier.stats();
+        state.admission.unmatched = self.unmatched;
+        drop(state);
+        if !told.is_empty() {
+            shared.room.notify_waiters();
+        }
+        for (receipt, outcome) in told {
+            // A receipt that was dropped wants no answer.
+            let _ = receipt.send(outcome);
+        }
+        for command in commands {
+            self.on_command(command);
+        }
+        for acknowledged in acknowledged {
+            self.courier.handle_input(now(), Input::Acknowledge { id: acknowledged.id, serial: acknowledged.serial });
+        }
+        for message in messages {
+            self.courier.handle_input(now(), Input::Publish(message));
+        }
+        self.perform();
+    }
+
+    fn settle(&mut self, state: &mut State) -> Vec<(oneshot::Sender<Outcome>, Outcome)> {
+        let mut told = Vec::with_capacity(self.settled.len());
+        for (id, outcome) in self.settled.drain(..) {
+            state.backlog.settle(id);
+            told.extend(state.receipts.remove(&id).map(|receipt| (receipt, outcome)));
+        }
+        told
+    }
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Subscribe { filter, qos, reader } => {
+                self.readers.add(Arc::clone(&filter), reader);
+                self.input(Input::Subscribe { filter, qos });
+            }
+            Command::Unsubscribe { filter } => {
+                self.readers.remove(&filter);
+                self.input(Input::Unsubscribe { filter });
+            }
+            Command::Dropped { filter } => {
+                if self.readers.prune(&filter) {
+                    self.shared.lock().filters.remove(&filter);
+                    self.input(Input::Unsubscribe { filter });
+                }
+            }
+            Command::Close { deadline, left } => {
+                let deadline = now().checked_add(deadline).unwrap_or_else(now);
+                self.closing = Some(Closing { deadline, left });
+            }
         }
     }
 }
 
-pub(crate) fn spawn(config: Config, shared: Arc<Shared>) -> Result<(), ConfigError> {
-    let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
-    runtime.spawn(async move {
-        let _ = (config, shared);
-        std::future::pending::<()>().await
-    });
-    Ok(())
+impl Drop for Driver {
+    /// At the end, and when the runtime ends first: nobody waits for an answer that cannot come.
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.closed = true;
+        state.commands.clear();
+        let unanswered = std::mem::take(&mut state.receipts);
+        drop(state);
+        drop(unanswered);
+        self.readers.clear();
+        self.shared.emit(Event::Closed);
+        self.shared.room.notify_waiters();
+    }
 }

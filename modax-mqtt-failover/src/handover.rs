@@ -1,7 +1,7 @@
 //! What the handles and the driver share: one lock, held for a few instructions and never over an await.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -20,6 +20,9 @@ use crate::{
 /// Events that wait for one slow reader before it is told that it lagged.
 const EVENT_BUFFER: usize = 1024;
 
+/// How long a client goes on sending after its last handle was dropped.
+const PARTING: Duration = Duration::from_secs(5);
+
 /// What a handle asks of the driver.
 pub(crate) enum Command {
     Subscribe {
@@ -27,22 +30,26 @@ pub(crate) enum Command {
         qos: Qos,
         reader: mpsc::Sender<Received>,
     },
+    /// For all its readers.
     Unsubscribe {
         filter: Filter,
     },
+    /// One reader is gone.
+    Dropped {
+        filter: Filter,
+    },
+    /// `left` is `None` when the last handle was dropped.
     Close {
         deadline: Duration,
-        left: oneshot::Sender<Closed>,
+        left: Option<oneshot::Sender<Closed>>,
     },
-    /// The last handle was dropped.
-    Abandon,
 }
 
-/// An acknowledgement by the program, bound to the connection its message came on.
+/// An acknowledgement by the program, bound to one delivery by its serial number.
 #[derive(Clone, Copy)]
 pub(crate) struct Acknowledged {
-    pub(crate) connection: u64,
     pub(crate) id: PacketId,
+    pub(crate) serial: u64,
 }
 
 pub(crate) struct State {
@@ -50,10 +57,13 @@ pub(crate) struct State {
     pub(crate) receipts: BTreeMap<MessageId, oneshot::Sender<Outcome>>,
     pub(crate) commands: VecDeque<Command>,
     pub(crate) acknowledged: Vec<Acknowledged>,
-    pub(crate) filters: BTreeMap<Filter, usize>,
+    pub(crate) filters: BTreeSet<Filter>,
     pub(crate) closed: bool,
     pub(crate) status: Status,
-    pub(crate) stats: Stats,
+    /// Counted by the handles and the queue.
+    pub(crate) admission: Stats,
+    /// Counted by the courier.
+    pub(crate) delivery: Stats,
 }
 
 pub(crate) struct Shared {
@@ -82,10 +92,11 @@ impl Shared {
                 receipts: BTreeMap::new(),
                 commands: VecDeque::new(),
                 acknowledged: Vec::new(),
-                filters: BTreeMap::new(),
+                filters: BTreeSet::new(),
                 closed: false,
                 status: Status::default(),
-                stats: Stats::default(),
+                admission: Stats::default(),
+                delivery: Stats::default(),
             }),
             wake: Notify::new(),
             room: Notify::new(),
@@ -115,6 +126,16 @@ impl Shared {
         if state.closed {
             return false;
         }
+        state.closed = matches!(command, Command::Close { .. });
+        match &command {
+            Command::Subscribe { filter, .. } => {
+                state.filters.insert(Arc::clone(filter));
+            }
+            Command::Unsubscribe { filter } => {
+                state.filters.remove(filter);
+            }
+            Command::Dropped { .. } | Command::Close { .. } => {}
+        }
         state.commands.push_back(command);
         drop(state);
         self.wake.notify_one();
@@ -135,7 +156,7 @@ pub(crate) struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.command(Command::Abandon);
+        self.shared.command(Command::Close { deadline: PARTING, left: None });
     }
 }
 

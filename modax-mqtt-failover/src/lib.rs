@@ -14,15 +14,23 @@
 
 pub use bytes::Bytes;
 
-mod broker;
+pub mod breaker;
+pub mod broker;
 pub mod config;
+pub mod courier;
 mod event;
-mod liveness;
+pub mod failover;
+pub mod inflight;
+pub mod liveness;
 mod message;
 pub mod packet;
-mod policy;
-mod queue;
+pub mod policy;
+pub mod queue;
+pub mod session;
+pub mod subscription;
 
+#[cfg(feature = "tokio")]
+mod builder;
 #[cfg(feature = "tokio")]
 mod client;
 #[cfg(feature = "tokio")]
@@ -44,7 +52,9 @@ pub use policy::{backoff::Backoff, selection::Selection};
 pub use queue::{Queue, WhenFull};
 
 #[cfg(feature = "tokio")]
-pub use client::{Client, ClientBuilder, Events, PublishError, SubscribeError};
+pub use builder::ClientBuilder;
+#[cfg(feature = "tokio")]
+pub use client::{Client, Events, PublishError, SubscribeError};
 #[cfg(feature = "tokio")]
 pub use delivery::{Delivery, Received, Subscription};
 #[cfg(feature = "tokio")]

@@ -1,20 +1,364 @@
-//! stub
-use crate::config::ConfigError;
-use std::time::Duration;
-/// Config.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[must_use]
-pub struct LivenessConfig {
-    probe_interval: Duration,
+//! Decides whether the broker behind an established connection still works: suspect, probe, verdict.
+//!
+//! Pure: feed what was seen, drain [`poll_output`](Liveness::poll_output), call [`handle_timeout`](Liveness::handle_timeout)
+//! at [`poll_timeout`](Liveness::poll_timeout). That call also tells how late *we* are: a verdict needs a whole
+//! deadline during which this process was on time, because a starved client would otherwise condemn healthy brokers.
+//!
+//! Any byte received is life. An acknowledgement or a PINGRESP that is overdue makes a broker suspect; it gets one
+//! more probe, and dies when that stays unanswered too. One that answers probes and does not acknowledge is slow.
+
+mod limits;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    time::{Duration, Instant},
+};
+
+use limits::LONGEST;
+pub use limits::LivenessConfig;
+
+/// A call later than this after its time says that this process was starved; timers are exact to about 1 ms.
+const TOLERANCE: Duration = Duration::from_millis(20);
+/// Shortest time without any progress in writing that counts as a stall.
+const SHORTEST_STALL: Duration = Duration::from_secs(1);
+
+/// What was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Input {
+    /// A broker accepted us; everything before is forgotten but the measured times.
+    Opened {
+        /// Whether it is the broker of the measured times.
+        same_broker: bool,
+    },
+    /// The connection ended.
+    Closed,
+    /// At least one byte arrived.
+    Heard,
+    /// Something was handed to the socket for the last time now.
+    Sent,
+    /// Since when bytes wait for the socket without any progress, if they do.
+    Stalled(Option<Instant>),
+    /// A probe was handed to the socket.
+    ProbeSent,
+    /// A PINGRESP arrived.
+    ProbeAnswered,
+    /// Since when the oldest unacknowledged packet has been on the wire, if there is one.
+    Waiting(Option<Instant>),
+    /// A packet was acknowledged after this time on the wire.
+    Acknowledged(Duration),
+    /// Whether we read nothing because our reader is slow; then silence proves nothing.
+    Paused(bool),
 }
-impl Default for LivenessConfig {
-    fn default() -> Self {
-        Self { probe_interval: Duration::from_secs(1) }
+
+/// Why a broker was suspected or left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A probe was not answered in time.
+    ProbeUnanswered,
+    /// An acknowledgement is overdue.
+    AckOverdue,
+    /// The socket takes no more bytes.
+    WriteStalled,
+    /// Probes are answered, packets are not acknowledged.
+    Slow,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ProbeUnanswered => "no answer to a probe",
+            Self::AckOverdue => "an acknowledgement is overdue",
+            Self::WriteStalled => "the socket takes no more bytes",
+            Self::Slow => "it answers probes and does not acknowledge",
+        })
     }
 }
-impl LivenessConfig {
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let _ = self.probe_interval;
-        Ok(())
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Output {
+    /// Send a PINGREQ.
+    Probe,
+    /// The broker is late.
+    Suspected(Reason),
+    /// It answers probes and does not acknowledge.
+    Slow,
+    /// Leave it. `since` is when the first unanswered packet went out.
+    Dead {
+        /// Why.
+        reason: Reason,
+        /// Since when it has been silent, as far as we can tell.
+        since: Instant,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No connection.
+    Off,
+    Alive,
+    /// A second probe is out.
+    Suspect {
+        reason: Reason,
+        since: Instant,
+        silent_since: Instant,
+    },
+    /// A verdict was given; nothing more until the next connection.
+    Dead,
+}
+
+/// The state machine. See the head of this file.
+#[derive(Debug)]
+pub struct Liveness {
+    config: LivenessConfig,
+    keep_alive: Duration,
+    phase: Phase,
+    /// (srtt, rttvar), once measured.
+    rtt: Option<(Duration, Duration)>,
+    heard: Instant,
+    sent: Instant,
+    acked: Instant,
+    /// No suspicion and no verdict rests on silence before this.
+    grace: Instant,
+    lateness: Duration,
+    waiting: Option<Instant>,
+    stalled: Option<Instant>,
+    /// Asked for and not yet on the wire.
+    probe_due: bool,
+    /// On the wire and unanswered.
+    probes: VecDeque<Instant>,
+    slow: bool,
+    paused: bool,
+    outputs: VecDeque<Output>,
+}
+
+impl Liveness {
+    /// Without a connection yet. `keep_alive` is what the broker is told; zero for never.
+    #[must_use]
+    pub fn new(config: LivenessConfig, keep_alive: Duration, now: Instant) -> Self {
+        Self {
+            config,
+            keep_alive,
+            phase: Phase::Off,
+            rtt: None,
+            heard: now,
+            sent: now,
+            acked: now,
+            grace: now,
+            lateness: Duration::ZERO,
+            waiting: None,
+            stalled: None,
+            probe_due: false,
+            probes: VecDeque::new(),
+            slow: false,
+            paused: false,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// How long an answer may take now: srtt + 8 · rttvar above the floor, and more while this process is itself late.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        let measured = match self.rtt {
+            Some((srtt, rttvar)) => srtt.saturating_add(rttvar.saturating_mul(8)).max(self.config.floor),
+            None => self.config.first,
+        };
+        measured.saturating_add(self.lateness.saturating_mul(4)).min(LONGEST)
+    }
+
+    /// Takes in what was seen.
+    pub fn handle_input(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::Opened { same_broker } => self.open(now, same_broker),
+            Input::Closed => {
+                self.phase = Phase::Off;
+                self.outputs.clear();
+            }
+            Input::Heard => self.hear(now),
+            Input::Sent => self.sent = now,
+            Input::Stalled(since) => self.stalled = since,
+            Input::ProbeSent => {
+                self.probe_due = false;
+                self.probes.push_back(now);
+            }
+            Input::ProbeAnswered => {
+                if let Some(sent) = self.probes.pop_front() {
+                    self.measure(now.saturating_duration_since(sent));
+                }
+                self.hear(now);
+            }
+            Input::Waiting(since) => self.waiting = since,
+            Input::Acknowledged(took) => {
+                self.acked = now;
+                self.slow = false;
+                self.measure(took);
+            }
+            Input::Paused(paused) => {
+                if self.paused && !paused {
+                    // What piled up in the kernel meanwhile is not silence of the broker's.
+                    self.restart_clocks(now);
+                }
+                self.paused = paused;
+            }
+        }
+    }
+
+    /// Judges, at [`poll_timeout`](Self::poll_timeout) or later; much later counts as our own lateness.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Some(due) = self.poll_timeout().filter(|due| *due <= now) else { return };
+        let late = now.saturating_duration_since(due);
+        if late > TOLERANCE {
+            self.lateness = self.lateness.max(late).min(LONGEST);
+            self.restart_clocks(now);
+        } else if self.lateness < Duration::from_millis(1) {
+            self.lateness = Duration::ZERO;
+        } else {
+            self.lateness = self.lateness * 7 / 8;
+        }
+        self.judge(now);
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout).
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Off | Phase::Dead => None,
+            Phase::Alive => {
+                let overdue = self.expectation().map(|(_, since)| since + self.deadline());
+                let verdicts = [overdue, self.slow_at(), self.stall_at()];
+                let verdict = if self.paused { None } else { verdicts.into_iter().flatten().min() };
+                [verdict, self.next_probe()].into_iter().flatten().min()
+            }
+            Phase::Suspect { since, .. } => {
+                if self.paused {
+                    return None;
+                }
+                let verdict = since.max(self.grace) + self.deadline();
+                [Some(verdict), self.slow_at(), self.stall_at()].into_iter().flatten().min()
+            }
+        }
+    }
+
+    fn open(&mut self, now: Instant, same_broker: bool) {
+        self.phase = Phase::Alive;
+        if !same_broker {
+            self.rtt = None;
+        }
+        self.sent = now;
+        self.acked = now;
+        self.waiting = None;
+        self.stalled = None;
+        self.probe_due = false;
+        self.probes.clear();
+        self.slow = false;
+        self.restart_clocks(now);
+    }
+
+    fn restart_clocks(&mut self, now: Instant) {
+        self.heard = self.heard.max(now);
+        self.grace = self.grace.max(now);
+        if let Some(since) = self.stalled.as_mut() {
+            *since = now.max(*since);
+        }
+    }
+
+    fn hear(&mut self, now: Instant) {
+        self.heard = self.heard.max(now);
+        if let Phase::Suspect { reason, .. } = self.phase {
+            self.phase = Phase::Alive;
+            if reason == Reason::AckOverdue && !self.slow && self.probes.is_empty() {
+                self.slow = true;
+                self.outputs.push_back(Output::Slow);
+            }
+        }
+    }
+
+    /// RFC 6298, 2.2 and 2.3.
+    fn measure(&mut self, took: Duration) {
+        self.rtt = Some(match self.rtt {
+            None => (took, took / 2),
+            Some((srtt, rttvar)) => {
+                let error = srtt.abs_diff(took);
+                ((srtt * 7 + took) / 8, (rttvar * 3 + error) / 4)
+            }
+        });
+    }
+
+    /// What is awaited, and from when its deadline counts.
+    fn expectation(&self) -> Option<(Reason, Instant)> {
+        let probe = self.probes.front().map(|sent| (Reason::ProbeUnanswered, *sent));
+        let ack = self.waiting.filter(|_| !self.slow).map(|since| (Reason::AckOverdue, since));
+        let (reason, since) = match (probe, ack) {
+            (Some(probe), Some(ack)) => Some(if ack.1 <= probe.1 { ack } else { probe }),
+            (probe, ack) => probe.or(ack),
+        }?;
+        Some((reason, since.max(self.heard).max(self.grace)))
+    }
+
+    fn slow_at(&self) -> Option<Instant> {
+        self.waiting.map(|since| since.max(self.acked).max(self.grace) + self.config.slow_after)
+    }
+
+    fn stall_at(&self) -> Option<Instant> {
+        self.stalled.map(|since| since.max(self.grace) + (self.deadline() * 2).max(SHORTEST_STALL))
+    }
+
+    /// Silence of theirs after the probe interval, or of ours after half the keep-alive, asks for a probe.
+    fn next_probe(&self) -> Option<Instant> {
+        if self.probe_due || !self.probes.is_empty() {
+            return None;
+        }
+        let theirs = self.heard + self.config.probe_interval;
+        let ours = (!self.keep_alive.is_zero()).then(|| self.sent + self.keep_alive / 2);
+        [(!self.paused).then_some(theirs), ours].into_iter().flatten().min()
+    }
+
+    fn judge(&mut self, now: Instant) {
+        if !self.paused {
+            if self.stall_at().is_some_and(|at| at <= now) {
+                return self.condemn(Reason::WriteStalled, self.stalled.unwrap_or(now));
+            }
+            if self.slow_at().is_some_and(|at| at <= now) {
+                return self.condemn(Reason::Slow, self.waiting.unwrap_or(now));
+            }
+        }
+        match self.phase {
+            Phase::Alive => {
+                let overdue = self.expectation().filter(|(_, since)| *since + self.deadline() <= now);
+                match overdue {
+                    Some((reason, since)) if !self.paused => {
+                        self.phase = Phase::Suspect { reason, since: now, silent_since: since };
+                        self.probe_due = true;
+                        self.outputs.extend([Output::Suspected(reason), Output::Probe]);
+                    }
+                    Some(_) | None => {
+                        if self.next_probe().is_some_and(|at| at <= now) {
+                            self.probe_due = true;
+                            self.outputs.push_back(Output::Probe);
+                        }
+                    }
+                }
+            }
+            Phase::Suspect { reason, since, silent_since } => {
+                if since.max(self.grace) + self.deadline() <= now {
+                    self.condemn(reason, silent_since);
+                }
+            }
+            Phase::Off | Phase::Dead => {}
+        }
+    }
+
+    fn condemn(&mut self, reason: Reason, since: Instant) {
+        self.phase = Phase::Dead;
+        self.outputs.push_back(Output::Dead { reason, since });
     }
 }

@@ -1,0 +1,80 @@
+//! How a client ends: it sends what it has until a deadline, says goodbye, and accounts for the rest.
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{Driver, now};
+use crate::{
+    courier::{Input, Output},
+    message::{Closed, Outcome, Undelivered},
+};
+
+/// Between the goodbye and the end of the socket.
+const GOODBYE: Duration = Duration::from_millis(250);
+
+pub(super) struct Closing {
+    pub(super) deadline: Instant,
+    pub(super) left: Option<oneshot::Sender<Closed>>,
+}
+
+impl Driver {
+    pub(super) fn is_finished(&self) -> bool {
+        let Some(closing) = &self.closing else { return false };
+        let state = self.shared.lock();
+        let quiet = state.backlog.messages() == 0 && state.acknowledged.is_empty() && self.settled.is_empty();
+        quiet || closing.deadline <= now()
+    }
+
+    pub(super) async fn finish(&mut self) {
+        self.courier.handle_input(now(), Input::Stop);
+        // The link has to outlive its own HangUp here, because here there is time to wait for it.
+        let mut link = None;
+        while let Some(output) = self.courier.poll_output() {
+            match output {
+                Output::Send { attempt, packet } => self.send(attempt, &packet),
+                Output::HangUp { .. } => link = self.link.take(),
+                Output::Settled { id, outcome } => self.settled.push((id, outcome)),
+                Output::Event(event) => self.shared.emit(event),
+                Output::Dial { .. } | Output::Deliver { .. } | Output::Gap { .. } => {}
+            }
+        }
+        if let Some(mut link) = link {
+            let _ = tokio::time::timeout(GOODBYE, poll_fn(|context| link.poll_flush(context, now))).await;
+        }
+        let left = self.account();
+        if let Some(sender) = self.closing.take().and_then(|closing| closing.left) {
+            let _ = sender.send(left);
+        }
+    }
+
+    /// What is left, with every receipt resolved.
+    fn account(&mut self) -> Closed {
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        let mut told = self.settle(&mut state);
+        let sent = self.courier.drain().into_iter().map(|(admitted, attempts)| (admitted, attempts > 0));
+        let mut left: Vec<_> = sent.collect();
+        left.extend(state.backlog.drain().into_iter().map(|admitted| (admitted, false)));
+        let mut closed = Closed::default();
+        for (admitted, maybe_delivered) in left {
+            state.backlog.settle(admitted.id);
+            state.admission.undelivered = state.admission.undelivered.saturating_add(1);
+            let receipt = state.receipts.remove(&admitted.id);
+            told.extend(receipt.map(|receipt| (receipt, Outcome::Undelivered { maybe_delivered })));
+            let topic = admitted.message.topic().to_owned();
+            closed.undelivered.push(Undelivered { topic, payload: admitted.message.payload, maybe_delivered });
+        }
+        state.status = self.courier.status().clone();
+        state.delivery = self.courier.stats();
+        drop(state);
+        for (receipt, outcome) in told {
+            let _ = receipt.send(outcome);
+        }
+        closed
+    }
+}

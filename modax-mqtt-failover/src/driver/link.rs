@@ -1,0 +1,167 @@
+//! One transport with its buffers: packets in, packets out, many packets a system call.
+
+use std::{
+    collections::VecDeque,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::poll_read_buf;
+
+use super::wire::{self, WireError};
+use crate::packet::Packet;
+
+/// Read at most this much before the driver looks at anything else.
+const READ_CHUNK: usize = 64 << 10;
+/// No more is encoded while this much waits for the socket.
+const WRITE_HIGH: usize = 256 << 10;
+
+pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+/// What [`Link::poll`] found.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    /// Bytes were taken by the socket, or it has begun to take none.
+    pub(crate) wrote: bool,
+    /// Bytes arrived.
+    pub(crate) heard: bool,
+    /// The other side closed, or the socket failed.
+    pub(crate) ended: Option<String>,
+}
+
+pub(crate) struct Link {
+    pub(crate) attempt: u64,
+    transport: Box<dyn Transport>,
+    input: BytesMut,
+    output: BytesMut,
+    /// Bytes encoded and written so far.
+    encoded: u64,
+    written: u64,
+    packets_encoded: u64,
+    packets_written: u64,
+    /// (bytes, packets) at the end of each batch that is not written yet.
+    marks: VecDeque<(u64, u64)>,
+    stalled: Option<Instant>,
+}
+
+impl Link {
+    pub(crate) fn new(attempt: u64, transport: Box<dyn Transport>) -> Self {
+        Self {
+            attempt,
+            transport,
+            input: BytesMut::with_capacity(READ_CHUNK),
+            output: BytesMut::with_capacity(READ_CHUNK),
+            encoded: 0,
+            written: 0,
+            packets_encoded: 0,
+            packets_written: 0,
+            marks: VecDeque::new(),
+            stalled: None,
+        }
+    }
+
+    /// Appends a packet to what is to be written.
+    pub(crate) fn send(&mut self, packet: &Packet) -> Result<(), WireError> {
+        let before = self.output.len();
+        wire::encode(packet, &mut self.output)?;
+        let added = self.output.len().saturating_sub(before);
+        self.encoded = self.encoded.saturating_add(u64::try_from(added).unwrap_or(u64::MAX));
+        self.packets_encoded = self.packets_encoded.saturating_add(1);
+        // One mark for each 4 KiB is exact enough for a clock, and cheap.
+        match self.marks.back_mut() {
+            Some((bytes, packets)) if self.encoded.saturating_sub(*bytes) < 4096 && *bytes > self.written => {
+                (*bytes, *packets) = (self.encoded, self.packets_encoded);
+            }
+            Some(_) | None => self.marks.push_back((self.encoded, self.packets_encoded)),
+        }
+        Ok(())
+    }
+
+    /// The next whole packet that arrived.
+    pub(crate) fn receive(&mut self) -> Result<Option<Packet>, WireError> {
+        if self.input.is_empty() { Ok(None) } else { wire::decode(&mut self.input) }
+    }
+
+    /// Whether more may be encoded.
+    pub(crate) fn has_room(&self) -> bool {
+        self.output.len() < WRITE_HIGH
+    }
+
+    /// Packets written, whole.
+    pub(crate) const fn packets_written(&self) -> u64 {
+        self.packets_written
+    }
+
+    /// Since when the socket has taken nothing although something waits.
+    pub(crate) const fn stalled(&self) -> Option<Instant> {
+        self.stalled
+    }
+
+    /// Writes and reads what can be without waiting; one step of each. `read` is false while a reader is slow.
+    pub(crate) fn poll(&mut self, context: &mut Context<'_>, now: impl Fn() -> Instant, read: bool) -> Poll<Progress> {
+        let mut progress = Progress::default();
+        let was_stalled = self.stalled.is_some();
+        match self.poll_write(context, now) {
+            Poll::Ready(Ok(())) => progress.wrote = true,
+            Poll::Ready(Err(error)) => progress.ended = Some(error.to_string()),
+            // The judge of silence has to hear of the beginning of a stall.
+            Poll::Pending => progress.wrote = !was_stalled && self.stalled.is_some(),
+        }
+        // Also after a failed write: what the broker said before it closed still counts.
+        if read || progress.ended.is_some() {
+            match self.poll_read(context) {
+                Poll::Ready(Ok(0)) => progress.ended = Some("closed by the broker".to_owned()),
+                Poll::Ready(Ok(_)) => progress.heard = true,
+                Poll::Ready(Err(error)) => progress.ended = Some(error.to_string()),
+                Poll::Pending => {}
+            }
+        }
+        if progress.wrote || progress.heard || progress.ended.is_some() { Poll::Ready(progress) } else { Poll::Pending }
+    }
+
+    /// Writes what can be without waiting; true when nothing is left, or nothing more can be done.
+    pub(crate) fn poll_flush(&mut self, context: &mut Context<'_>, now: impl Fn() -> Instant) -> Poll<()> {
+        loop {
+            match self.poll_write(context, &now) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending if self.output.is_empty() => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>, now: impl Fn() -> Instant) -> Poll<io::Result<()>> {
+        if self.output.is_empty() {
+            return Poll::Pending;
+        }
+        match Pin::new(&mut self.transport).poll_write(context, &self.output) {
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(taken)) => {
+                self.output.advance(taken);
+                self.written = self.written.saturating_add(u64::try_from(taken).unwrap_or(u64::MAX));
+                self.stalled = if self.output.is_empty() { None } else { Some(now()) };
+                while let Some((_, packets)) = self.marks.front().filter(|(bytes, _)| *bytes <= self.written) {
+                    self.packets_written = *packets;
+                    self.marks.pop_front();
+                }
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => {
+                self.stalled = self.stalled.or_else(|| Some(now()));
+                Poll::Pending
+            }
+        }
+    }
+
+    fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.input.reserve(READ_CHUNK);
+        poll_read_buf(Pin::new(&mut self.transport), context, &mut self.input)
+    }
+}

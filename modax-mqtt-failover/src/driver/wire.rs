@@ -1,0 +1,153 @@
+//! Our packets to and from rumqttc's public codec for MQTT 3.1.1. Nothing else of rumqttc is used.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use rumqttc::mqttbytes::{
+    Error, QoS,
+    v4::{self, ConnectReturnCode, SubscribeReasonCode},
+};
+
+use crate::packet::{Connect, ConnectCode, Packet, PacketId, Publish, Qos};
+
+/// The protocol's own limit (MQTT 3.1.1, 2.2.3); 3.1.1 has no way to tell a broker of a lower one.
+const MAX_PACKET_BYTES: usize = 268_435_455 + 5;
+/// Payloads below this are copied, so that a small one kept for long does not hold a whole read buffer.
+const COPY_BELOW: usize = 4096;
+
+/// A packet cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+#[error("malformed packet: {0}")]
+pub(crate) struct WireError(String);
+
+/// Appends `packet` to `out`.
+pub(crate) fn encode(packet: &Packet, out: &mut BytesMut) -> Result<(), WireError> {
+    let coded = match packet {
+        Packet::Connect(connect) => v4::Packet::Connect(connect_packet(connect)),
+        Packet::Publish(publish) => v4::Packet::Publish(publish_packet(publish)),
+        Packet::PubAck { id, .. } => v4::Packet::PubAck(v4::PubAck { pkid: id.number() }),
+        Packet::PubRec { id, .. } => v4::Packet::PubRec(v4::PubRec { pkid: id.number() }),
+        Packet::PubRel(id) => v4::Packet::PubRel(v4::PubRel { pkid: id.number() }),
+        Packet::PubComp(id) => v4::Packet::PubComp(v4::PubComp { pkid: id.number() }),
+        Packet::Subscribe { id, filters } => {
+            let filters =
+                filters.iter().map(|(filter, qos)| v4::SubscribeFilter { path: filter.to_string(), qos: level(*qos) });
+            let mut subscribe = v4::Subscribe::new_many(filters);
+            subscribe.pkid = id.number();
+            v4::Packet::Subscribe(subscribe)
+        }
+        Packet::Unsubscribe { id, filters } => {
+            let topics = filters.iter().map(ToString::to_string).collect();
+            v4::Packet::Unsubscribe(v4::Unsubscribe { pkid: id.number(), topics })
+        }
+        Packet::PingReq => v4::Packet::PingReq,
+        Packet::Disconnect => v4::Packet::Disconnect,
+        Packet::ConnAck { .. } | Packet::SubAck { .. } | Packet::UnsubAck(_) | Packet::PingResp => {
+            return Err(WireError("a packet that only brokers send".to_owned()));
+        }
+    };
+    coded.write(out, MAX_PACKET_BYTES).map(|_| ()).map_err(|error| WireError(error.to_string()))
+}
+
+/// Takes one packet from `input`, if there is a whole one.
+pub(crate) fn decode(input: &mut BytesMut) -> Result<Option<Packet>, WireError> {
+    let coded = match v4::Packet::read(input, MAX_PACKET_BYTES) {
+        Ok(coded) => coded,
+        Err(Error::InsufficientBytes(missing)) => {
+            input.reserve(missing);
+            return Ok(None);
+        }
+        Err(error) => return Err(WireError(error.to_string())),
+    };
+    let packet = match coded {
+        v4::Packet::ConnAck(ack) => {
+            Packet::ConnAck { session_present: ack.session_present, code: connect_code(ack.code) }
+        }
+        v4::Packet::Publish(publish) => Packet::Publish(received(publish)?),
+        v4::Packet::PubAck(ack) => Packet::PubAck { id: id(ack.pkid)?, code: 0 },
+        v4::Packet::PubRec(ack) => Packet::PubRec { id: id(ack.pkid)?, code: 0 },
+        v4::Packet::PubRel(ack) => Packet::PubRel(id(ack.pkid)?),
+        v4::Packet::PubComp(ack) => Packet::PubComp(id(ack.pkid)?),
+        v4::Packet::SubAck(ack) => {
+            let codes = ack.return_codes.iter().map(|code| match code {
+                SubscribeReasonCode::Success(qos) => *qos as u8,
+                SubscribeReasonCode::Failure => 0x80,
+            });
+            Packet::SubAck { id: id(ack.pkid)?, codes: codes.collect() }
+        }
+        v4::Packet::UnsubAck(ack) => Packet::UnsubAck(id(ack.pkid)?),
+        v4::Packet::PingResp => Packet::PingResp,
+        // The session calls these a violation; what they say does not matter.
+        v4::Packet::Connect(_)
+        | v4::Packet::Subscribe(_)
+        | v4::Packet::Unsubscribe(_)
+        | v4::Packet::PingReq
+        | v4::Packet::Disconnect => Packet::PingReq,
+    };
+    Ok(Some(packet))
+}
+
+fn connect_packet(connect: &Connect) -> v4::Connect {
+    let mut coded = v4::Connect::new(connect.client_id.to_string());
+    coded.keep_alive = connect.keep_alive_seconds;
+    coded.clean_session = connect.clean_session;
+    if let Some(credentials) = &connect.credentials {
+        coded.set_login(credentials.user(), credentials.password());
+    }
+    coded.last_will = connect.will.as_ref().map(|will| v4::LastWill {
+        topic: will.topic.to_string(),
+        message: will.payload.clone(),
+        qos: level(will.qos),
+        retain: will.retain,
+    });
+    coded
+}
+
+fn publish_packet(publish: &Publish) -> v4::Publish {
+    v4::Publish {
+        dup: publish.duplicate,
+        qos: level(publish.qos),
+        retain: publish.retain,
+        topic: publish.topic.to_string(),
+        pkid: publish.id.map_or(0, PacketId::number),
+        payload: publish.payload.clone(),
+    }
+}
+
+fn received(publish: v4::Publish) -> Result<Publish, WireError> {
+    let qos = match publish.qos {
+        QoS::AtMostOnce => Qos::AtMostOnce,
+        QoS::AtLeastOnce => Qos::AtLeastOnce,
+        QoS::ExactlyOnce => Qos::ExactlyOnce,
+    };
+    let payload = match publish.payload {
+        small if small.len() < COPY_BELOW => Bytes::copy_from_slice(&small),
+        large => large,
+    };
+    let id = if qos == Qos::AtMostOnce { None } else { Some(id(publish.pkid)?) };
+    let topic = Arc::from(publish.topic);
+    Ok(Publish { topic, payload, qos, retain: publish.retain, duplicate: publish.dup, id })
+}
+
+fn id(number: u16) -> Result<PacketId, WireError> {
+    PacketId::new(number).ok_or_else(|| WireError("packet identifier zero".to_owned()))
+}
+
+const fn level(qos: Qos) -> QoS {
+    match qos {
+        Qos::AtMostOnce => QoS::AtMostOnce,
+        Qos::AtLeastOnce => QoS::AtLeastOnce,
+        Qos::ExactlyOnce => QoS::ExactlyOnce,
+    }
+}
+
+const fn connect_code(code: ConnectReturnCode) -> ConnectCode {
+    match code {
+        ConnectReturnCode::Success => ConnectCode::Accepted,
+        ConnectReturnCode::RefusedProtocolVersion => ConnectCode::ProtocolVersion,
+        ConnectReturnCode::BadClientId => ConnectCode::ClientId,
+        ConnectReturnCode::ServiceUnavailable => ConnectCode::Unavailable,
+        ConnectReturnCode::BadUserNamePassword => ConnectCode::Credentials,
+        ConnectReturnCode::NotAuthorized => ConnectCode::NotAuthorised,
+    }
+}

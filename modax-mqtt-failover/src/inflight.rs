@@ -1,0 +1,210 @@
+//! The ledger of what was sent, or has to be sent again, and has no outcome yet.
+//!
+//! Keyed by our own message identity. A packet identifier belongs to one generation of one session: it is kept for a
+//! resend only there, and forgotten everywhere else, because to another session it means nothing or something else.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use crate::{
+    message::MessageId,
+    packet::{PacketId, Qos},
+    queue::Admitted,
+};
+
+/// How far one message has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// To be sent (again) on this connection.
+    Pending,
+    /// On this connection as packet number `sequence`; waits for PUBACK or PUBREC.
+    Sent {
+        /// Place among the packets of this connection.
+        sequence: u64,
+    },
+    /// QoS 2: the broker has it, PUBREL is to be sent (again) on this connection.
+    ReleasePending,
+    /// QoS 2: PUBREL went out as packet number `sequence`; waits for PUBCOMP.
+    Released {
+        /// Place among the packets of this connection.
+        sequence: u64,
+    },
+}
+
+/// One message of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// The message.
+    pub admitted: Admitted,
+    /// How often it was sent.
+    pub attempts: u32,
+    /// How far it has come.
+    pub phase: Phase,
+    /// Its packet identifier in the present session generation.
+    pub id: Option<PacketId>,
+}
+
+/// The ledger. See the head of this file.
+#[derive(Debug, Default)]
+pub struct Inflight {
+    entries: BTreeMap<MessageId, Entry>,
+    ids: BTreeMap<PacketId, MessageId>,
+    /// Entries in one of the two pending phases.
+    pending: BTreeSet<MessageId>,
+    expiries: BTreeSet<(Instant, MessageId)>,
+}
+
+impl Inflight {
+    /// Messages without an outcome.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether a packet identifier is taken.
+    #[must_use]
+    pub fn holds(&self, id: PacketId) -> bool {
+        self.ids.contains_key(&id)
+    }
+
+    /// Takes a message in, to be sent.
+    pub fn insert(&mut self, admitted: Admitted) {
+        let message = admitted.id;
+        if let Some(at) = admitted.expires_at {
+            self.expiries.insert((at, message));
+        }
+        self.pending.insert(message);
+        self.entries.insert(message, Entry { admitted, attempts: 0, phase: Phase::Pending, id: None });
+    }
+
+    /// The oldest message that is to be sent (again).
+    #[must_use]
+    pub fn next_pending(&self) -> Option<MessageId> {
+        self.pending.first().copied()
+    }
+
+    /// The message under this identity.
+    #[must_use]
+    pub fn get(&self, message: MessageId) -> Option<&Entry> {
+        self.entries.get(&message)
+    }
+
+    /// The message a packet identifier stands for.
+    #[must_use]
+    pub fn by_packet(&self, id: PacketId) -> Option<&Entry> {
+        self.ids.get(&id).and_then(|message| self.entries.get(message))
+    }
+
+    /// Notes that a PUBLISH (or, after PUBREC, a PUBREL) of this message went out under `id`.
+    pub fn mark_sent(&mut self, message: MessageId, id: PacketId, sequence: u64) {
+        let Some(entry) = self.entries.get_mut(&message) else { return };
+        self.pending.remove(&message);
+        entry.id = Some(id);
+        self.ids.insert(id, message);
+        entry.phase = match entry.phase {
+            Phase::Pending | Phase::Sent { .. } => {
+                entry.attempts = entry.attempts.saturating_add(1);
+                Phase::Sent { sequence }
+            }
+            Phase::ReleasePending | Phase::Released { .. } => Phase::Released { sequence },
+        };
+    }
+
+    /// Notes a PUBREC; the PUBREL is then pending.
+    pub fn mark_received(&mut self, message: MessageId) {
+        if let Some(entry) = self.entries.get_mut(&message) {
+            entry.phase = Phase::ReleasePending;
+            self.pending.insert(message);
+        }
+    }
+
+    /// Takes a message out.
+    pub fn remove(&mut self, message: MessageId) -> Option<Entry> {
+        let entry = self.entries.remove(&message)?;
+        self.pending.remove(&message);
+        if let Some(id) = entry.id {
+            self.ids.remove(&id);
+        }
+        if let Some(at) = entry.admitted.expires_at {
+            self.expiries.remove(&(at, message));
+        }
+        Some(entry)
+    }
+
+    /// The connection ended: all of it is to be sent again, where the present generation goes on.
+    pub fn disconnect(&mut self) {
+        for (message, entry) in &mut self.entries {
+            entry.phase = match entry.phase {
+                Phase::Pending | Phase::Sent { .. } => Phase::Pending,
+                Phase::ReleasePending | Phase::Released { .. } => Phase::ReleasePending,
+            };
+            self.pending.insert(*message);
+        }
+    }
+
+    /// The generation ended: packet identifiers mean nothing any more, and what a vanished session had received of a
+    /// QoS 2 message is unknown, so that it is published again.
+    pub fn forget_packet_ids(&mut self) {
+        self.ids.clear();
+        for entry in self.entries.values_mut() {
+            entry.id = None;
+            if entry.phase == Phase::ReleasePending {
+                entry.phase = Phase::Pending;
+            }
+        }
+    }
+
+    /// The place, among the packets of this connection, of the oldest that waits for an answer.
+    #[must_use]
+    pub fn oldest_unanswered(&self) -> Option<u64> {
+        let waiting = |entry: &Entry| match entry.phase {
+            Phase::Sent { sequence } | Phase::Released { sequence } => Some(sequence),
+            Phase::Pending | Phase::ReleasePending => None,
+        };
+        // In order of admission, which is the order of sending but for a PUBREL; close enough for a clock.
+        self.entries.values().find_map(waiting)
+    }
+
+    /// Takes out one message whose time to live has ended and that is not on its way. One that a broker may hold half
+    /// of (QoS 2, sent) is brought to its end instead.
+    pub fn expire(&mut self, now: Instant) -> Option<Entry> {
+        let message = self.expiries.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).find(|id| {
+            self.entries.get(id).is_some_and(|entry| {
+                entry.phase == Phase::Pending && (entry.attempts == 0 || entry.admitted.message.qos < Qos::ExactlyOnce)
+            })
+        })?;
+        self.remove(message)
+    }
+
+    /// When the next message expires, if any can.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Instant> {
+        let can = |id: &MessageId| {
+            self.entries.get(id).is_some_and(|entry| {
+                entry.phase == Phase::Pending && (entry.attempts == 0 || entry.admitted.message.qos < Qos::ExactlyOnce)
+            })
+        };
+        if self.pending.is_empty() {
+            return None;
+        }
+        self.expiries.iter().find(|(_, id)| can(id)).map(|(at, _)| *at)
+    }
+
+    /// Takes everything out, in order of admission.
+    pub fn drain(&mut self) -> Vec<Entry> {
+        self.ids.clear();
+        self.pending.clear();
+        self.expiries.clear();
+        std::mem::take(&mut self.entries).into_values().collect()
+    }
+}

@@ -1,0 +1,300 @@
+//! One MQTT session over however many connections: what was sent, what was received, what is wanted.
+//!
+//! Pure, and the same for every broker. A *generation* is the life of one session on one broker (or cluster): it ends
+//! when a CONNACK says that the session is gone, or when another broker answers. Packet identifiers are reused for a
+//! resend, with DUP, only within a generation; everywhere else a message is published again under a new one. Sending
+//! again what was sent is the whole point: raw clients forget it here (fault F21).
+
+mod incoming;
+mod ledger;
+mod resume;
+mod words;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Instant,
+};
+
+use incoming::Incoming;
+pub use words::{End, Input, Output};
+
+use crate::{
+    config::{Config, Topology},
+    event::Filter,
+    inflight::Inflight,
+    message::Message,
+    packet::{Connect, ConnectCode, Credentials, Packet, PacketId, Publish, Qos},
+    queue::Admitted,
+    subscription::Subscriptions,
+};
+
+/// QoS 0 messages handed to the socket and not yet written; more wait in the queue, where its policy holds.
+const UNWRITTEN_LIMIT: usize = 1024;
+/// Filters in one SUBSCRIBE; some brokers refuse more than a few dozen.
+const FILTERS_A_PACKET: usize = 32;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Down,
+    Greeting { broker: usize, wipe: bool },
+    Up,
+}
+
+#[derive(Debug)]
+enum Request {
+    Subscribe(Vec<(Filter, Qos)>),
+    Unsubscribe,
+}
+
+/// A SUBSCRIBE or UNSUBSCRIBE without an answer.
+#[derive(Debug)]
+struct Control {
+    sequence: u64,
+    request: Request,
+}
+
+/// The state machine. See the head of this file.
+#[derive(Debug)]
+pub struct Session {
+    connect: Connect,
+    broker_credentials: Vec<Option<Credentials>>,
+    topology: Topology,
+    max_inflight: usize,
+    state: State,
+    /// The broker of the last accepted connection.
+    last_broker: Option<usize>,
+    /// Grows with each new session on a broker.
+    generation: u64,
+    next_id: PacketId,
+    inflight: Inflight,
+    subscriptions: Subscriptions,
+    /// To be withdrawn from a session that goes on.
+    unwanted: BTreeSet<Filter>,
+    control: BTreeMap<PacketId, Control>,
+    incoming: Incoming,
+    /// QoS 0 messages of this connection that are not written yet, with their place.
+    unwritten: VecDeque<(u64, Admitted)>,
+    /// Packets of this connection.
+    sent: u64,
+    /// (packets written, when), ascending; only as far back as something unanswered reaches.
+    written: VecDeque<(u64, Instant)>,
+    resent: u64,
+    outputs: VecDeque<Output>,
+}
+
+impl Session {
+    /// Not connected, with nothing on its way.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let keep_alive_seconds = u16::try_from(config.keep_alive.as_secs()).unwrap_or(u16::MAX);
+        let connect = Connect {
+            client_id: config.client_id.clone(),
+            clean_session: config.clean_session,
+            keep_alive_seconds,
+            credentials: config.credentials.clone(),
+            will: config.will.as_ref().map(will),
+        };
+        Self {
+            connect,
+            broker_credentials: config.broker_credentials.clone(),
+            topology: config.topology,
+            max_inflight: usize::from(config.max_inflight),
+            state: State::Down,
+            last_broker: None,
+            generation: 0,
+            next_id: PacketId::FIRST,
+            inflight: Inflight::default(),
+            subscriptions: Subscriptions::default(),
+            unwanted: BTreeSet::new(),
+            control: BTreeMap::new(),
+            incoming: Incoming::default(),
+            unwritten: VecDeque::new(),
+            sent: 0,
+            written: VecDeque::new(),
+            resent: 0,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn handle_input(&mut self, now: Instant, input: Input) {
+        match input {
+            Input::Greet { broker, wipe } => self.greet(broker, wipe),
+            Input::Received(packet) => self.receive(now, packet),
+            Input::Lost => self.lose(),
+            Input::Publish(admitted) => self.publish(admitted),
+            Input::Subscribe { filter, qos } => {
+                self.unwanted.remove(&filter);
+                if self.subscriptions.want(filter, qos) && self.is_up() {
+                    self.apply_subscriptions();
+                }
+            }
+            Input::Unsubscribe { filter } => {
+                if self.subscriptions.drop_wish(&filter) {
+                    self.unwanted.insert(filter);
+                    if self.is_up() {
+                        self.withdraw();
+                    }
+                }
+            }
+            Input::Acknowledge { id, serial } => match self.incoming.acknowledge(id, serial) {
+                Some(answer) if self.is_up() => self.send(answer),
+                // QoS 2 goes on with the session: the answer follows when the broker asks again.
+                Some(_) => {}
+                None => self.outputs.push_back(Output::LateAck),
+            },
+            Input::Flushed(packets) => self.flushed(now, packets),
+            Input::Probe if self.is_up() => self.send(Packet::PingReq),
+            Input::Goodbye if self.state != State::Down => self.send(Packet::Disconnect),
+            Input::Probe | Input::Goodbye => {}
+        }
+    }
+
+    /// Gives up messages whose time to live has ended.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(entry) = self.inflight.expire(now) {
+            let end = End::Expired;
+            self.outputs.push_back(Output::Settled { admitted: entry.admitted, attempts: entry.attempts, end });
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout).
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.inflight.next_expiry()
+    }
+
+    /// How many more messages may be handed in: none without a connection, so that they wait where they can be shed.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        if !self.is_up() || self.unwritten.len() >= UNWRITTEN_LIMIT {
+            return 0;
+        }
+        self.max_inflight.saturating_sub(self.inflight.len())
+    }
+
+    /// Messages sent or to be sent again, without an outcome.
+    #[must_use]
+    pub fn inflight(&self) -> usize {
+        self.inflight.len().saturating_add(self.unwritten.len())
+    }
+
+    /// PUBLISH packets that were sent again so far.
+    #[must_use]
+    pub const fn resent(&self) -> u64 {
+        self.resent
+    }
+
+    /// Grows with each new session on a broker.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The wanted filters.
+    #[must_use]
+    pub const fn subscriptions(&self) -> &Subscriptions {
+        &self.subscriptions
+    }
+
+    /// Since when the oldest packet without an answer has been on the wire.
+    #[must_use]
+    pub fn waiting_since(&self) -> Option<Instant> {
+        let control = self.control.values().map(|control| control.sequence).min();
+        let oldest = [self.inflight.oldest_unanswered(), control].into_iter().flatten().min()?;
+        self.written_at(oldest)
+    }
+
+    /// Ends it: everything without an outcome, in order of admission, with how often it was sent.
+    pub fn drain(&mut self) -> Vec<(Admitted, u32)> {
+        let unwritten = self.unwritten.drain(..).map(|(_, admitted)| (admitted, 1));
+        let mut left: Vec<_> = unwritten.collect();
+        left.extend(self.inflight.drain().into_iter().map(|entry| (entry.admitted, entry.attempts)));
+        left.sort_by_key(|(admitted, _)| admitted.id);
+        left
+    }
+
+    fn is_up(&self) -> bool {
+        self.state == State::Up
+    }
+
+    fn greet(&mut self, broker: usize, wipe: bool) {
+        self.state = State::Greeting { broker, wipe };
+        self.sent = 0;
+        self.written.clear();
+        let mut connect = self.connect.clone();
+        let own = self.broker_credentials.get(broker).cloned().flatten();
+        connect.credentials = own.or(connect.credentials);
+        if wipe {
+            connect.clean_session = true;
+            connect.will = None;
+        }
+        self.send(Packet::Connect(connect));
+    }
+
+    fn receive(&mut self, now: Instant, packet: Packet) {
+        match (packet, self.state) {
+            (Packet::ConnAck { session_present, code }, State::Greeting { broker, wipe }) => {
+                self.outputs.push_back(Output::Answered { code, session_present });
+                if code == ConnectCode::Accepted && !wipe {
+                    self.resume(broker, session_present);
+                }
+            }
+            (Packet::Publish(publish), State::Up) => self.deliver(publish),
+            (Packet::PubAck { id, code }, State::Up) => self.acknowledged(now, id, code, Qos::AtLeastOnce),
+            (Packet::PubRec { id, code }, State::Up) => self.received(now, id, code),
+            (Packet::PubComp(id), State::Up) => self.acknowledged(now, id, 0, Qos::ExactlyOnce),
+            (Packet::PubRel(id), State::Up) => {
+                self.incoming.release(id);
+                self.send(Packet::PubComp(id));
+            }
+            (Packet::SubAck { id, codes }, State::Up) => self.subscribed(now, id, &codes),
+            (Packet::UnsubAck(id), State::Up) => self.unsubscribed(now, id),
+            (Packet::PingResp, State::Up) => self.outputs.push_back(Output::ProbeAnswered),
+            (
+                Packet::Connect(_)
+                | Packet::Subscribe { .. }
+                | Packet::Unsubscribe { .. }
+                | Packet::PingReq
+                | Packet::Disconnect,
+                _,
+            ) => self.outputs.push_back(Output::Violation("a packet that only clients send")),
+            (_, State::Greeting { .. }) => self.outputs.push_back(Output::Violation("a packet before CONNACK")),
+            (_, State::Up | State::Down) => self.outputs.push_back(Output::Violation("a second CONNACK")),
+        }
+    }
+
+    fn send(&mut self, packet: Packet) {
+        self.sent = self.sent.saturating_add(1);
+        self.outputs.push_back(Output::Send(packet));
+    }
+
+    fn lose(&mut self) {
+        self.state = State::Down;
+        self.inflight.disconnect();
+        self.control.clear();
+        self.incoming.disconnect();
+        for (_, admitted) in std::mem::take(&mut self.unwritten) {
+            self.outputs.push_back(Output::Settled { admitted, attempts: 1, end: End::Broken });
+        }
+        self.written.clear();
+        // What was not handed out yet belongs to a connection that is gone.
+        self.outputs.retain(|output| !matches!(output, Output::Send(_)));
+    }
+}
+
+fn will(message: &Message) -> Publish {
+    Publish {
+        topic: message.topic.clone(),
+        payload: message.payload.clone(),
+        qos: message.qos,
+        retain: message.retained,
+        duplicate: false,
+        id: None,
+    }
+}

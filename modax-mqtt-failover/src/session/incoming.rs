@@ -1,0 +1,97 @@
+//! What brokers sent and the program has not finished with.
+
+use std::collections::BTreeMap;
+
+use super::{Output, Session};
+use crate::packet::{Packet, PacketId, Publish, Qos};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// QoS 1, delivered on this connection.
+    Unacknowledged,
+    /// QoS 2, delivered in this generation.
+    Delivered,
+    /// QoS 2, PUBREC sent; a copy under this identifier is the same message.
+    Received,
+}
+
+/// Deliveries by packet identifier, each with the serial number that its acknowledgement has to show: the broker
+/// reuses an identifier as soon as it is acknowledged, and a forgotten token must not acknowledge a stranger.
+#[derive(Debug, Default)]
+pub(super) struct Incoming {
+    stages: BTreeMap<PacketId, (u64, Stage)>,
+    serial: u64,
+}
+
+impl Incoming {
+    /// Registers a delivery. `None`: the program has it already. Otherwise the serial number for its acknowledgement.
+    fn register(&mut self, id: PacketId, qos: Qos) -> Option<u64> {
+        match self.stages.get(&id) {
+            Some((_, Stage::Delivered | Stage::Received)) if qos == Qos::ExactlyOnce => return None,
+            _ => {}
+        }
+        self.serial = self.serial.saturating_add(1);
+        let stage = if qos == Qos::ExactlyOnce { Stage::Delivered } else { Stage::Unacknowledged };
+        // A copy of an unacknowledged message leaves the older serial in place: either may acknowledge it.
+        self.stages.entry(id).or_insert((self.serial, stage));
+        Some(self.serial)
+    }
+
+    fn is_received(&self, id: PacketId) -> bool {
+        matches!(self.stages.get(&id), Some((_, Stage::Received)))
+    }
+
+    /// The packet with which to answer the broker, if the delivery still waits for it.
+    pub(super) fn acknowledge(&mut self, id: PacketId, serial: u64) -> Option<Packet> {
+        let (registered, stage) = self.stages.get_mut(&id)?;
+        if serial < *registered {
+            return None;
+        }
+        match stage {
+            Stage::Unacknowledged => {
+                self.stages.remove(&id);
+                Some(Packet::PubAck { id, code: 0 })
+            }
+            Stage::Delivered => {
+                *stage = Stage::Received;
+                Some(Packet::PubRec { id, code: 0 })
+            }
+            Stage::Received => None,
+        }
+    }
+
+    /// The broker let go of a QoS 2 message.
+    pub(super) fn release(&mut self, id: PacketId) {
+        if matches!(self.stages.get(&id), Some((_, Stage::Delivered | Stage::Received))) {
+            self.stages.remove(&id);
+        }
+    }
+
+    /// The connection ended: QoS 1 deliveries come again.
+    pub(super) fn disconnect(&mut self) {
+        self.stages.retain(|_, (_, stage)| *stage != Stage::Unacknowledged);
+    }
+
+    /// The session ended.
+    pub(super) fn forget(&mut self) {
+        self.stages.clear();
+    }
+}
+
+impl Session {
+    pub(super) fn deliver(&mut self, publish: Publish) {
+        let serial = match (publish.qos, publish.id) {
+            (Qos::AtMostOnce, _) => None,
+            (Qos::AtLeastOnce | Qos::ExactlyOnce, None) => {
+                self.outputs.push_back(Output::Violation("a message without its packet identifier"));
+                return;
+            }
+            (qos, Some(id)) => match self.incoming.register(id, qos) {
+                Some(serial) => Some(serial),
+                None if self.incoming.is_received(id) => return self.send(Packet::PubRec { id, code: 0 }),
+                None => return,
+            },
+        };
+        self.outputs.push_back(Output::Deliver { publish, serial });
+    }
+}

@@ -1,0 +1,109 @@
+//! What follows a CONNACK: which generation it is, what is wanted, what is to be sent again.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{Control, FILTERS_A_PACKET, Output, Request, Session, State};
+use crate::{
+    config::Topology,
+    event::GapReason,
+    packet::{Packet, PacketId, Qos},
+};
+
+impl Session {
+    pub(super) fn resume(&mut self, broker: usize, session_present: bool) {
+        self.state = State::Up;
+        let first = self.last_broker.is_none();
+        let same_broker = self.last_broker == Some(broker);
+        let same_store = same_broker || (self.topology == Topology::Cluster && !first);
+        let ours = session_present && same_store && !self.connect.clean_session;
+        self.last_broker = Some(broker);
+        if !ours {
+            self.generation = self.generation.saturating_add(1);
+            self.inflight.forget_packet_ids();
+            self.incoming.forget();
+            self.unwanted.clear();
+        }
+        let reason = if same_broker { GapReason::SessionLost } else { GapReason::BrokerChanged };
+        for (filter, reason) in self.subscriptions.gaps(ours, reason) {
+            self.outputs.push_back(Output::Gap { filter, reason });
+        }
+        // A session of the same broker and process is known to hold what it granted; nothing else is.
+        if !(ours && same_broker) {
+            self.subscriptions.forget_grants();
+        }
+        self.apply_subscriptions();
+        self.withdraw();
+        self.pump();
+    }
+
+    /// Asks the broker for every wanted filter that this session has not granted.
+    pub(super) fn apply_subscriptions(&mut self) {
+        let subscribes = self.control.values().filter_map(|control| match &control.request {
+            Request::Subscribe(filters) => Some(filters),
+            Request::Unsubscribe => None,
+        });
+        let asked: Vec<_> = subscribes.flatten().cloned().collect();
+        let mut missing = self.subscriptions.ungranted();
+        missing.retain(|wish| !asked.contains(wish));
+        for filters in missing.chunks(FILTERS_A_PACKET) {
+            let Some(id) = self.free_id() else { return };
+            self.send(Packet::Subscribe { id, filters: filters.to_vec() });
+            self.control.insert(id, Control { sequence: self.sent, request: Request::Subscribe(filters.to_vec()) });
+        }
+    }
+
+    /// Tells the broker what is not wanted any more.
+    pub(super) fn withdraw(&mut self) {
+        let filters: Vec<_> = std::mem::take(&mut self.unwanted).into_iter().collect();
+        for filters in filters.chunks(FILTERS_A_PACKET) {
+            let Some(id) = self.free_id() else { return };
+            self.send(Packet::Unsubscribe { id, filters: filters.to_vec() });
+            self.control.insert(id, Control { sequence: self.sent, request: Request::Unsubscribe });
+        }
+    }
+
+    pub(super) fn subscribed(&mut self, now: Instant, id: PacketId, codes: &[u8]) {
+        let Some(Control { sequence, request: Request::Subscribe(filters) }) = self.control.remove(&id) else {
+            self.outputs.push_back(Output::StrayAck);
+            return;
+        };
+        if filters.len() != codes.len() {
+            self.outputs.push_back(Output::Violation("a SUBACK with the wrong number of codes"));
+            return;
+        }
+        self.measured(now, sequence);
+        for ((filter, requested), code) in filters.into_iter().zip(codes.iter().copied()) {
+            if self.subscriptions.get(&filter).is_none() {
+                continue;
+            }
+            if Qos::from_level(code).is_none() {
+                self.subscriptions.drop_wish(&filter);
+                self.outputs.push_back(Output::Refused { filter, code });
+                continue;
+            }
+            self.subscriptions.granted(&filter);
+            if code < requested.level() {
+                self.outputs.push_back(Output::QosLowered { filter: Arc::clone(&filter), requested, granted: code });
+            }
+        }
+    }
+
+    pub(super) fn unsubscribed(&mut self, now: Instant, id: PacketId) {
+        match self.control.remove(&id) {
+            Some(Control { sequence, request: Request::Unsubscribe }) => self.measured(now, sequence),
+            Some(Control { request: Request::Subscribe(_), .. }) | None => self.outputs.push_back(Output::StrayAck),
+        }
+    }
+
+    /// The next packet identifier that nothing uses; `None` when all 65535 are in use.
+    pub(super) fn free_id(&mut self) -> Option<PacketId> {
+        for _ in 0..=u16::MAX {
+            let id = self.next_id;
+            self.next_id = id.following();
+            if !self.inflight.holds(id) && !self.control.contains_key(&id) {
+                return Some(id);
+            }
+        }
+        None
+    }
+}
