@@ -38,9 +38,12 @@ pub mod wait;
 pub use error::TestbedError;
 pub use ground::Ground;
 pub use process::{Process, Spawn};
+pub use rustix::process::Signal;
 pub use servers::{
+    etcd::{EtcdCluster, EtcdNode},
     haproxy::Haproxy,
     mosquitto::{Mosquitto, MosquittoOptions},
     nats::{NatsCluster, NatsNode, NatsOptions},
+    patroni::{PatroniCluster, PatroniNode, PatroniOptions},
     postgres::{PostgresCluster, PostgresNode, PostgresOptions},
 };

@@ -259,13 +259,15 @@ impl Process {
         &self.inner.log
     }
 
-    /// The last `lines` lines of its log.
+    /// The last `lines` lines of its log, each cut after 300 characters.
     #[must_use]
     pub fn log_tail(&self, lines: usize) -> String {
         let text = std::fs::read(&self.inner.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let all: Vec<&str> = text.lines().collect();
-        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+        let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
+        let cut = |line: &&str| line.chars().take(300).collect::<String>();
+        last.iter().map(cut).collect::<Vec<_>>().join("\n")
     }
 
     /// An error that tells how it ended, if it has.

@@ -1,9 +1,11 @@
 //! The servers: how each is configured for a test, started, broken and stopped.
 
+pub mod etcd;
 pub mod haproxy;
 mod http;
 pub mod mosquitto;
 pub mod nats;
+pub mod patroni;
 pub mod postgres;
 
 use std::future::Future;

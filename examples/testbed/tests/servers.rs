@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use modax_testbed::{Ground, MosquittoOptions, PostgresOptions, TestbedError, wait};
+use modax_testbed::{Ground, MosquittoOptions, PatroniOptions, PostgresOptions, Signal, Spawn, TestbedError, wait};
 
 type Outcome = Result<(), TestbedError>;
 
@@ -125,6 +125,95 @@ async fn haproxy_passes_connections_on_and_a_wrong_configuration_is_an_error_wit
     proxy.restart().await?;
     assert!(connect_mqtt(proxy.listeners()[0]).await.is_ok());
 
+    ground.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_patroni_cluster_replaces_a_killed_primary_and_takes_it_back() -> Outcome {
+    let ground = Ground::start().await?;
+    let cluster = ground.patroni(PatroniOptions::default()).await?;
+    let first = cluster.leader().await.expect("a healthy cluster has a leader");
+    let postmaster = cluster.nodes()[first].postmaster_pid().expect("a leader has a postmaster");
+
+    cluster.nodes()[first].kill_postgres();
+    assert!(!is_alive(postmaster));
+    let limit = Duration::from_secs(40);
+    let second =
+        wait::until(limit, "another leader", || async { cluster.leader().await.filter(|next| *next != first) }).await?;
+    cluster.healthy(limit).await?;
+    // The outage of a stopped node ends with its key, so this does not wait for the failover: see the database drills.
+    cluster.nodes()[second].stop_all();
+    let asked = tokio::time::timeout(Duration::from_millis(300), cluster.nodes()[second].psql("SELECT 1")).await;
+    assert!(asked.is_err(), "a stopped node answered");
+    cluster.nodes()[second].cont_all();
+    cluster.nodes()[second].kill_all();
+    cluster.nodes()[second].restart()?;
+
+    let postmasters: Vec<u32> = cluster.nodes().iter().filter_map(|node| node.postmaster_pid()).collect();
+    assert!(!postmasters.is_empty());
+    ground.stop().await;
+    assert!(postmasters.into_iter().all(|pid| !is_alive(pid)));
+    Ok(())
+}
+
+/// Not a test by itself: the part of the next that is killed. It prints what it started and waits for its end.
+#[tokio::test]
+async fn helper_that_is_killed() -> Outcome {
+    let Some(report) = std::env::var_os("MODAX_TESTBED_REPORT") else { return Ok(()) };
+    let ground = Ground::start().await?;
+    let broker = ground.mosquitto().await?;
+    let cluster = ground.postgres(PostgresOptions { standbys: 1, ..PostgresOptions::default() }).await?;
+    // The guardian must end stopped processes too, and a client's backend with them.
+    cluster.nodes()[1].stop();
+    let shell = ground.spawn(Spawn::new("/bin/sh").args(["-c", "trap '' TERM; sleep 1000 & wait; wait"]))?;
+    let pids = [broker.process(), cluster.nodes()[0].process(), cluster.nodes()[1].process(), shell]
+        .map(|process| process.pid().to_string());
+    let text = format!("{}\n{}\n", ground.dir().display(), pids.join(" "));
+    let aside = std::path::PathBuf::from(&report).with_extension("aside");
+    std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, &report)).expect("writing the report");
+    std::future::pending::<Outcome>().await
+}
+
+#[tokio::test]
+async fn after_kill_9_nothing_of_it_is_left_within_10_seconds() -> Outcome {
+    let ground = Ground::start().await?;
+    let report = ground.dir().join("report");
+    let this = std::env::current_exe().expect("the path of this program");
+    let spawn =
+        Spawn::new(this).args(["--exact", "helper_that_is_killed"]).env("MODAX_TESTBED_REPORT", &report).log("helper");
+    let helper = ground.spawn(spawn)?;
+    let text =
+        wait::until(Duration::from_secs(40), "the report", || async { std::fs::read_to_string(&report).ok() }).await?;
+    let (directory, pids) = text.split_once('\n').expect("two lines");
+    let pids: Vec<u32> = pids.split_whitespace().map(|pid| pid.parse().expect("a number")).collect();
+    assert_eq!(pids.iter().filter(|pid| is_alive(**pid)).count(), 4);
+
+    // By its own id alone: its servers are its children, and the ground's kill would take them along.
+    helper.signal(Signal::KILL);
+
+    let end = Duration::from_secs(10);
+    wait::until(end, "the end of its servers", || async { pids.iter().all(|pid| !is_alive(*pid)) }).await?;
+    wait::until(end, "its directory removed", || async { !std::path::Path::new(directory).exists() }).await?;
+    ground.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_process_is_killed_with_its_descendants_and_ports_are_not_given_twice() -> Outcome {
+    let ground = Ground::start().await?;
+    let (first, second) = (ground.port(), ground.port());
+    assert_ne!(first, second);
+
+    let shell = ground.spawn(Spawn::new("/bin/sh").args(["-c", "setsid sleep 1000 & echo $!; wait"]).log("shell"))?;
+    let child: u32 = wait::until(SOON, "the child", || async { shell.log_tail(1).trim().parse().ok() }).await?;
+    assert!(is_alive(child));
+    shell.kill();
+    assert!(!is_alive(child) && !is_alive(shell.pid()));
+
+    let asked = ground.spawn(Spawn::new("/bin/sleep").arg("1000"))?;
+    asked.terminate(SOON).await?;
+    assert!(!asked.is_running());
     ground.stop().await;
     Ok(())
 }

@@ -18,7 +18,7 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> Option<(u16, String)
 }
 
 /// The answer to GET as JSON, if the status is 2xx.
-pub(crate) async fn json(address: SocketAddr, path: &str) -> Option<serde_json::Value> {
+pub(crate) async fn json(address: SocketAddr, path: &'static str) -> Option<serde_json::Value> {
     let (status, body) = get(address, path).await?;
     if !(200..300).contains(&status) {
         return None;

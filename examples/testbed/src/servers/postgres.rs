@@ -2,7 +2,7 @@
 //!
 //! `fsync` is off: a killed process leaves its writes to the kernel, and a test does not lose power.
 
-mod node;
+pub(crate) mod node;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -45,8 +45,8 @@ pub(crate) const SETTINGS: [(&str, &str); 15] = [
 ];
 
 /// The role clients come as and the database they use; the role may look at replication, and is no superuser.
-const ROLE: &str = "CREATE ROLE modax LOGIN REPLICATION; GRANT pg_monitor TO modax;";
-const DATABASE: &str = "CREATE DATABASE modax OWNER modax";
+pub(crate) const ROLE: &str = "CREATE ROLE modax LOGIN REPLICATION; GRANT pg_monitor TO modax;";
+pub(crate) const DATABASE: &str = "CREATE DATABASE modax OWNER modax";
 
 /// How a cluster is configured.
 #[derive(Clone, Debug)]
