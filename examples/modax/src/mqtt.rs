@@ -45,6 +45,6 @@ fn level(qos: Qos) -> u8 {
     match qos {
         Qos::AtMostOnce => 0,
         Qos::AtLeastOnce => 1,
-        _ => 2,
+        Qos::ExactlyOnce => 2,
     }
 }

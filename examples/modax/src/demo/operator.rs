@@ -12,8 +12,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::http::Http;
+use super::http::{Answer, Http};
 use super::record::Record;
+use super::watch::COMMANDS;
 
 /// Between two commands.
 const PACE: Duration = Duration::from_millis(200);
@@ -22,18 +23,20 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// Between two tries of one command.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// One command that got an answer.
+/// One command, with all its tries.
 #[derive(Clone, Debug)]
-pub(crate) struct Accepted {
-    pub(crate) command_id: String,
-    pub(crate) at: Instant,
+pub(crate) struct Issued {
+    /// The parameter `request`, by which the field's logs name it.
+    pub(crate) request: String,
+    /// When it was answered with 200, if it was.
+    pub(crate) accepted: Option<Instant>,
 }
 
 /// What the operator saw.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Log {
     /// In the order in which they were given.
-    pub(crate) accepted: Vec<Accepted>,
+    pub(crate) issued: Vec<Issued>,
     /// When a try failed: no answer, or a server error.
     pub(crate) failed: Vec<Instant>,
     /// When a command was refused because the plant was not known to be safe.
@@ -65,14 +68,14 @@ impl Operator {
         lock(&self.log).clone()
     }
 
-    /// When the last command was accepted.
-    pub(crate) fn last_accepted(&self) -> Option<Instant> {
-        lock(&self.log).accepted.last().map(|accepted| accepted.at)
-    }
-
     /// How many commands were accepted.
     pub(crate) fn accepted(&self) -> usize {
-        lock(&self.log).accepted.len()
+        lock(&self.log).issued.iter().filter(|issued| issued.accepted.is_some()).count()
+    }
+
+    /// How many commands were issued.
+    pub(crate) fn issued(&self) -> usize {
+        lock(&self.log).issued.len()
     }
 
     /// Gives the last command its answer and ends; at most as long as one try takes.
@@ -112,38 +115,41 @@ impl Work {
         let key = uuid::Uuid::new_v4().to_string();
         let body = json!({
             "command_type": "set_speed",
-            "parameters": { "sequence": number.to_string(), "speed": (100 + number % 50).to_string() },
+            "parameters": { "request": number.to_string(), "speed": (100 + number % 50).to_string() },
         });
+        lock(&self.log).issued.push(Issued { request: number.to_string(), accepted: None });
         loop {
             let sent = Instant::now();
             let answer = self.http.post(&self.url, &key, &body, PATIENCE).await;
-            let now = Instant::now();
-            let mut log = lock(&self.log);
-            log.requests += 1;
-            match answer {
-                Ok(answer) if answer.status == 200 => {
-                    let command_id = answer.json()["command_id"].as_str().unwrap_or_default().to_owned();
-                    log.accepted.push(Accepted { command_id, at: now });
-                    drop(log);
-                    self.record.tick("command", now);
-                    return;
-                }
-                Ok(answer) if answer.status == 403 => {
-                    log.refused_unsafe.push(sent);
-                    return;
-                }
-                Ok(answer) if answer.status < 500 => {
-                    log.odd.push(format!("command answered {}: {}", answer.status, answer.text()));
-                    return;
-                }
-                Ok(_) | Err(_) => log.failed.push(sent),
-            }
-            drop(log);
-            if *self.stopped.borrow() {
+            if self.note(sent, answer.as_ref().ok()) || *self.stopped.borrow() {
                 return;
             }
             sleep(RETRY).await;
         }
+    }
+
+    /// True when the command has its answer.
+    fn note(&self, sent: Instant, answer: Option<&Answer>) -> bool {
+        let now = Instant::now();
+        let mut log = lock(&self.log);
+        log.requests += 1;
+        match answer {
+            Some(answer) if answer.status == 200 => {
+                if let Some(issued) = log.issued.last_mut() {
+                    issued.accepted = Some(now);
+                }
+                self.record.count(COMMANDS, now, 1);
+            }
+            Some(answer) if answer.status == 403 => log.refused_unsafe.push(sent),
+            Some(answer) if answer.status < 500 => {
+                log.odd.push(format!("command answered {}: {}", answer.status, answer.text()));
+            }
+            Some(_) | None => {
+                log.failed.push(sent);
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -104,13 +104,8 @@ mod tests {
         let begun = Instant::now();
         let at = |ms| begun + Duration::from_millis(ms);
         let answered = |ms, good| Answered { asked: at(ms), at: at(ms + 5), good };
-        let answers = [
-            answered(0, false),
-            answered(100, true),
-            answered(200, false),
-            answered(300, true),
-            answered(400, true),
-        ];
+        let answers =
+            [answered(0, false), answered(100, true), answered(200, false), answered(300, true), answered(400, true)];
         assert_eq!(recovered(&answers, begun), Some(at(305)));
         assert_eq!(recovered(&answers[..3], begun), None);
         assert_eq!(recovered(&answers, at(400)), Some(at(405)));

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::report::{Lane, Series, State};
 
-/// Width of a rate's bucket, in seconds.
-const BUCKET_SECONDS: f64 = 1.0;
+/// Width of a rate's bucket.
+const BUCKET: Duration = Duration::from_secs(1);
 
 /// Shared by everything that watches.
 #[derive(Clone)]
@@ -52,15 +52,15 @@ impl Record {
         }
     }
 
-    /// Counts one happening for a rate.
-    pub(crate) fn tick(&self, rate: &'static str, at: Instant) {
-        let bucket = (self.at(at) / BUCKET_SECONDS) as usize;
+    /// Counts happenings for a rate.
+    pub(crate) fn count(&self, rate: &'static str, at: Instant, happenings: u64) {
+        let bucket = self.bucket(at);
         let mut inner = self.lock();
         let buckets = inner.rates.entry(rate).or_default();
         if buckets.len() <= bucket {
             buckets.resize(bucket + 1, 0.0);
         }
-        buckets[bucket] += 1.0;
+        buckets[bucket] += happenings as f64;
     }
 
     /// The lanes so far.
@@ -70,15 +70,20 @@ impl Record {
 
     /// One rate so far, each point in the middle of its bucket; the bucket in progress is left out.
     pub(crate) fn series(&self, rate: &'static str, name: &str, unit: &str) -> Series {
-        let whole = (self.now() / BUCKET_SECONDS) as usize;
+        let whole = self.bucket(Instant::now());
         let mut buckets = self.lock().rates.get(rate).cloned().unwrap_or_default();
         buckets.resize(whole, 0.0);
         let points = buckets
             .iter()
             .enumerate()
-            .map(|(index, count)| ((index as f64 + 0.5) * BUCKET_SECONDS, count / BUCKET_SECONDS))
+            .map(|(index, count)| ((index as f64 + 0.5) * BUCKET.as_secs_f64(), count / BUCKET.as_secs_f64()))
             .collect();
         Series { name: name.to_owned(), unit: unit.to_owned(), points }
+    }
+
+    fn bucket(&self, at: Instant) -> usize {
+        let since = at.saturating_duration_since(self.begun).as_millis() / BUCKET.as_millis();
+        usize::try_from(since).unwrap_or(usize::MAX)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -104,11 +109,11 @@ mod tests {
     #[test]
     fn a_second_without_happenings_counts_as_zero() {
         let mut record = Record::start();
-        record.begun -= std::time::Duration::from_secs(10);
-        record.tick("reading", record.begun + std::time::Duration::from_millis(3500));
+        record.begun -= Duration::from_secs(10);
+        record.count("reading", record.begun + Duration::from_millis(3500), 2);
         let series = record.series("reading", "readings", "a second");
         assert_eq!(series.points.len(), 10);
-        assert!((series.points[3].1 - 1.0).abs() < 1e-9);
+        assert!((series.points[3].1 - 2.0).abs() < 1e-9);
         assert!(series.points[9].1.abs() < 1e-9);
     }
 }

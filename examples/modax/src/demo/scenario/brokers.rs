@@ -1,0 +1,76 @@
+//! A broker is cut off that leads nothing: what fails over is the clients alone.
+
+use std::time::{Duration, Instant};
+
+use modax_testbed::wait;
+use tokio::time::sleep;
+
+use super::{Found, Stage, first_sign, recovery};
+use crate::demo::cluster::Failure;
+use crate::demo::nats::{led_by, meta_leader, step_down};
+use crate::demo::probe::Prober;
+
+/// What the control layers log when they lose or suspect a broker.
+pub(super) const SIGNS: &[&str] = &["suspected", "disconnected", "failedover", "failed_over"];
+/// Leaders move in about a second each; the last one may come back once.
+const MOVE: Duration = Duration::from_secs(30);
+/// The bound and time to see how late it was.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(super) async fn cut_off(stage: &Stage) -> Result<Found, Failure> {
+    let victim = vacate(stage).await?;
+    let node = &stage.cluster.nats.nodes()[victim];
+    let on_it = stage.devices.iter().filter(|device| device.status().broker == Some(node.url())).count();
+    let logs = stage.control_logs(SIGNS);
+
+    let start = Instant::now();
+    node.stop();
+
+    let prober = Prober::start(stage.fresh_readings());
+    let recovered = recovery(&prober, start, PATIENCE).await;
+    let detected = first_sign(Some(&logs), &prober, start);
+    sleep(Duration::from_secs(2)).await;
+    node.cont();
+
+    Ok(Found {
+        start,
+        detected,
+        recovered,
+        // Until the first new reading is there, the prober's answer is "not yet", which is no failed request.
+        failed_requests: 0,
+        requests: prober.count(),
+        story: vec![
+            format!(
+                "Broker {} stopped answering while its connections stayed open, as when a cable is pulled. One control \
+                 layer and {on_it} of the devices were connected to it.",
+                victim + 1
+            ),
+            "They noticed by themselves, went to another broker and sent again what had not been confirmed.".to_owned(),
+        ],
+        broken: Vec::new(),
+    })
+}
+
+/// Chooses a broker that a control layer prefers and moves away from it whatever it leads.
+async fn vacate(stage: &Stage) -> Result<usize, Failure> {
+    let (nodes, doors) = (stage.cluster.nats.nodes(), &stage.cluster.doors);
+    let meta =
+        wait::until(MOVE, "a leader of the broker cluster", || meta_leader(&stage.http, doors[0].monitor)).await?;
+    let victim = (0..stage.cluster.control.len())
+        .find(|index| nodes[*index].name() != meta)
+        .ok_or("every broker that a control layer prefers leads the cluster")?;
+    let (name, doors) = (nodes[victim].name(), doors[victim]);
+    wait::until(MOVE, &format!("broker {} to lead nothing", victim + 1), || async {
+        let Some(led) = led_by(&stage.http, doors.monitor, name).await else { return false };
+        for item in &led {
+            // Whether it helped is seen at the next look.
+            let _ = step_down(doors.clients, item).await;
+        }
+        if !led.is_empty() {
+            sleep(Duration::from_millis(300)).await;
+        }
+        led.is_empty()
+    })
+    .await?;
+    Ok(victim)
+}

@@ -1,0 +1,170 @@
+//! The oracles' verdict, and which scenario each fault of it belongs to.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use modax_testbed::device::DeviceLog;
+use modax_testbed::oracle::{DeviceOracle, DeviceVerdict, FieldOracle, FieldVerdict, IssuedCommand, SensorRow};
+use tokio::time::{sleep, timeout};
+
+use super::cluster::Failure;
+use super::operator::Log;
+use crate::report::{Report, Scenario};
+
+/// A reading without a row this long after everything ran again is lost.
+const GRACE: Duration = Duration::from_secs(30);
+/// One look at the database.
+const LOOK: Duration = Duration::from_secs(20);
+
+/// Where the run stood when a scenario began.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mark {
+    /// Readings each device had made.
+    pub(crate) made: BTreeMap<String, u64>,
+    /// Commands the operator had issued.
+    pub(crate) issued: usize,
+}
+
+/// Both verdicts.
+pub(crate) struct Verdict {
+    pub(crate) readings: DeviceVerdict,
+    pub(crate) commands: FieldVerdict,
+}
+
+/// Looks until every owed reading has its row, or the grace is over.
+pub(crate) async fn judge(url: &str, logs: &[DeviceLog], operator: &Log) -> Result<Verdict, Failure> {
+    let end = Instant::now() + GRACE;
+    let readings = loop {
+        let rows = match timeout(LOOK, rows(url)).await {
+            Ok(Ok(rows)) => rows,
+            Ok(Err(error)) if Instant::now() >= end => return Err(error),
+            Err(_) if Instant::now() >= end => return Err("the database did not give its rows in time".into()),
+            _ => {
+                sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let verdict = DeviceOracle::judge(logs, &rows);
+        if verdict.lost.is_empty() || Instant::now() >= end {
+            break verdict;
+        }
+        sleep(Duration::from_millis(500)).await;
+    };
+    let issued: Vec<IssuedCommand> = operator
+        .issued
+        .iter()
+        .map(|issued| IssuedCommand { request: issued.request.clone(), answered: issued.accepted.is_some() })
+        .collect();
+    Ok(Verdict { readings, commands: FieldOracle::judge(&issued, logs) })
+}
+
+/// Every reading's row, read past the router: an oracle does not ask the code under test.
+async fn rows(url: &str) -> Result<Vec<SensorRow>, Failure> {
+    let mut config: tokio_postgres::Config = url.parse()?;
+    config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
+    config.connect_timeout(Duration::from_secs(2));
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    let rows = client.query("SELECT device_id, to_json(motor_currents)::text FROM sensor_data", &[]).await;
+    connection.abort();
+    rows?
+        .iter()
+        .map(|row| {
+            let currents: String = row.try_get(1)?;
+            Ok(SensorRow { device_id: row.try_get(0)?, motor_currents: serde_json::from_str(&currents)? })
+        })
+        .collect()
+}
+
+impl Verdict {
+    /// Writes the verdict into the report: totals, and each fault into its scenario.
+    pub(crate) fn enter(&self, report: &mut Report, marks: &[Mark]) {
+        let (readings, commands) = (&self.readings, &self.commands);
+        let lost = readings.lost.iter().map(|lost| (lost.device_id.as_str(), lost.serial));
+        let doubled = readings.duplicated.iter().map(|(device, serial, _)| (device.as_str(), *serial));
+        for scenario in lost.filter_map(|(device, serial)| of_reading(marks, device, serial)) {
+            on(report, scenario, |row| row.counts.lost += 1);
+        }
+        for scenario in doubled.filter_map(|(device, serial)| of_reading(marks, device, serial)) {
+            on(report, scenario, |row| row.counts.duplicated += 1);
+        }
+        for scenario in commands.acted_twice.iter().filter_map(|(_, request)| of_command(marks, request)) {
+            on(report, scenario, |row| row.counts.duplicated += 1);
+        }
+        for scenario in commands.reordered.iter().filter_map(|(_, request)| of_command(marks, request)) {
+            on(report, scenario, |row| row.counts.reordered += 1);
+        }
+        for row in &mut report.scenarios {
+            for (count, what) in [(row.counts.lost, "lost"), (row.counts.duplicated, "doubled")] {
+                if count > 0 {
+                    row.broken.push(format!("{count} {what}"));
+                }
+            }
+        }
+        let totals = &mut report.totals;
+        totals.counts.lost = readings.lost.len() as u64;
+        totals.counts.duplicated = (readings.duplicated.len() + commands.acted_twice.len()) as u64;
+        totals.counts.reordered = commands.reordered.len() as u64;
+        totals.readings_owed = readings.owed;
+        totals.readings_stored = readings.rows;
+        totals.device_reboots = readings.reboots;
+        totals.commands_accepted = commands.answered;
+        totals.commands_acted = commands.acted;
+        self.doubts(&mut report.broken);
+    }
+
+    /// What makes the verdict itself worthless, or is no loss and no double and still wrong.
+    fn doubts(&self, broken: &mut Vec<String>) {
+        let (readings, commands) = (&self.readings, &self.commands);
+        let doubts = [
+            (readings.owed == 0, "no reading was taken, so nothing was shown".to_owned()),
+            (commands.acted == 0, "no command reached a device, so nothing was shown".to_owned()),
+            (!readings.lost.is_empty(), format!("{} readings lost in all", readings.lost.len())),
+            (!readings.phantoms.is_empty(), format!("{} rows that no device explains", readings.phantoms.len())),
+            (!commands.phantoms.is_empty(), format!("{} commands nobody gave", commands.phantoms.len())),
+            (!commands.reordered.is_empty(), format!("{} commands out of order", commands.reordered.len())),
+            (readings.shed > 0, format!("{} readings shed by a device whose queue was full", readings.shed)),
+            (
+                !readings.incomplete.is_empty() || !commands.incomplete.is_empty(),
+                "a device's log is incomplete".to_owned(),
+            ),
+        ];
+        broken.extend(doubts.into_iter().filter(|(is_so, _)| *is_so).map(|(_, what)| what));
+    }
+}
+
+fn on(report: &mut Report, scenario: usize, count: impl FnOnce(&mut Scenario)) {
+    if let Some(row) = report.scenarios.get_mut(scenario) {
+        count(row);
+    }
+}
+
+/// The last scenario that had begun when the reading was made.
+fn of_reading(marks: &[Mark], device: &str, serial: u64) -> Option<usize> {
+    marks.iter().rposition(|mark| mark.made.get(device).is_some_and(|made| serial >= *made))
+}
+
+/// The last scenario that had begun when the command was given. A fault is named by its request, or by a command id
+/// where it has none, and then it belongs to no scenario.
+fn of_command(marks: &[Mark], request: &str) -> Option<usize> {
+    let number: usize = request.parse().ok()?;
+    marks.iter().rposition(|mark| number >= mark.issued)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_belongs_to_the_scenario_that_had_begun() {
+        let mark = |made, issued| Mark { made: BTreeMap::from([("d".to_owned(), made)]), issued };
+        let marks = [mark(10, 5), mark(20, 9)];
+        assert_eq!(of_reading(&marks, "d", 9), None);
+        assert_eq!(of_reading(&marks, "d", 10), Some(0));
+        assert_eq!(of_reading(&marks, "d", 25), Some(1));
+        assert_eq!(of_reading(&marks, "stranger", 25), None);
+        assert_eq!(of_command(&marks, "5"), Some(0));
+        assert_eq!(of_command(&marks, "9"), Some(1));
+        assert_eq!(of_command(&marks, "no number"), None);
+    }
+}
