@@ -117,9 +117,10 @@ pub enum State {
     Pending,
     /// The sink confirmed.
     Delivered,
-    /// Its time passed first; it was not published by the relay that recorded this.
+    /// Its time passed before the sink confirmed it. After a failed attempt it may be there all the same: a sink that does not answer may
+    /// have taken it.
     Expired,
-    /// The sink refused it or a last-moment condition dropped it.
+    /// The sink refused it or a last-moment condition dropped it. After an earlier attempt without an answer it may be there all the same.
     Rejected {
         /// Why.
         reason: String,

@@ -1,1 +1,4 @@
 //! Fast tests without any server.
+
+mod simulation;
+mod world;
