@@ -157,8 +157,8 @@ impl Device {
     }
 
     /// Reports this state from the next safety message on; a sound device does so at first.
-    pub fn set_safety(&self, safety: SafetyState) {
-        self.shared.readings().set_safety(safety);
+    pub fn report_safety(&self, safety: SafetyState) {
+        self.shared.readings().report_safety(safety);
     }
 
     /// Waits until `holds` does; false when `deadline` is over.

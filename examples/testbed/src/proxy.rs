@@ -126,7 +126,7 @@ impl Proxy {
     }
 
     /// Sends connections accepted from here on to another server; those that stand stay where they are.
-    pub fn set_upstream(&self, upstream: SocketAddr) {
+    pub fn redirect(&self, upstream: SocketAddr) {
         self.shared.wire().upstream = upstream;
     }
 

@@ -160,7 +160,7 @@ async fn retained_messages_and_wills_are_delivered() {
 }
 
 #[tokio::test]
-async fn f21_the_first_broker_takes_five_and_dies_the_second_knows_no_session() {
+async fn the_first_broker_takes_five_and_dies_the_second_knows_no_session() {
     let first = ScriptedBroker::start(Script::new().dies_after_publishes(5)).await.unwrap();
     let second = ScriptedBroker::start(Script::new().session_present(false)).await.unwrap();
     let (mut client, _) = Client::connect(&first, "c", false).await;

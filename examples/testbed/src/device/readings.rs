@@ -139,7 +139,7 @@ impl Readings {
         self.log.push(Entry::Booted { boot: self.status.boot });
     }
 
-    pub(super) fn set_safety(&mut self, safety: SafetyState) {
+    pub(super) fn report_safety(&mut self, safety: SafetyState) {
         self.safety = safety;
     }
 

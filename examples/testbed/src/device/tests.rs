@@ -53,7 +53,7 @@ async fn readings_and_safety_reports_are_acknowledged_and_logged() {
     let broker = ScriptedBroker::start(Script::new()).await.unwrap();
     let device = Device::start(quick([broker.url()])).await.unwrap();
     assert!(device.wait_until(DEADLINE, |status| status.acked >= 20 && status.safety_acked >= 5).await);
-    device.set_safety(SafetyState { door_closed: false, ..SafetyState::default() });
+    device.report_safety(SafetyState { door_closed: false, ..SafetyState::default() });
     let open = |broker: &ScriptedBroker| {
         let publishes = broker.publishes();
         publishes.iter().any(|publish| publish.payload.windows(19).any(|part| part == b"\"door_closed\":false"))
@@ -68,7 +68,7 @@ async fn readings_and_safety_reports_are_acknowledged_and_logged() {
 }
 
 #[tokio::test]
-async fn f21_nothing_owed_is_lost_when_a_broker_dies_and_the_next_has_no_session() {
+async fn nothing_owed_is_lost_when_a_broker_dies_and_the_next_has_no_session() {
     let first = ScriptedBroker::start(Script::new().acks_first(30).dies_after_publishes(50)).await.unwrap();
     let second = ScriptedBroker::start(Script::new().session_present(false)).await.unwrap();
     let device = Device::start(quick([first.url(), second.url()])).await.unwrap();
@@ -84,7 +84,7 @@ async fn f21_nothing_owed_is_lost_when_a_broker_dies_and_the_next_has_no_session
 }
 
 #[tokio::test]
-async fn f02_a_broker_that_acknowledges_nothing_is_left_for_the_next() {
+async fn a_broker_that_acknowledges_nothing_is_left_for_the_next() {
     let silent = ScriptedBroker::start(Script::new().puback(Puback::Missing).without_pingresp()).await.unwrap();
     let sound = ScriptedBroker::start(Script::new()).await.unwrap();
     let device = Device::start(quick([silent.url(), sound.url()])).await.unwrap();

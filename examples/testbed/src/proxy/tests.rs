@@ -124,7 +124,7 @@ async fn a_cut_after_bytes_delivers_exactly_these_and_no_answer() {
 }
 
 #[tokio::test]
-async fn f07_a_cut_after_a_match_finds_it_across_pieces_and_fires_once() {
+async fn a_cut_after_a_match_finds_it_across_pieces_and_fires_once() {
     let (server, mut reports) = echo().await;
     let proxy = Proxy::start(server).await.unwrap();
     let mut client = TcpStream::connect(proxy.addr()).await.unwrap();
@@ -182,7 +182,7 @@ async fn a_reset_and_cut_all_reach_both_sides() {
 }
 
 #[tokio::test]
-async fn f05_refusing_is_in_force_at_once_and_heals_on_the_same_port() {
+async fn refusing_is_in_force_at_once_and_heals_on_the_same_port() {
     let (server, _reports) = echo().await;
     let proxy = Proxy::start(server).await.unwrap();
     let mut standing = TcpStream::connect(proxy.addr()).await.unwrap();
@@ -205,7 +205,7 @@ async fn f05_refusing_is_in_force_at_once_and_heals_on_the_same_port() {
 }
 
 #[tokio::test]
-async fn f08_a_toggled_link_falls_resets_and_comes_back() {
+async fn a_toggled_link_falls_resets_and_comes_back() {
     let (server, _reports) = echo().await;
     let proxy = Proxy::start(server).await.unwrap();
     let mut client = TcpStream::connect(proxy.addr()).await.unwrap();
