@@ -121,6 +121,20 @@ impl Config {
         }
     }
 
+    /// The defaults for this identity and the brokers of these URLs.
+    ///
+    /// # Errors
+    /// [`ConfigError::Broker`] with the position of the first URL that was not understood.
+    pub fn from_urls<I, S>(client_id: impl Into<Arc<str>>, urls: I) -> Result<Self, ConfigError>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<str>,
+    {
+        let mut config = Self::new(client_id, Vec::new());
+        config.add_brokers(urls)?;
+        Ok(config)
+    }
+
     /// Adds brokers from their URLs, in order of preference.
     pub(crate) fn add_brokers<I, S>(&mut self, urls: I) -> Result<(), ConfigError>
     where

@@ -164,6 +164,14 @@ impl Inflight {
         }
     }
 
+    /// The session may be another one than that which received QoS 2 messages. Their PUBLISH under the same identifier
+    /// is right in both cases: the one knows it for a copy, the other has to have it.
+    pub fn doubt_receipts(&mut self) {
+        for entry in self.entries.values_mut().filter(|entry| entry.phase == Phase::ReleasePending) {
+            entry.phase = Phase::Pending;
+        }
+    }
+
     /// The place, among the packets of this connection, of the oldest that waits for an answer.
     #[must_use]
     pub fn oldest_unanswered(&self) -> Option<u64> {

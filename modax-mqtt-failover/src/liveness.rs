@@ -20,6 +20,8 @@ pub use limits::LivenessConfig;
 
 /// A call later than this after its time says that this process was starved; timers are exact to about 1 ms.
 const TOLERANCE: Duration = Duration::from_millis(20);
+/// A packet that waits so many times longer than a slow broker may, while later ones are acknowledged, waits in vain.
+const SKIPPED: u32 = 4;
 /// Shortest time without any progress in writing that counts as a stall.
 const SHORTEST_STALL: Duration = Duration::from_secs(1);
 
@@ -191,10 +193,13 @@ impl Liveness {
                 }
                 self.hear(now);
             }
-            Input::Waiting(since) => self.waiting = since,
+            Input::Waiting(since) => {
+                // Slow ends with the packet that made it so, not with a later one.
+                self.slow &= self.waiting == since;
+                self.waiting = since;
+            }
             Input::Acknowledged(took) => {
                 self.acked = now;
-                self.slow = false;
                 self.measure(took);
             }
             Input::Paused(paused) => {
@@ -305,7 +310,10 @@ impl Liveness {
     }
 
     fn slow_at(&self) -> Option<Instant> {
-        self.waiting.map(|since| since.max(self.acked).max(self.grace) + self.config.slow_after)
+        let since = self.waiting?.max(self.grace);
+        // Later packets are acknowledged and this one is not: its acknowledgement was lost, and will not come.
+        let skipped = since + self.config.slow_after * SKIPPED;
+        Some((since.max(self.acked) + self.config.slow_after).min(skipped))
     }
 
     fn stall_at(&self) -> Option<Instant> {

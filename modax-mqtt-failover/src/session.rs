@@ -63,6 +63,9 @@ pub struct Session {
     state: State,
     /// The broker of the last accepted connection.
     last_broker: Option<usize>,
+    /// A CONNECT where our session lives was never answered: it may have begun another session in its place, which the
+    /// next CONNACK would call present.
+    doubtful: bool,
     /// Grows with each new session on a broker.
     generation: u64,
     next_id: PacketId,
@@ -101,6 +104,7 @@ impl Session {
             max_inflight: usize::from(config.max_inflight),
             state: State::Down,
             last_broker: None,
+            doubtful: false,
             generation: 0,
             next_id: PacketId::FIRST,
             inflight: Inflight::default(),
@@ -275,6 +279,9 @@ impl Session {
     }
 
     fn lose(&mut self) {
+        if let State::Greeting { broker, wipe: false } = self.state {
+            self.doubtful |= self.last_broker == Some(broker) || self.topology == Topology::Cluster;
+        }
         self.state = State::Down;
         self.inflight.disconnect();
         self.control.clear();

@@ -16,6 +16,7 @@ impl Session {
         let same_broker = self.last_broker == Some(broker);
         let same_store = same_broker || (self.topology == Topology::Cluster && !first);
         let ours = session_present && same_store && !self.connect.clean_session;
+        let certain = ours && !std::mem::take(&mut self.doubtful);
         self.last_broker = Some(broker);
         if !ours {
             self.generation = self.generation.saturating_add(1);
@@ -23,12 +24,15 @@ impl Session {
             self.incoming.forget();
             self.unwanted.clear();
         }
+        if ours && !certain {
+            self.inflight.doubt_receipts();
+        }
         let reason = if same_broker { GapReason::SessionLost } else { GapReason::BrokerChanged };
-        for (filter, reason) in self.subscriptions.gaps(ours, reason) {
+        for (filter, reason) in self.subscriptions.gaps(certain, reason) {
             self.outputs.push_back(Output::Gap { filter, reason });
         }
         // A session of the same broker and process is known to hold what it granted; nothing else is.
-        if !(ours && same_broker) {
+        if !(certain && same_broker) {
             self.subscriptions.forget_grants();
         }
         self.apply_subscriptions();

@@ -1,1 +1,3 @@
-//! Fast tests, no servers.
+//! Fast tests: no servers, no waiting but for events.
+
+mod simulation;

@@ -1,0 +1,197 @@
+//! A broker that does what it is told, wrong things included.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use modax_mqtt_failover::{
+    Bytes, Qos,
+    packet::{ConnectCode, Packet, PacketId, Publish},
+};
+
+/// What a broker keeps of a client.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stored {
+    pub(crate) filters: BTreeSet<Arc<str>>,
+    /// Sent to the client and not acknowledged, and what waits for it.
+    pub(crate) outgoing: BTreeMap<PacketId, Publish>,
+    pub(crate) waiting: VecDeque<Publish>,
+    next: u16,
+}
+
+/// What goes wrong with one broker now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mood {
+    pub(crate) down: bool,
+    /// Accepts connections and does nothing (SIGSTOP).
+    pub(crate) frozen: bool,
+    pub(crate) connack_delay: Duration,
+    pub(crate) eof_before_connack: bool,
+    /// Of each 16 acknowledgements so many are not sent, sent twice, or held back and sent after the next.
+    pub(crate) acks_missing: u64,
+    pub(crate) acks_doubled: u64,
+    pub(crate) acks_held: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Broker {
+    pub(crate) mood: Mood,
+    pub(crate) keeps_sessions: bool,
+    pub(crate) session: Option<Stored>,
+    /// Order of first receipts, by topic.
+    pub(crate) received: BTreeMap<Arc<str>, Vec<u64>>,
+    pub(crate) connection: Option<Connection>,
+    /// What arrived while it was frozen.
+    pub(crate) unread: Vec<(u64, Packet)>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) attempt: u64,
+    pub(crate) greeted: bool,
+    pub(crate) clean: bool,
+    pub(crate) session_present: bool,
+    pub(crate) unanswered: BTreeSet<PacketId>,
+    pub(crate) held: Vec<Packet>,
+}
+
+impl Broker {
+    /// What the broker sends back for one packet, each after a delay; `draw` is a source of numbers.
+    pub(crate) fn receive(
+        &mut self,
+        attempt: u64,
+        packet: Packet,
+        mut draw: impl FnMut(u64) -> u64,
+    ) -> Vec<(Duration, Packet)> {
+        let mood = self.mood.clone();
+        if mood.down || mood.frozen {
+            return Vec::new();
+        }
+        let Some(connection) = self.connection.as_mut().filter(|connection| connection.attempt == attempt) else {
+            return Vec::new();
+        };
+        let now = Duration::ZERO;
+        match packet {
+            Packet::Connect(connect) => {
+                assert!(!connection.greeted, "a second CONNECT on one connection");
+                connection.greeted = true;
+                connection.clean = connect.clean_session;
+                if connect.clean_session {
+                    self.session = None;
+                }
+                connection.session_present = self.session.is_some();
+                let session = self.session.get_or_insert_default();
+                let mut answers = vec![(
+                    mood.connack_delay,
+                    Packet::ConnAck { session_present: connection.session_present, code: ConnectCode::Accepted },
+                )];
+                let again = session.outgoing.values().cloned().map(|publish| Publish { duplicate: true, ..publish });
+                answers.extend(again.map(|publish| (mood.connack_delay, Packet::Publish(publish))));
+                answers.extend(self.feed().into_iter().map(|(_, packet)| (mood.connack_delay, packet)));
+                answers
+            }
+            Packet::Publish(publish) => {
+                let sequence = u64::from_be_bytes(publish.payload.as_ref().try_into().expect("eight bytes"));
+                if publish.duplicate {
+                    assert!(connection.session_present, "DUP on a session that has just begun");
+                }
+                let seen = self.received.entry(publish.topic).or_default();
+                if !seen.contains(&sequence) {
+                    seen.push(sequence);
+                }
+                let Some(id) = publish.id else { return Vec::new() };
+                assert!(connection.unanswered.insert(id), "packet id {id} is in use");
+                if draw(16) < mood.acks_missing {
+                    return Vec::new();
+                }
+                let ack = Packet::PubAck { id, code: 0 };
+                connection.unanswered.remove(&id);
+                if draw(16) < mood.acks_held {
+                    connection.held.push(ack);
+                    return Vec::new();
+                }
+                let mut answers = vec![(now, ack.clone())];
+                if draw(16) < mood.acks_doubled {
+                    answers.push((now, ack));
+                }
+                answers.extend(connection.held.drain(..).rev().map(|held| (now, held)));
+                answers
+            }
+            Packet::Subscribe { id, filters } => {
+                let codes = filters.iter().map(|(_, qos)| qos.level().min(1)).collect();
+                let session = self.session.get_or_insert_default();
+                session.filters.extend(filters.into_iter().map(|(filter, _)| filter));
+                vec![(now, Packet::SubAck { id, codes })]
+            }
+            Packet::PubAck { id, .. } => {
+                if let Some(session) = self.session.as_mut() {
+                    session.outgoing.remove(&id);
+                }
+                self.feed()
+            }
+            Packet::PingReq => {
+                let mut answers: Vec<_> = connection.held.drain(..).map(|held| (now, held)).collect();
+                answers.push((now, Packet::PingResp));
+                answers
+            }
+            Packet::Disconnect => {
+                self.end(attempt);
+                Vec::new()
+            }
+            other => panic!("a client never sends {other:?}"),
+        }
+    }
+
+    /// A command for the client, kept while it is away.
+    pub(crate) fn command(&mut self, sequence: u64) -> Vec<(Duration, Packet)> {
+        let Some(session) = self.session.as_mut().filter(|session| !session.filters.is_empty()) else {
+            return Vec::new();
+        };
+        session.waiting.push_back(Publish {
+            topic: Arc::from("commands/a"),
+            payload: Bytes::copy_from_slice(&sequence.to_be_bytes()),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            duplicate: false,
+            id: None,
+        });
+        self.feed()
+    }
+
+    /// The connection ended, from either side.
+    pub(crate) fn end(&mut self, attempt: u64) {
+        if let Some(connection) = self.connection.take_if(|connection| connection.attempt == attempt) {
+            if connection.clean {
+                self.session = None;
+            }
+        }
+    }
+
+    pub(crate) fn die(&mut self) {
+        self.connection = None;
+        self.unread.clear();
+        self.mood.down = true;
+        if !self.keeps_sessions {
+            self.session = None;
+        }
+    }
+
+    fn feed(&mut self) -> Vec<(Duration, Packet)> {
+        let mut sent = Vec::new();
+        let (Some(session), Some(_)) = (self.session.as_mut(), self.connection.as_ref()) else { return sent };
+        while session.outgoing.len() < 10 {
+            let Some(mut publish) = session.waiting.pop_front() else { break };
+            session.next = session.next % 30 + 1;
+            let Some(id) = PacketId::new(session.next).filter(|id| !session.outgoing.contains_key(id)) else {
+                session.waiting.push_front(publish);
+                break;
+            };
+            publish.id = Some(id);
+            session.outgoing.insert(id, publish.clone());
+            sent.push((Duration::ZERO, Packet::Publish(publish)));
+        }
+        sent
+    }
+}

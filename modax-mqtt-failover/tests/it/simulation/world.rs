@@ -1,0 +1,601 @@
+//! Clock, network, program and misfortune.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use modax_mqtt_failover::{
+    Bytes, Event, GapReason, Message, MessageId, Outcome, Queue, Topology,
+    config::Config,
+    courier::{Courier, Input, Output},
+    packet::{Packet, PacketId},
+    policy::backoff::Jitter,
+    queue::{Admission, Backlog},
+};
+
+use super::broker::{Broker, Connection, Mood};
+
+/// After this much healthy time everything must be in order.
+const HEALING: Duration = Duration::from_secs(90);
+const HORIZON: Duration = Duration::from_secs(7200);
+
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) brokers: usize,
+    pub(crate) topology: Topology,
+    pub(crate) faults_for: Duration,
+    pub(crate) messages: u64,
+    pub(crate) faults: bool,
+    pub(crate) stalls: bool,
+}
+
+impl Plan {
+    pub(crate) fn faulty(seed: u64) -> Self {
+        let topology = if seed % 3 == 2 { Topology::Cluster } else { Topology::Independent };
+        let brokers = usize::try_from(seed % 4).expect("small").max(1);
+        let faults_for = Duration::from_secs(20);
+        Self { brokers, topology, faults_for, messages: 60, faults: true, stalls: seed % 5 == 0 }
+    }
+
+    pub(crate) fn starved() -> Self {
+        Self { faults: false, stalls: true, faults_for: Duration::from_secs(10), ..Self::faulty(3) }
+    }
+}
+
+/// How often what went wrong.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fired {
+    pub(crate) kills: u64,
+    pub(crate) session_losses: u64,
+    pub(crate) freezes: u64,
+    pub(crate) blackholes: u64,
+    pub(crate) late_connacks: u64,
+    pub(crate) early_eofs: u64,
+    pub(crate) spoilt_acks: u64,
+    pub(crate) takeovers: u64,
+    pub(crate) stalls: u64,
+    pub(crate) resumed: u64,
+    pub(crate) gaps: u64,
+    pub(crate) failovers: u64,
+    pub(crate) disconnects: u64,
+    pub(crate) probes: u64,
+}
+
+impl Fired {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.kills += other.kills;
+        self.session_losses += other.session_losses;
+        self.freezes += other.freezes;
+        self.blackholes += other.blackholes;
+        self.late_connacks += other.late_connacks;
+        self.early_eofs += other.early_eofs;
+        self.spoilt_acks += other.spoilt_acks;
+        self.takeovers += other.takeovers;
+        self.stalls += other.stalls;
+        self.resumed += other.resumed;
+        self.gaps += other.gaps;
+        self.failovers += other.failovers;
+        self.disconnects += other.disconnects;
+        self.probes += other.probes;
+    }
+
+    pub(crate) fn all_fired(&self) -> bool {
+        let all = [
+            self.kills,
+            self.session_losses,
+            self.freezes,
+            self.blackholes,
+            self.late_connacks,
+            self.early_eofs,
+            self.spoilt_acks,
+            self.takeovers,
+            self.stalls,
+            self.resumed,
+            self.gaps,
+            self.failovers,
+        ];
+        all.iter().all(|count| *count > 0)
+    }
+}
+
+#[derive(Debug)]
+enum Happening {
+    Dialled { attempt: u64, broker: usize },
+    ToBroker { attempt: u64, broker: usize, packet: Packet },
+    EndAtBroker { attempt: u64, broker: usize },
+    ToClient { attempt: u64, packet: Packet },
+    EndAtClient { attempt: u64 },
+    Written { attempt: u64, packets: u64 },
+    Acknowledge { id: PacketId, serial: u64 },
+    Publish(u64),
+    Command(u64),
+    Fault,
+    Stall,
+    Heal,
+    Subscribe,
+}
+
+pub(crate) struct World {
+    plan: Plan,
+    start: Instant,
+    now: Instant,
+    numbers: Jitter,
+    /// For moving the client's own pace: it sees nothing before this.
+    asleep_until: Instant,
+    agenda: BTreeMap<(Instant, u64), Happening>,
+    order: u64,
+    courier: Courier,
+    backlog: Backlog,
+    brokers: Vec<Broker>,
+    /// Which broker an attempt goes to, how many packets went out, and whether its packets vanish.
+    links: BTreeMap<u64, Link>,
+    fired: Fired,
+    healed: bool,
+    admitted: BTreeMap<MessageId, (String, u64, bool)>,
+    outcomes: BTreeMap<MessageId, Outcome>,
+    commands: BTreeSet<u64>,
+    delivered: BTreeSet<u64>,
+    must_arrive: BTreeSet<u64>,
+}
+
+#[derive(Debug)]
+struct Link {
+    broker: usize,
+    sent: u64,
+    /// TCP keeps order: nothing arrives before what was sent before it.
+    last_to_broker: Instant,
+    last_to_client: Instant,
+    vanishing: bool,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, plan: Plan) -> Self {
+        let now = Instant::now();
+        let mut numbers = Jitter::new(seed.wrapping_mul(7919).wrapping_add(13));
+        let names = (0..plan.brokers).map(|index| format!("mqtt://broker-{index}"));
+        let mut config = Config::from_urls("simulated", names).expect("valid");
+        config.topology = plan.topology;
+        config.seed = numbers.next_number();
+        config.max_inflight = 10;
+        config.queue = Queue::memory().max_messages(100_000);
+        let brokers =
+            (0..plan.brokers).map(|_| Broker { keeps_sessions: numbers.next_number() % 2 == 0, ..Broker::default() });
+        let brokers = brokers.collect();
+        Self {
+            start: now,
+            now,
+            asleep_until: now,
+            agenda: BTreeMap::new(),
+            order: 0,
+            courier: Courier::new(&config, now),
+            backlog: Backlog::new(config.queue.clone()),
+            brokers,
+            links: BTreeMap::new(),
+            fired: Fired::default(),
+            healed: false,
+            admitted: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            commands: BTreeSet::new(),
+            delivered: BTreeSet::new(),
+            must_arrive: BTreeSet::new(),
+            numbers,
+            plan,
+        }
+    }
+
+    pub(crate) fn run(mut self) -> Fired {
+        self.prepare();
+        self.tell(Input::Start);
+        let heal_at = self.start + self.plan.faults_for;
+        let end = (heal_at + HEALING).min(self.start + HORIZON);
+        let mut steps_at_once = 0_u32;
+        loop {
+            let next = self.agenda.first_key_value().map(|((at, _), _)| *at);
+            let due = self.courier.poll_timeout().map(|at| at.max(self.asleep_until));
+            let expiry = self.backlog.poll_timeout();
+            let Some(at) = [next, due, expiry].into_iter().flatten().min().filter(|at| *at <= end) else { break };
+            steps_at_once = if at > self.now { 0 } else { steps_at_once + 1 };
+            assert!(steps_at_once < 20_000, "it runs in circles");
+            self.now = self.now.max(at);
+            // Sockets before clocks, as the driver does it.
+            if next == Some(at) {
+                let ((_, _), happening) = self.agenda.pop_first().expect("there is one");
+                self.happen(happening);
+            } else {
+                while let Some(expired) = self.backlog.expire(self.now) {
+                    self.settle(expired.id, Outcome::Expired { maybe_delivered: false });
+                }
+                self.courier.handle_timeout(self.now);
+                self.perform();
+            }
+            self.feed();
+            if self.healed && self.is_settled() && self.must_arrive.is_empty() {
+                break;
+            }
+        }
+        self.judge();
+        self.fired
+    }
+
+    fn prepare(&mut self) {
+        for number in 0..self.plan.messages {
+            let wait = self.below(self.plan.faults_for);
+            self.at(wait, Happening::Publish(number));
+        }
+        // Publish order is admission order, so the numbers are dealt out again in order of time.
+        let mut number = 0;
+        for happening in self.agenda.values_mut() {
+            *happening = Happening::Publish(number);
+            number += 1;
+        }
+        for number in 0..self.plan.messages / 4 {
+            let wait = self.below(self.plan.faults_for);
+            self.at(wait, Happening::Command(number));
+        }
+        let wait = self.below(Duration::from_secs(1));
+        self.at(wait, Happening::Subscribe);
+        if self.plan.faults {
+            self.at(Duration::from_millis(50), Happening::Fault);
+        }
+        if self.plan.stalls {
+            self.at(Duration::from_millis(400), Happening::Stall);
+        }
+        self.at(self.plan.faults_for, Happening::Heal);
+    }
+
+    fn draw(&mut self, below: u64) -> u64 {
+        self.numbers.next_number() % below.max(1)
+    }
+
+    fn below(&mut self, limit: Duration) -> Duration {
+        limit.mul_f64(self.numbers.fraction())
+    }
+
+    fn at(&mut self, wait: Duration, happening: Happening) {
+        self.order += 1;
+        self.agenda.insert((self.now + wait, self.order), happening);
+    }
+
+    fn at_instant(&mut self, at: Instant, happening: Happening) {
+        self.order += 1;
+        self.agenda.insert((at, self.order), happening);
+    }
+
+    /// The client's own machine is busy: what would reach it reaches it later.
+    fn postpone(&mut self, happening: Happening) -> Option<Happening> {
+        let for_client = matches!(
+            happening,
+            Happening::Dialled { .. }
+                | Happening::ToClient { .. }
+                | Happening::EndAtClient { .. }
+                | Happening::Written { .. }
+                | Happening::Acknowledge { .. }
+                | Happening::Publish(_)
+        );
+        if for_client && self.now < self.asleep_until {
+            self.at_instant(self.asleep_until, happening);
+            return None;
+        }
+        Some(happening)
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        let Some(happening) = self.postpone(happening) else { return };
+        match happening {
+            Happening::Publish(number) => self.publish(number),
+            Happening::Subscribe => {
+                let filter = Arc::from("commands/#");
+                self.tell(Input::Subscribe { filter, qos: modax_mqtt_failover::Qos::AtLeastOnce });
+            }
+            Happening::Dialled { attempt, broker } => self.dialled(attempt, broker),
+            Happening::ToBroker { attempt, broker, packet } => self.reach_broker(attempt, broker, packet),
+            Happening::EndAtBroker { attempt, broker } => {
+                if !self.brokers[broker].mood.frozen {
+                    self.brokers[broker].end(attempt);
+                }
+            }
+            Happening::ToClient { attempt, packet } => {
+                self.tell(Input::Heard { attempt });
+                self.tell(Input::Received { attempt, packet });
+            }
+            Happening::EndAtClient { attempt } => {
+                self.links.remove(&attempt);
+                self.tell(Input::Closed { attempt, reason: "closed".to_owned(), by_peer: true });
+            }
+            Happening::Written { attempt, packets } => self.tell(Input::Written { attempt, packets, stalled: None }),
+            Happening::Acknowledge { id, serial } => self.tell(Input::Acknowledge { id, serial }),
+            Happening::Command(number) => self.command(number),
+            Happening::Fault => self.fault(),
+            Happening::Stall => {
+                if !self.healed {
+                    self.fired.stalls += 1;
+                    self.asleep_until = self.now + Duration::from_millis(50 + self.numbers.next_number() % 1500);
+                    let wait = Duration::from_millis(1800) + self.below(Duration::from_secs(2));
+                    self.at(wait, Happening::Stall);
+                }
+            }
+            Happening::Heal => self.heal(),
+        }
+    }
+
+    fn publish(&mut self, number: u64) {
+        let topic = format!("topic/{}", number % 3);
+        let mut message = Message::new(topic.clone(), Bytes::copy_from_slice(&number.to_be_bytes()));
+        let expires = self.draw(10) == 0;
+        if expires {
+            message = message.expires_in(Duration::from_millis(500));
+        }
+        let Admission::Admitted { id, .. } = self.backlog.admit(self.now, &message) else { panic!("room for all") };
+        self.admitted.insert(id, (topic, number, expires));
+    }
+
+    fn feed(&mut self) {
+        if self.now < self.asleep_until {
+            return;
+        }
+        while self.courier.room() > 0 {
+            let Some(admitted) = self.backlog.take(self.now) else { break };
+            self.tell(Input::Publish(admitted));
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.courier.handle_input(self.now, input);
+        self.perform();
+    }
+
+    fn perform(&mut self) {
+        while let Some(output) = self.courier.poll_output() {
+            match output {
+                Output::Dial { attempt, broker } => {
+                    let wait = self.latency();
+                    self.at(wait, Happening::Dialled { attempt, broker });
+                }
+                Output::Send { attempt, packet } => self.send(attempt, packet),
+                Output::HangUp { attempt } => {
+                    if let Some(link) = self.links.remove(&attempt) {
+                        let at = link.last_to_broker.max(self.now);
+                        self.at_instant(at, Happening::EndAtBroker { attempt, broker: link.broker });
+                    }
+                }
+                Output::Settled { id, outcome } => self.settle(id, outcome),
+                Output::Deliver { publish, serial } => {
+                    let sequence = u64::from_be_bytes(publish.payload.as_ref().try_into().expect("eight bytes"));
+                    assert!(self.commands.contains(&sequence), "nobody sent command {sequence}");
+                    self.delivered.insert(sequence);
+                    self.must_arrive.remove(&sequence);
+                    if let Some((id, serial)) = publish.id.zip(serial) {
+                        let wait = self.below(Duration::from_millis(20));
+                        self.at(wait, Happening::Acknowledge { id, serial });
+                    }
+                }
+                Output::Gap { reason, .. } => {
+                    assert!(!matches!(reason, GapReason::Refused { .. }), "no broker refused anything");
+                    self.fired.gaps += 1;
+                }
+                Output::Event(event) => {
+                    if std::env::var_os("MODAX_TRACE").is_some() {
+                        eprintln!("{:?} {event:?}", self.now - self.start);
+                    }
+                    match event {
+                        Event::Connected { session_present: true, .. } => self.fired.resumed += 1,
+                        Event::Disconnected { .. } => self.fired.disconnects += 1,
+                        Event::FailedOver { .. } => self.fired.failovers += 1,
+                        _ => {}
+                    }
+                }
+                other => panic!("unknown output {other:?}"),
+            }
+        }
+    }
+
+    fn settle(&mut self, id: MessageId, outcome: Outcome) {
+        let (topic, number, expires) = self.admitted.get(&id).expect("an outcome only for what was admitted");
+        match &outcome {
+            Outcome::Acked { .. } => {
+                let topic: Arc<str> = Arc::from(topic.as_str());
+                let holds = |broker: &Broker| broker.received.get(&topic).is_some_and(|seen| seen.contains(number));
+                assert!(self.brokers.iter().any(holds), "message {number} was acknowledged and no broker has it");
+            }
+            Outcome::Expired { .. } => assert!(expires, "message {number} has no time to live"),
+            other => panic!("message {number} ended as {other:?}"),
+        }
+        self.backlog.settle(id);
+        assert!(self.outcomes.insert(id, outcome).is_none(), "two outcomes for one message");
+    }
+
+    fn latency(&mut self) -> Duration {
+        Duration::from_micros(100) + self.below(Duration::from_millis(3))
+    }
+
+    fn send(&mut self, attempt: u64, packet: Packet) {
+        let latency = self.latency();
+        let Some(link) = self.links.get_mut(&attempt) else { return };
+        link.sent += 1;
+        if packet == Packet::PingReq {
+            self.fired.probes += 1;
+        }
+        let arrival = (self.now + latency).max(link.last_to_broker);
+        link.last_to_broker = arrival;
+        let (broker, packets, vanishing) = (link.broker, link.sent, link.vanishing);
+        self.at(Duration::ZERO, Happening::Written { attempt, packets });
+        if !vanishing {
+            self.at_instant(arrival, Happening::ToBroker { attempt, broker, packet });
+        }
+    }
+
+    fn dialled(&mut self, attempt: u64, broker: usize) {
+        if self.brokers[broker].mood.down {
+            return self.tell(Input::Closed { attempt, reason: "refused".to_owned(), by_peer: true });
+        }
+        let now = self.now;
+        let link = Link { broker, sent: 0, last_to_broker: now, last_to_client: now, vanishing: false };
+        self.links.insert(attempt, link);
+        self.tell(Input::Opened { attempt });
+    }
+
+    fn reach_broker(&mut self, attempt: u64, index: usize, packet: Packet) {
+        let mut numbers = self.numbers.clone();
+        let broker = &mut self.brokers[index];
+        if broker.mood.down {
+            return;
+        }
+        if broker.mood.frozen {
+            // It lies in the kernel's buffer until the process goes on.
+            return broker.unread.push((attempt, packet));
+        }
+        if matches!(packet, Packet::Connect(_)) {
+            if broker.mood.eof_before_connack {
+                self.fired.early_eofs += 1;
+                return self.at(Duration::from_millis(1), Happening::EndAtClient { attempt });
+            }
+            self.fired.late_connacks += u64::from(!broker.mood.connack_delay.is_zero());
+            self.accept(attempt, index);
+        }
+        let answers = self.brokers[index].receive(attempt, packet, |below| numbers.next_number() % below);
+        self.numbers = numbers;
+        self.answer(attempt, answers);
+    }
+
+    /// A CONNECT ends any other connection under the same identity; in a cluster, on any node.
+    fn accept(&mut self, attempt: u64, index: usize) {
+        let cluster = self.plan.topology == Topology::Cluster;
+        for other in 0..self.brokers.len() {
+            if other != index && !cluster {
+                continue;
+            }
+            if let Some(old) = self.brokers[other].connection.as_ref().map(|connection| connection.attempt) {
+                self.brokers[other].end(old);
+                self.at(Duration::from_millis(1), Happening::EndAtClient { attempt: old });
+            }
+            if other != index && self.brokers[index].session.is_none() {
+                self.brokers[index].session = self.brokers[other].session.take();
+            }
+        }
+        self.brokers[index].connection = Some(Connection {
+            attempt,
+            greeted: false,
+            clean: false,
+            session_present: false,
+            unanswered: BTreeSet::new(),
+            held: Vec::new(),
+        });
+    }
+
+    fn answer(&mut self, attempt: u64, answers: Vec<(Duration, Packet)>) {
+        for (delay, packet) in answers {
+            let latency = self.latency();
+            let Some(link) = self.links.get_mut(&attempt) else { return };
+            let arrival = (self.now + delay + latency).max(link.last_to_client);
+            link.last_to_client = arrival;
+            if !link.vanishing {
+                self.at_instant(arrival, Happening::ToClient { attempt, packet });
+            }
+        }
+    }
+
+    fn command(&mut self, number: u64) {
+        self.commands.insert(number);
+        for index in 0..self.brokers.len() {
+            let broker = &mut self.brokers[index];
+            if broker.mood.down || broker.mood.frozen {
+                continue;
+            }
+            let sent = broker.command(number);
+            if let Some(attempt) = broker.connection.as_ref().map(|connection| connection.attempt) {
+                self.answer(attempt, sent);
+            }
+        }
+    }
+
+    fn fault(&mut self) {
+        if self.healed {
+            return;
+        }
+        let count = u64::try_from(self.brokers.len()).expect("few");
+        let index = usize::try_from(self.draw(count)).expect("few");
+        match self.draw(9) {
+            0 => self.kill(index),
+            1 => self.brokers[index].mood.down = false,
+            2 => {
+                self.fired.freezes += 1;
+                self.brokers[index].mood.frozen = true;
+            }
+            3 => self.thaw(index),
+            4 => {
+                self.fired.blackholes += u64::from(!self.links.is_empty());
+                self.links.values_mut().for_each(|link| link.vanishing = true);
+            }
+            5 => {
+                let delay = self.below(Duration::from_secs(10));
+                self.brokers[index].mood.connack_delay = delay;
+            }
+            6 => self.brokers[index].mood.eof_before_connack = self.draw(2) == 0,
+            7 => {
+                let spoilt = [self.draw(3), self.draw(4), self.draw(4)];
+                let mood = &mut self.brokers[index].mood;
+                [mood.acks_missing, mood.acks_doubled, mood.acks_held] = spoilt;
+                self.fired.spoilt_acks += spoilt.iter().sum::<u64>();
+            }
+            _ => {
+                if let Some(attempt) = self.brokers[index].connection.as_ref().map(|connection| connection.attempt) {
+                    self.fired.takeovers += 1;
+                    self.brokers[index].end(attempt);
+                    self.at(Duration::from_millis(1), Happening::EndAtClient { attempt });
+                }
+            }
+        }
+        let wait = self.below(Duration::from_millis(1500));
+        self.at(wait, Happening::Fault);
+    }
+
+    fn kill(&mut self, index: usize) {
+        self.fired.kills += 1;
+        self.fired.session_losses += u64::from(!self.brokers[index].keeps_sessions);
+        self.brokers[index].die();
+        let ended: Vec<_> = self.links.iter().filter(|(_, link)| link.broker == index).map(|(at, _)| *at).collect();
+        for attempt in ended {
+            self.at(Duration::from_millis(1), Happening::EndAtClient { attempt });
+        }
+    }
+
+    fn thaw(&mut self, index: usize) {
+        self.brokers[index].mood.frozen = false;
+        for (attempt, packet) in std::mem::take(&mut self.brokers[index].unread) {
+            self.at(Duration::ZERO, Happening::ToBroker { attempt, broker: index, packet });
+        }
+    }
+
+    fn heal(&mut self) {
+        self.healed = true;
+        for index in 0..self.brokers.len() {
+            self.thaw(index);
+            self.brokers[index].mood = Mood::default();
+        }
+        // Packets that vanished stay lost; the links they were on stay dead.
+        for number in 1000..1005 {
+            self.at(HEALING / 2, Happening::Command(number));
+            self.must_arrive.insert(number);
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.outcomes.len() == self.admitted.len()
+    }
+
+    fn judge(&self) {
+        for broker in &self.brokers {
+            for (topic, seen) in &broker.received {
+                assert!(seen.is_sorted(), "first receipts of {topic} out of order: {seen:?}");
+            }
+        }
+        let open: Vec<_> = self.admitted.iter().filter(|(id, _)| !self.outcomes.contains_key(id)).collect();
+        assert!(open.is_empty(), "no outcome after healing: {open:?}, {:?}", self.courier.status());
+        assert!(self.courier.status().is_connected(), "not connected after healing");
+        assert!(self.must_arrive.is_empty(), "commands {:?} never arrived", self.must_arrive);
+        assert_eq!(self.backlog.messages(), 0, "the account of the queue is not balanced");
+        assert_eq!(self.backlog.bytes(), 0, "the account of the queue is not balanced");
+    }
+}
