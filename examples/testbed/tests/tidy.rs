@@ -27,6 +27,10 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+fn is_rust(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "rs")
+}
+
 /// A path as people write it: from the root, with slashes.
 fn named(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::{CRATES, EXAMPLES, files, named, none, read, root};
+use crate::{CRATES, EXAMPLES, files, is_rust, named, none, read, root};
 
 /// What may stand at the top of the repository.
 const TOP: [&str; 24] = [
@@ -83,7 +83,7 @@ fn the_architecture_names_every_file_on_the_first_floor() {
             let module = file.trim_end_matches(".rs");
             let is_named =
                 [format!("`{file}`"), format!("`{module}`"), format!("/{file}`")].iter().any(|it| map.contains(it));
-            if is_first_floor && file.ends_with(".rs") && !module.ends_with("tests") && !is_named {
+            if is_first_floor && is_rust(&path) && !module.ends_with("tests") && !is_named {
                 offenders.push(named(&path));
             }
         }
@@ -103,7 +103,7 @@ fn tested() -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let folders = CRATES.iter().map(|name| (*name).to_owned());
     let folders = folders.chain(["control-layer", "ai-layer", "modax"].map(|name| format!("examples/{name}")));
-    for path in folders.flat_map(files).filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
+    for path in folders.flat_map(files).filter(|path| is_rust(path)) {
         for name in
             read(&path).lines().filter_map(|line| line.trim_start().split_once("fn f")).map(|(_, name)| name.to_owned())
         {
@@ -137,7 +137,7 @@ fn the_fault_catalogue_tells_the_truth_about_its_tests() {
 #[test]
 fn names_of_tests_are_sentences() {
     let mut offenders = Vec::new();
-    for path in files("").into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
+    for path in files("").into_iter().filter(|path| is_rust(path)) {
         let text = read(&path);
         let mut is_test = false;
         for line in text.lines().map(str::trim) {

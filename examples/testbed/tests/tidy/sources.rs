@@ -11,7 +11,7 @@ use syn::{
     ReturnType, Signature, TraitItemFn, Type, Visibility,
 };
 
-use crate::{CRATES, EXAMPLES, files, named, none, read, root};
+use crate::{CRATES, EXAMPLES, files, is_rust, named, none, read, root};
 
 /// Production lines of a file, at most.
 const FILE: usize = 400;
@@ -54,10 +54,6 @@ const BANNED_TYPES: [&str; 12] = [
 struct Source {
     path: PathBuf,
     file: syn::File,
-}
-
-fn is_rust(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "rs")
 }
 
 /// Files that hold tests only.
@@ -230,8 +226,8 @@ fn returns_result(output: &ReturnType) -> bool {
     path.path.segments.last().is_some_and(|segment| segment.ident == "Result")
 }
 
+#[derive(Default)]
 struct Enums<'a> {
-    source: &'a Source,
     found: Vec<&'a ItemEnum>,
 }
 
@@ -278,7 +274,7 @@ fn errors_and_events_may_grow_and_errors_say_whether_to_try_again() {
         let whole: String = sources.iter().map(|source| read(&source.path)).collect();
         let waited_for: BTreeSet<String> = sources.iter().flat_map(errors_of_async_functions).collect();
         for source in &sources {
-            let mut enums = Enums { source, found: Vec::new() };
+            let mut enums = Enums::default();
             enums.visit_file(&source.file);
             for item in enums.found {
                 let (name, place) = (item.ident.to_string(), at(&source.path, item.span()));
