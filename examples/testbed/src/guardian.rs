@@ -25,8 +25,11 @@ pub(crate) struct Guardian {
 impl Guardian {
     /// Starts a guardian for the servers whose files are in `directory`.
     pub(crate) fn start(directory: &Path, keeps_directory: bool) -> Result<Self, TestbedError> {
+        // As a file: a list of processes should show a name and not the whole script.
+        let script = directory.join("guardian.sh");
+        std::fs::write(&script, SCRIPT).map_err(TestbedError::io(script.display().to_string()))?;
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(SCRIPT).arg("modax-guardian").arg(directory);
+        command.arg(script).arg(directory);
         command.arg(if keeps_directory { "keep" } else { "remove" });
         // Nothing of ours is inherited: whoever waits for the end of our output must not wait for the guardian. A
         // group of its own, and the signals of a terminal ignored: Ctrl-C ends us, and then it has its work to do.

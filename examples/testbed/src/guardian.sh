@@ -102,8 +102,7 @@ done
 grow
 send KILL
 
-# A postmaster that was killed leaves its System V segment behind, which names its
-# creator. It is removed only if nobody uses it.
+# A postmaster that was killed leaves a System V segment behind, which names its creator.
 for cluster in $clusters; do
     { read -r creator <"$cluster/postmaster.pid"; } 2>/dev/null || continue
     while read -r _ segment _ _ made _ users _; do

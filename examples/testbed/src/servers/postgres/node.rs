@@ -141,7 +141,8 @@ impl PostgresNode {
     /// # Cancel safety
     /// Not safe: the node may be left without data. Call it again.
     pub async fn rebuild(&self, primary: &Self, name: &str) -> Result<(), TestbedError> {
-        self.kill();
+        self.process().kill();
+        release_memory(&self.data);
         std::fs::remove_dir_all(&self.data).map_err(TestbedError::io(self.data.display().to_string()))?;
         let data = self.ground.directory(&self.data.file_name().unwrap_or_default().to_string_lossy(), true)?;
         base_backup(&self.ground, &data, primary.address, name).await?;
@@ -220,6 +221,24 @@ pub(crate) async fn psql(address: SocketAddr, database: &str, sql: &str) -> Resu
         _ => None,
     });
     Ok(rows.collect::<Vec<_>>().join("\n"))
+}
+
+/// Removes the System V segment that a killed postmaster left, before its data directory is thrown away: with the
+/// directory goes the only trace of it. At the end of a ground the guardian does the same.
+fn release_memory(data: &Path) {
+    let owner = std::fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+    let Some(creator) = owner.lines().next() else { return };
+    let segments = std::fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+    for segment in segments.lines() {
+        // Columns: key, id, permissions, size, creator, last user, number of users; see sysvipc(7).
+        let columns: Vec<&str> = segment.split_ascii_whitespace().collect();
+        if let [_, id, _, _, made, _, "0", ..] = columns.as_slice()
+            && *made == creator
+        {
+            // A segment that stays is a nuisance, not an error.
+            let _ = std::process::Command::new("ipcrm").args(["-m", id]).status();
+        }
+    }
 }
 
 /// `-c fast` because a spread checkpoint takes minutes; no slot, see `wal_keep_size`.
