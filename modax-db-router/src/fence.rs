@@ -39,6 +39,14 @@ pub struct Life {
     pub floor: Floor,
 }
 
+impl Life {
+    /// A life on that server.
+    #[must_use]
+    pub const fn new(node: NodeId, incarnation: Incarnation, floor: Floor) -> Self {
+        Self { node, incarnation, floor }
+    }
+}
+
 /// The lives of the current history's primaries in order, as far as this router saw them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lineage {
@@ -306,8 +314,9 @@ impl Record {
     pub fn note(&mut self, seen: &Observation) {
         match seen.activity {
             Activity::Writing { timeline, .. } => {
+                // A new number is a promotion; the old one again is what `stepped_down` is there to remember.
+                self.stepped_down &= self.wrote == Some(timeline);
                 self.wrote = Some(timeline);
-                self.stepped_down = false;
             }
             Activity::Replaying { .. } => {
                 self.stepped_down |= self.wrote.is_some();

@@ -87,6 +87,24 @@ impl RouterBuilder {
         self
     }
 
+    /// Calls that may wait for a primary at once. Default: [`Config::hold_limit`].
+    pub const fn hold_limit(mut self, calls: usize) -> Self {
+        self.config.hold_limit = calls;
+        self
+    }
+
+    /// Longest time one read may take. Default: [`Config::read_deadline`].
+    pub const fn read_deadline(mut self, deadline: Duration) -> Self {
+        self.config.read_deadline = deadline;
+        self
+    }
+
+    /// Longest time for one probe. Default: [`Config::probe_deadline`].
+    pub const fn probe_deadline(mut self, deadline: Duration) -> Self {
+        self.config.probe_deadline = deadline;
+        self
+    }
+
     /// How a replica is chosen among equals. Default: [`Config::selection`].
     pub const fn selection(mut self, selection: Selection) -> Self {
         self.config.selection = selection;

@@ -112,7 +112,7 @@ impl Writer {
     ///
     /// # Cancel safety
     /// As [`Router::write`].
-    pub async fn run<T, F, Fut>(&self, work: F) -> Result<Written<T>, WriteError>
+    pub async fn run<T, F, Fut>(self, work: F) -> Result<Written<T>, WriteError>
     where
         F: FnMut(Tx) -> Fut + Send,
         Fut: Future<Output = Result<T, tokio_postgres::Error>> + Send,

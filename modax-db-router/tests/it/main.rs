@@ -1,1 +1,11 @@
-//! Fast tests, no servers.
+//! Tests without servers: tables, properties against small models, and a seeded simulation in virtual time.
+
+mod commit_rule;
+mod compile;
+mod config;
+mod harness;
+mod plans;
+mod retry;
+mod simulation;
+mod tables;
+mod tokens;

@@ -1,0 +1,86 @@
+//! Reads that must not be too old.
+
+use std::time::Duration;
+
+use modax_db_router::{ReadError, ReadPreference, Router};
+use modax_testbed::servers::postgres::PostgresOptions;
+use modax_testbed::{Ground, wait};
+
+use crate::ledger::{LONG, prepare};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f40_a_replica_whose_replay_is_paused_serves_no_read_with_a_token_or_a_bound() {
+    let ground = Ground::start().await.expect("ground");
+    let cluster = ground.postgres(PostgresOptions::default()).await.expect("servers");
+    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
+    prepare(&router).await;
+    let paused = &cluster.nodes()[1];
+    // The testbed's psql is the server's superuser; the router's role needs no such right.
+    paused.psql("SELECT pg_wal_replay_pause()").await.expect("pause");
+    wait::until(LONG, "replay to stop", || async {
+        paused.psql("SELECT pg_get_wal_replay_pause_state()").await.is_ok_and(|state| state == "paused")
+    })
+    .await
+    .expect("the fault fires");
+    let paused = paused.addr().to_string();
+
+    for number in 0..100_i64 {
+        let written = router.execute("INSERT INTO ledger VALUES ($1)", &[&number]).await.expect("written");
+        let token = written.token.expect("a token").to_string().parse().expect("it travels as text");
+        for preference in [ReadPreference::PreferReplica, ReadPreference::Replica] {
+            let read = router.read(preference).at_least(&token);
+            let sql = "SELECT count(*) FROM ledger WHERE number = $1";
+            let found = read.query(sql, &[&number]).await.expect("read");
+            assert_eq!(found.rows[0].get::<_, i64>(0), 1, "the write is visible on {}", found.node);
+            assert_ne!(found.node.to_string(), paused);
+        }
+    }
+    // Old enough by now: the bound leaves the paused one out as well.
+    wait::until(LONG, "the paused replica to grow old", || async {
+        let topology = router.topology();
+        let old = |node: &modax_db_router::Node| node.lag.is_none_or(|lag| lag > Duration::from_millis(1500));
+        topology.nodes().iter().any(|node| node.id.to_string() == paused && old(node))
+    })
+    .await
+    .expect("age");
+    for _ in 0..50 {
+        let read = router.read(ReadPreference::Replica).max_staleness(Duration::from_millis(1500));
+        let found = read.query("SELECT count(*) FROM ledger", &[]).await.expect("read");
+        assert_eq!(found.rows[0].get::<_, i64>(0), 100);
+        assert_ne!(found.node.to_string(), paused);
+        assert!(found.staleness.is_some_and(|age| age <= LONG));
+    }
+    router.close(LONG).await;
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f37_without_a_primary_reads_go_on_and_writes_end_with_a_typed_error() {
+    let ground = Ground::start().await.expect("ground");
+    let cluster = ground.postgres(PostgresOptions::default()).await.expect("servers");
+    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
+    prepare(&router).await;
+    cluster.nodes()[0].kill();
+    wait::until(LONG, "the loss to be seen", || async { router.topology().primary().is_none() }).await.expect("lost");
+
+    for _ in 0..20 {
+        let found = router.read(ReadPreference::PreferReplica).query("SELECT 1", &[]).await.expect("reads go on");
+        assert_ne!(found.node.to_string(), cluster.nodes()[0].addr().to_string());
+    }
+    let refused = router
+        .writer()
+        .deadline(Duration::from_millis(300))
+        .run(async |tx: modax_db_router::Tx| tx.execute("INSERT INTO ledger VALUES (1)", &[]).await);
+    let error = refused.await.expect_err("no primary");
+    assert!(matches!(error, modax_db_router::WriteError::NoPrimary { .. }), "{error:?}");
+    assert!(error.is_transient() && !error.outcome_unknown());
+    let bounded = router
+        .read(ReadPreference::Replica)
+        .max_staleness(Duration::from_millis(1))
+        .deadline(Duration::from_millis(300))
+        .query("SELECT 1", &[])
+        .await;
+    assert!(matches!(bounded, Err(ReadError::NoNode { .. })), "{bounded:?}");
+    router.close(LONG).await;
+    ground.stop().await;
+}

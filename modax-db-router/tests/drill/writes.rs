@@ -1,0 +1,143 @@
+//! What a write promises while nothing is broken but the caller.
+
+use std::time::Duration;
+
+use modax_db_router::{Durability, ReadPreference, Router, Tx, WriteError, tokio_postgres};
+use modax_testbed::Ground;
+use modax_testbed::servers::postgres::PostgresOptions;
+
+use crate::ledger::{LONG, prepare};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f43_an_abandoned_transaction_never_reaches_the_next_user() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("server");
+    let router = Router::builder(&cluster.url()).expect("url").pool_size(1).build().expect("router");
+    prepare(&router).await;
+
+    // Dropped in the middle of a statement, of a transaction, and after the statement.
+    for wait in [0, 1, 5, 20, 60] {
+        let work = async |tx: Tx| {
+            tx.execute("INSERT INTO ledger VALUES (-1)", &[]).await?;
+            tx.execute("SELECT pg_sleep(0.05)", &[]).await?;
+            std::future::pending::<Result<(), tokio_postgres::Error>>().await
+        };
+        let abandoned = tokio::time::timeout(Duration::from_millis(wait), router.write(work)).await;
+        assert!(abandoned.is_err(), "the fault fired");
+        let written = router.execute("INSERT INTO ledger VALUES (1)", &[]).await.expect("a clean connection");
+        assert_eq!(written.value, 1);
+    }
+    // Given back by hand in the middle of a transaction and with settings.
+    {
+        let connection = router.primary().await.expect("connection");
+        connection
+            .batch_execute("BEGIN; INSERT INTO ledger VALUES (-1); SET search_path TO nowhere")
+            .await
+            .expect("left");
+    }
+    router.execute("INSERT INTO ledger VALUES (1)", &[]).await.expect("a clean connection");
+    let found = router.read(ReadPreference::Primary).query("SELECT number FROM ledger", &[]).await.expect("read");
+    assert_eq!(found.rows.len(), 6);
+    assert!(found.rows.iter().all(|row| row.get::<_, i64>(0) == 1), "nothing abandoned was committed");
+    router.close(LONG).await;
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_failed_inside_is_never_called_committed() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("server");
+    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
+    prepare(&router).await;
+
+    // PostgreSQL answers COMMIT of a failed transaction with ROLLBACK, which is no error to the driver.
+    let swallowed = router
+        .write(async |tx: Tx| {
+            tx.execute("INSERT INTO ledger VALUES (1)", &[]).await?;
+            let _ = tx.execute("SELECT 1/0", &[]).await;
+            Ok(())
+        })
+        .await;
+    assert!(matches!(swallowed, Err(WriteError::Statement(_))), "{swallowed:?}");
+    let kept = std::sync::Mutex::new(None);
+    let escaped = router
+        .write(async |tx: Tx| {
+            tx.execute("INSERT INTO ledger VALUES (1)", &[]).await?;
+            *kept.lock().expect("lock") = Some(tx.clone());
+            Ok(())
+        })
+        .await;
+    assert!(matches!(escaped, Err(WriteError::TxKept)), "{escaped:?}");
+    drop(kept);
+    // A conflict runs the work again; anything else does not.
+    let written = router
+        .write(|tx: Tx| async move {
+            if tx.attempt() < 3 {
+                tx.batch_execute("DO $$ BEGIN RAISE EXCEPTION SQLSTATE '40001'; END $$").await?;
+            }
+            tx.execute("INSERT INTO ledger VALUES (2)", &[]).await
+        })
+        .await
+        .expect("the third attempt");
+    assert_eq!(written.attempts, 3);
+    assert_eq!(written.durability, Durability::Local);
+    let refused = router.execute("INSERT INTO ledger VALUES (1 / 0)", &[]).await.expect_err("refused");
+    assert!(!refused.is_transient() && !refused.outcome_unknown(), "{refused:?}");
+    // A read may not write.
+    let wrote = router.read(ReadPreference::Primary).query("INSERT INTO ledger VALUES (1) RETURNING 1", &[]).await;
+    assert!(wrote.is_err());
+    let found = router.read(ReadPreference::Primary).query("SELECT number FROM ledger", &[]).await.expect("read");
+    assert_eq!(found.rows.iter().map(|row| row.get::<_, i64>(0)).collect::<Vec<_>>(), [2]);
+    router.close(LONG).await;
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f39_a_commit_is_called_synchronous_only_with_evidence() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 1, synchronous: Some("s1".to_owned()), ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("servers");
+    let deadline = Duration::from_millis(500);
+    let router = Router::builder(&cluster.url()).expect("url").commit_deadline(deadline).build().expect("router");
+    prepare(&router).await;
+    let insert = "INSERT INTO ledger VALUES (1)";
+    assert_eq!(router.execute(insert, &[]).await.expect("written").durability, Durability::Synchronous);
+    let local = router
+        .write(async |tx: Tx| {
+            tx.batch_execute("SET LOCAL synchronous_commit TO local").await?;
+            tx.execute(insert, &[]).await
+        })
+        .await
+        .expect("written");
+    assert_eq!(local.durability, Durability::Local);
+
+    // The standby is gone: COMMIT waits for ever, `statement_timeout` does not end it. The router's deadline does,
+    // and nothing it says then is a guess.
+    cluster.nodes()[1].kill();
+    let waiting = router.writer().deadline(deadline).run(async |tx: Tx| tx.execute(insert, &[]).await).await;
+    let error = waiting.expect_err("no standby acknowledges");
+    assert!(error.outcome_unknown(), "{error:?}");
+    // Somebody ends the wait: the server warns, and the commit is local.
+    let freed = {
+        let work = async |tx: Tx| tx.execute(insert, &[]).await;
+        let writer = router.writer();
+        let write = writer.run(work);
+        let cancel = async {
+            let sql = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event = 'SyncRep' \
+                AND query = 'COMMIT'";
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                cluster.nodes()[0].psql(sql).await.expect("cancelled");
+            }
+        };
+        tokio::select! {
+            written = write => written,
+            () = cancel => unreachable!(),
+        }
+    };
+    assert_eq!(freed.expect("committed").durability, Durability::Unknown);
+    router.close(LONG).await;
+    ground.stop().await;
+}
