@@ -1,2 +1,39 @@
-//! To be written.
-fn main() {}
+//! The control layer's process: environment, logs, runtime. Everything else is in the library.
+
+use std::{io::Write as _, process::ExitCode};
+
+use control_layer::{
+    config::Config,
+    run::{RunError, run},
+};
+
+/// A value of the environment that cannot work.
+const BAD_SETTING: u8 = 2;
+
+fn main() -> ExitCode {
+    let config = match Config::from_env() {
+        Ok(config) => config,
+        Err(error) => return fail(BAD_SETTING, &error.to_string()),
+    };
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::new(&config.log_filter))
+        .init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &format!("no runtime: {error}")),
+    };
+    match runtime.block_on(run(config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(RunError::Setting(error)) => fail(BAD_SETTING, &error.to_string()),
+        Err(RunError::Io(error)) => fail(1, &format!("cannot serve: {error}")),
+    }
+}
+
+fn fail(code: u8, line: &str) -> ExitCode {
+    // Nobody may be reading; the exit code says the rest.
+    let _ = writeln!(std::io::stderr(), "{line}");
+    ExitCode::from(code)
+}

@@ -1,0 +1,295 @@
+//! The HTTP interface: every route bare, as the panel calls it, and under `/api/v1`.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{Path, Query, Request, State, rejection::QueryRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use modax_health::{HealthService, Registry};
+use modax_txn::IdempotencyKey;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    commands::{self, Answer, Audits},
+    contract::{CommandRequest, SafetyStatus, SensorData, Vibration, parse},
+    state::HISTORY,
+};
+
+mod error;
+mod live;
+
+pub use error::ApiError;
+
+/// The prefix under which every route stands a second time.
+const PREFIX: &str = "/api/v1";
+/// Largest body taken: a command has a few hundred bytes.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// Routes that load balancers and monitoring ask without a key.
+const WITHOUT_KEY: [&str; 5] = ["/live", "/ready", "/status", "/health", "/metrics"];
+
+/// What the routes need.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// The instance.
+    pub app: Arc<App>,
+    /// Its health.
+    pub registry: Registry,
+    /// Refusals that wait for their audit.
+    pub audits: Arc<Audits>,
+    /// Becomes true when connections are to be closed.
+    pub closing: tokio::sync::watch::Receiver<bool>,
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    let metrics = Arc::clone(&api.app);
+    let health = HealthService::new(api.registry.clone()).with_metrics(move |out| write_metrics(&metrics, out));
+    let routes = Router::new()
+        .route("/status", get(status))
+        .route("/devices", get(devices))
+        .route("/devices/{id}", delete(remove_device))
+        .route("/devices/{id}/data", get(device_data))
+        .route("/devices/{id}/history", get(device_history))
+        .route("/devices/{id}/ai-analysis", get(device_analysis))
+        .route("/control/command", post(command))
+        .route("/control/commands/{id}", get(command_status))
+        .route("/ai/status", get(ai_status))
+        .route("/ws", get(live::all))
+        .route("/ws/device/{id}", get(live::one))
+        .merge(modax_health::axum::routes(&health));
+    // `nest` takes the prefix off before the health service looks at the path.
+    Router::new()
+        .route("/", get(root))
+        .merge(routes.clone())
+        .nest(PREFIX, routes.route("/", get(root)))
+        .route(&format!("{PREFIX}/"), get(root))
+        .fallback(|| async { ApiError::new(StatusCode::NOT_FOUND, "not_found", "no such route") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the route does not take this method")
+        })
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::from_fn_with_state(api.clone(), require_key))
+        .with_state(api)
+}
+
+async fn require_key(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let Some(key) = &api.app.config.api_key else { return next.run(request).await };
+    let path = request.uri().path();
+    let path = path.strip_prefix(PREFIX).unwrap_or(path);
+    let given = request.headers().get("x-api-key").map(HeaderValue::as_bytes);
+    if WITHOUT_KEY.contains(&path) || given.is_some_and(|given| same(given, key.reveal().as_bytes())) {
+        return next.run(request).await;
+    }
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", "the header X-API-Key is missing or wrong").into_response()
+}
+
+/// Compares digests: the time it takes tells nothing of where two keys differ.
+fn same(given: &[u8], key: &[u8]) -> bool {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(given) == Sha256::digest(key)
+}
+
+async fn root() -> Json<Value> {
+    Json(json!({"name": "MODAX control layer", "version": env!("CARGO_PKG_VERSION"), "api_prefix": PREFIX}))
+}
+
+/// 503 exactly when `/ready` is.
+async fn status(State(api): State<Api>) -> Response {
+    let code = if api.registry.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = api.app.plant.status(Instant::now(), api.app.config.ai_enabled);
+    (code, [(header::CACHE_CONTROL, "no-store")], Json(status)).into_response()
+}
+
+async fn devices(State(api): State<Api>) -> Json<Vec<String>> {
+    Json(api.app.plant.devices())
+}
+
+/// Takes out a decommissioned device, for all instances; one that reports again is known again.
+async fn remove_device(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let device_id = id.clone();
+    let removed = api
+        .app
+        .router
+        .writer()
+        .deadline(std::time::Duration::from_millis(2_500))
+        .run(|tx| {
+            let device_id = device_id.clone();
+            async move {
+                tx.execute_typed(
+                    "UPDATE devices SET removed_at = clock_timestamp() WHERE device_id = $1 AND removed_at IS NULL",
+                    &[(&device_id, tokio_postgres::types::Type::TEXT)],
+                )
+                .await
+            }
+        })
+        .await
+        .map_err(|error| {
+            tracing::warn!(%error, "a device was not removed");
+            ApiError::unavailable("the database is away; the device was not removed")
+        })?;
+    let known = api.app.plant.devices().contains(&id);
+    api.app.plant.forget(&id);
+    if removed.value == 0 && !known {
+        return Err(unknown_device(&id));
+    }
+    tracing::info!(device_id = id, "device removed");
+    Ok(Json(json!({"status": "success", "device_id": id})))
+}
+
+fn unknown_device(id: &str) -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "device_not_found", "no such device").with(json!({"device_id": id}))
+}
+
+#[derive(Serialize)]
+struct DeviceData {
+    #[serde(flatten)]
+    reading: SensorData,
+    safety_status: Option<SafetyStatus>,
+}
+
+async fn device_data(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<DeviceData>, ApiError> {
+    let (reading, safety_status) = api.app.plant.latest(&id).ok_or_else(|| unknown_device(&id))?;
+    Ok(Json(DeviceData { reading, safety_status }))
+}
+
+#[derive(Deserialize)]
+struct HistoryQuery {
+    count: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct PastReading {
+    timestamp: u64,
+    motor_currents: Vec<f64>,
+    vibration: Vibration,
+    temperatures: Vec<f64>,
+}
+
+async fn device_history(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Query(query) = query.map_err(|_| {
+        ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", "count: a whole number of readings")
+    })?;
+    let count = query.count.unwrap_or(100).min(HISTORY);
+    let history = api.app.plant.history(&id, count).ok_or_else(|| unknown_device(&id))?;
+    let readings: Vec<PastReading> = history
+        .into_iter()
+        .map(|SensorData { timestamp, motor_currents, vibration, temperatures, .. }| PastReading {
+            timestamp,
+            motor_currents,
+            vibration,
+            temperatures,
+        })
+        .collect();
+    Ok(Json(json!({"device_id": id, "count": readings.len(), "readings": readings})))
+}
+
+async fn device_analysis(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, ApiError> {
+    let analysis = api.app.plant.analysis(&id).ok_or_else(|| {
+        ApiError::new(StatusCode::NOT_FOUND, "analysis_not_found", "no analysis of this device yet")
+            .with(json!({"device_id": id}))
+    })?;
+    Ok(Json(analysis).into_response())
+}
+
+async fn ai_status(State(api): State<Api>) -> Json<Value> {
+    let (last_analysis, devices_analyzed) = api.app.plant.analyses();
+    Json(json!({
+        "enabled": api.app.config.ai_enabled, "last_analysis": last_analysis, "devices_analyzed": devices_analyzed,
+    }))
+}
+
+async fn command(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let request: CommandRequest = parse(&body).map_err(|error| {
+        let is_json = serde_json::from_slice::<Value>(&body).is_ok();
+        let code = if is_json { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
+        ApiError::new(code, "validation_error", error.to_string())
+    })?;
+    let key = match headers.get("idempotency-key") {
+        None => None,
+        Some(value) => Some(value.to_str().ok().and_then(|text| IdempotencyKey::new(text).ok()).ok_or_else(|| {
+            ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "validation_error",
+                "Idempotency-Key: 1 to 512 visible ASCII characters",
+            )
+        })?),
+    };
+    match commands::submit(&api.app, &api.audits, request, key).await {
+        Answer::Accepted { command_id, command_type } => {
+            Ok(Json(json!({"status": "success", "command": command_type, "command_id": command_id})))
+        }
+        Answer::Blocked { command_id } => Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "system_not_safe",
+            "the plant is not in a safe state; the command was not taken",
+        )
+        .with(json!({"command_id": command_id}))),
+        Answer::Conflict => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "idempotency_conflict",
+            "another command was given under this Idempotency-Key",
+        )),
+        Answer::Unavailable { command_id, maybe } => Err(ApiError::unavailable(if maybe {
+            "the database does not answer; the command may still be taken within its time to live"
+        } else {
+            "the database is away; the command was not taken"
+        })
+        .with(json!({"command_id": command_id, "may_act": maybe}))),
+        Answer::Invalid(reason) => Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "validation_error", reason)),
+    }
+}
+
+async fn command_status(
+    State(api): State<Api>,
+    Path(id): Path<String>,
+) -> Result<Json<commands::CommandStatus>, ApiError> {
+    let not_found =
+        || ApiError::new(StatusCode::NOT_FOUND, "command_not_found", "no such command").with(json!({"command_id": id}));
+    let command_id: Uuid = id.parse().map_err(|_| not_found())?;
+    match commands::find(&api.app, command_id).await {
+        Ok(Some(status)) => Ok(Json(status)),
+        Ok(None) => Err(not_found()),
+        Err(error) => {
+            tracing::warn!(%error, "a command was not looked up");
+            Err(ApiError::unavailable("the database is away"))
+        }
+    }
+}
+
+fn write_metrics(app: &App, out: &mut String) {
+    use std::fmt::Write as _;
+    app.metrics.render(out);
+    let mqtt = app.mqtt.stats();
+    let gauges = [
+        ("modax_control_buffer_items", "Readings and safety changes that wait for the database.", app.buffer.len()),
+        ("modax_control_is_safe", "1 when the plant is safe.", usize::from(app.plant.is_safe(Instant::now()))),
+        ("modax_control_devices", "Known devices.", app.plant.devices().len()),
+        (
+            "modax_control_mqtt_connected",
+            "1 when a broker is connected.",
+            usize::from(app.mqtt.status().is_connected()),
+        ),
+        ("modax_control_mqtt_queue_messages", "Messages that wait for a broker.", mqtt.queue_messages),
+    ];
+    for (name, help, value) in gauges {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+    }
+    let failovers = mqtt.failovers;
+    let _ = writeln!(
+        out,
+        "# HELP modax_control_mqtt_failovers_total Changes of broker.\n# TYPE modax_control_mqtt_failovers_total counter\nmodax_control_mqtt_failovers_total {failovers}"
+    );
+}

@@ -1,0 +1,347 @@
+//! Commands: refused when unsafe, durable before 200, once for each idempotency key, and audited to the end.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use modax_db_router::{ReadPreference, Tx, WriteError, tokio_postgres};
+use modax_txn::{Claim, EnqueueReceipt, IdempotencyError, IdempotencyKey, Message, MessageId};
+use sha2::{Digest, Sha256};
+use tokio::sync::watch;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::{
+    analysis::enqueue,
+    app::{App, unix_now},
+    contract::{Command, CommandRequest, topic},
+};
+
+/// Whoever asks gets an answer within 3 s, also while the database is away.
+const DEADLINE: Duration = Duration::from_millis(2_500);
+/// What one attempt may take of it, so that the router can still say why it failed.
+const ATTEMPT_DEADLINE: Duration = Duration::from_millis(2_300);
+/// How long a refusal may wait for its audit before it is answered anyway.
+const AUDIT_DEADLINE: Duration = Duration::from_millis(800);
+/// Audit records of blocked commands that wait for the database; more are counted and gone.
+const MAX_AUDITS: usize = 1_000;
+/// The header that carries the type to the relay, which need not read the payload then.
+pub const TYPE_HEADER: &str = "command-type";
+
+/// What became of a request for a command.
+#[derive(Debug)]
+pub enum Answer {
+    /// Durable. Also for a repetition under the same key.
+    Accepted {
+        /// Its identity.
+        command_id: Uuid,
+        /// Its type.
+        command_type: String,
+    },
+    /// The plant is not safe.
+    Blocked {
+        /// The identity under which the refusal is audited.
+        command_id: Uuid,
+    },
+    /// Another request has the same idempotency key.
+    Conflict,
+    /// The database is away. `maybe`: a commit was under way, so the command may act all the same, within its time to live.
+    Unavailable {
+        /// Its identity, if it comes through.
+        command_id: Uuid,
+        /// Whether it may.
+        maybe: bool,
+    },
+    /// The command can never be stored.
+    Invalid(String),
+}
+
+/// Refusals whose audit waits for the database.
+#[derive(Debug, Default)]
+pub struct Audits(Mutex<VecDeque<(Uuid, CommandRequest)>>);
+
+/// Whether a command of this type may be given now.
+pub fn is_allowed(app: &App, command_type: &str, now: Instant) -> bool {
+    app.config.commands_always_allowed.iter().any(|allowed| allowed == command_type) || app.plant.is_safe(now)
+}
+
+/// Takes a command: one transaction holds the key, the audit and the outgoing message.
+///
+/// # Cancel safety
+/// Dropping it leaves all or nothing of the command.
+pub async fn submit(app: &App, audits: &Audits, request: CommandRequest, key: Option<IdempotencyKey>) -> Answer {
+    let id = MessageId::new();
+    let command_id = *id.as_uuid();
+    if !is_allowed(app, &request.command_type, Instant::now()) {
+        app.metrics.commands_blocked.increment();
+        tracing::warn!(%command_id, command_type = request.command_type, "command blocked: the plant is not safe");
+        let audit = tokio::time::timeout(AUDIT_DEADLINE, record_blocked(app, command_id, &request)).await;
+        if !matches!(audit, Ok(Ok(()))) {
+            audits.postpone(app, command_id, request);
+        }
+        return Answer::Blocked { command_id };
+    }
+    let intent = match Intent::new(app, id, request, key) {
+        Ok(intent) => Arc::new(intent),
+        Err(reason) => return Answer::Invalid(reason),
+    };
+    let work = async {
+        loop {
+            let attempt = app
+                .router
+                .writer()
+                .deadline(ATTEMPT_DEADLINE)
+                .run(|tx| {
+                    let intent = Arc::clone(&intent);
+                    async move { write(app, &tx, &intent).await }
+                })
+                .await;
+            match attempt {
+                // The same identity again: if it was committed, the rerun finds it.
+                Err(WriteError::OutcomeUnknown { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+                settled => return settled,
+            }
+        }
+    };
+    match tokio::time::timeout(DEADLINE, work).await {
+        Ok(Ok(written)) => accepted(app, &intent, &written.value),
+        Ok(Err(WriteError::Statement(error))) if !is_passing(&error) => {
+            tracing::error!(%command_id, %error, "a command cannot be stored");
+            Answer::Invalid("the database refuses the command".to_owned())
+        }
+        Ok(Err(error)) => {
+            app.metrics.commands_unavailable.increment();
+            tracing::warn!(%command_id, %error, "a command was not accepted");
+            Answer::Unavailable { command_id, maybe: error.outcome_unknown() }
+        }
+        Err(_) => {
+            app.metrics.commands_unavailable.increment();
+            tracing::warn!(%command_id, "a command was not accepted in time");
+            Answer::Unavailable { command_id, maybe: true }
+        }
+    }
+}
+
+fn accepted(app: &App, intent: &Intent, done: &Done) -> Answer {
+    match done {
+        Done::New(receipt) => {
+            if let Some(receipt) = receipt {
+                app.outbox.committed(receipt);
+            }
+            app.metrics.commands_accepted.increment();
+            Answer::Accepted { command_id: *intent.id.as_uuid(), command_type: intent.request.command_type.clone() }
+        }
+        Done::Replay(command_id) => {
+            app.metrics.commands_replayed.increment();
+            Answer::Accepted { command_id: *command_id, command_type: intent.request.command_type.clone() }
+        }
+        Done::Conflict => Answer::Conflict,
+        Done::Busy => Answer::Unavailable { command_id: *intent.id.as_uuid(), maybe: false },
+    }
+}
+
+/// Whether a refused statement may pass later: the schema is not there yet, a lock was not got, the server is full.
+fn is_passing(error: &tokio_postgres::Error) -> bool {
+    error.code().is_none_or(|state| !["22", "23", "54"].iter().any(|class| state.code().starts_with(class)))
+}
+
+/// A command on its way into the database.
+struct Intent {
+    id: MessageId,
+    request: CommandRequest,
+    parameters: serde_json::Value,
+    key: Option<IdempotencyKey>,
+    digest: Vec<u8>,
+    message: Message,
+    instance_id: Arc<str>,
+    seconds_to_live: f64,
+}
+
+enum Done {
+    New(Option<EnqueueReceipt>),
+    Replay(Uuid),
+    Conflict,
+    /// The key comes and goes in other transactions; nothing was written.
+    Busy,
+}
+
+impl Intent {
+    fn new(app: &App, id: MessageId, request: CommandRequest, key: Option<IdempotencyKey>) -> Result<Self, String> {
+        let parameters: BTreeMap<String, String> = request.parameters.clone().unwrap_or_default();
+        let command = Command {
+            timestamp: u64::try_from(unix_now().as_millis()).unwrap_or(u64::MAX),
+            command_type: request.command_type.clone(),
+            parameters,
+            command_id: *id.as_uuid(),
+            instance_id: app.instance_id.to_string(),
+        };
+        // What makes two requests the same: type and parameters, in the order of their names.
+        let same = serde_json::json!([command.command_type, command.parameters]).to_string();
+        let message = Message::to(topic::CONTROL_COMMANDS)
+            .id(id)
+            .key(topic::CONTROL_COMMANDS)
+            .header(TYPE_HEADER, &*command.command_type)
+            .json(&command)
+            .map_err(|error| error.to_string())?
+            .expires_in(app.config.command_ttl);
+        message.validate().map_err(|error| error.to_string())?;
+        Ok(Self {
+            id,
+            parameters: serde_json::json!(command.parameters),
+            digest: Sha256::digest(same.as_bytes()).to_vec(),
+            key,
+            message,
+            request,
+            instance_id: Arc::clone(&app.instance_id),
+            seconds_to_live: app.config.command_ttl.as_secs_f64(),
+        })
+    }
+}
+
+async fn write(app: &App, tx: &Tx, intent: &Intent) -> Result<Done, tokio_postgres::Error> {
+    if let Some(key) = &intent.key {
+        match app.keys.claim(&**tx, key, &intent.digest).await {
+            Ok(Claim::New) => {}
+            Ok(Claim::Replay { outcome }) => {
+                return Ok(Uuid::from_slice(&outcome).map_or(Done::Conflict, Done::Replay));
+            }
+            Ok(Claim::Conflict) => return Ok(Done::Conflict),
+            Err(IdempotencyError::Database(error)) => return Err(error),
+            Err(_) => return Ok(Done::Busy),
+        }
+        match app.keys.store(&**tx, key, intent.id.as_uuid().as_bytes()).await {
+            Ok(()) => {}
+            Err(IdempotencyError::Database(error)) => return Err(error),
+            Err(_) => return Ok(Done::Busy),
+        }
+    }
+    // Commands of all instances are published in the order of this lock.
+    tx.query_typed("SELECT FROM command_order FOR UPDATE", &[]).await?;
+    let inserted = tx
+        .execute_typed(
+            "INSERT INTO control_commands (command_id, command_type, parameters, status, instance_id, idempotency_key, expires_at)
+             VALUES ($1, $2, $3, 'accepted', $4, $5, clock_timestamp() + make_interval(secs => $6))
+             ON CONFLICT (command_id) DO NOTHING",
+            &[
+                (intent.id.as_uuid(), Type::UUID),
+                (&intent.request.command_type, Type::TEXT),
+                (&intent.parameters, Type::JSONB),
+                (&&*intent.instance_id, Type::TEXT),
+                (&intent.key.as_ref().map(IdempotencyKey::as_str), Type::TEXT),
+                (&intent.seconds_to_live, Type::FLOAT8),
+            ],
+        )
+        .await?;
+    if inserted == 0 {
+        // An earlier attempt was committed although nobody heard of it.
+        return Ok(Done::Replay(*intent.id.as_uuid()));
+    }
+    Ok(Done::New(enqueue(app, tx, intent.message.clone()).await?))
+}
+
+async fn record_blocked(app: &App, command_id: Uuid, request: &CommandRequest) -> Result<(), WriteError> {
+    let parameters = serde_json::json!(request.parameters.clone().unwrap_or_default());
+    let (command_type, instance_id) = (request.command_type.clone(), Arc::clone(&app.instance_id));
+    app.router
+        .writer()
+        .deadline(DEADLINE)
+        .run(|tx| {
+            let (parameters, command_type) = (parameters.clone(), command_type.clone());
+            let instance_id = Arc::clone(&instance_id);
+            async move {
+                tx.execute_typed(
+                    "INSERT INTO control_commands (command_id, command_type, parameters, status, reason, instance_id, settled_at)
+                     VALUES ($1, $2, $3, 'blocked', 'the plant is not safe', $4, clock_timestamp()) ON CONFLICT DO NOTHING",
+                    &[
+                        (&command_id, Type::UUID),
+                        (&command_type, Type::TEXT),
+                        (&parameters, Type::JSONB),
+                        (&&*instance_id, Type::TEXT),
+                    ],
+                )
+                .await
+            }
+        })
+        .await
+        .map(|_| ())
+}
+
+impl Audits {
+    fn postpone(&self, app: &App, command_id: Uuid, request: CommandRequest) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push_back((command_id, request));
+        if waiting.len() > MAX_AUDITS {
+            waiting.pop_front();
+            app.metrics.audits_shed.increment();
+        }
+    }
+
+    fn first(&self) -> Option<(Uuid, CommandRequest)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).front().cloned()
+    }
+
+    fn done(&self, command_id: Uuid) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(waiting, _)| *waiting != command_id);
+    }
+
+    /// Writes what waits, until `stop`; then once more.
+    pub async fn run(&self, app: &App, mut stop: watch::Receiver<bool>) {
+        loop {
+            let stopping = *stop.borrow();
+            while let Some((command_id, request)) = self.first() {
+                match record_blocked(app, command_id, &request).await {
+                    Ok(()) => self.done(command_id),
+                    Err(_) => break,
+                }
+            }
+            if stopping {
+                return;
+            }
+            let _ = tokio::time::timeout(Duration::from_secs(1), stop.changed()).await;
+        }
+    }
+}
+
+/// A row of the audit as `GET /control/commands/{id}` tells it.
+#[derive(Debug, serde::Serialize)]
+pub struct CommandStatus {
+    /// Which.
+    pub command_id: Uuid,
+    /// What.
+    pub command_type: String,
+    /// `accepted`, `acknowledged`, `expired`, `blocked` or `failed`.
+    pub status: &'static str,
+    /// As the audit has it: `accepted`, `executed`, `blocked` or `failed`.
+    pub audit: String,
+    /// Why, if not acknowledged.
+    pub reason: Option<String>,
+}
+
+/// Looks a command up; `None` if there is none.
+///
+/// # Errors
+/// The database is away.
+///
+/// # Cancel safety
+/// Cancel safe: it only reads.
+pub async fn find(app: &App, command_id: Uuid) -> Result<Option<CommandStatus>, modax_db_router::ReadError> {
+    let rows = app
+        .router
+        .read(ReadPreference::Primary)
+        .deadline(DEADLINE)
+        .query("SELECT command_type, status, reason FROM control_commands WHERE command_id = $1", &[&command_id])
+        .await?;
+    Ok(rows.rows.first().map(|row| {
+        let (audit, reason): (String, Option<String>) = (row.get(1), row.get(2));
+        let status = match (audit.as_str(), reason.as_deref()) {
+            ("executed", _) => "acknowledged",
+            ("blocked", _) => "blocked",
+            ("failed", Some(reason)) if reason.starts_with("expired") => "expired",
+            ("failed", _) => "failed",
+            _ => "accepted",
+        };
+        CommandStatus { command_id, command_type: row.get(0), status, audit, reason }
+    }))
+}

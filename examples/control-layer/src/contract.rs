@@ -1,0 +1,358 @@
+//! What travels on MQTT and HTTP: payloads of the firmware, of the AI layer and of the operator panel.
+//!
+//! Unknown fields are ignored, a missing one is an error that names it. What is stored or compared later is checked
+//! here once: identities that fit SQL, arrays of a sane length, times that a calendar has.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+/// The topics of the contract.
+pub mod topic {
+    /// Readings, from the field.
+    pub const SENSOR_DATA: &str = "modax/sensor/data";
+    /// Safety reports, from the field.
+    pub const SENSOR_SAFETY: &str = "modax/sensor/safety";
+    /// Analyses, to the panel and to the other control layers.
+    pub const AI_ANALYSIS: &str = "modax/ai/analysis";
+    /// Commands, to the field.
+    pub const CONTROL_COMMANDS: &str = "modax/control/commands";
+}
+
+/// Above it a timestamp is Unix time in milliseconds, below it milliseconds since the device's boot.
+pub const UNIX_TIME_ABOVE: u64 = 100_000_000_000;
+
+/// Largest payload taken: a reading has a few hundred bytes.
+const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
+/// Most motors or temperatures of one device.
+const MAX_CHANNELS: usize = 256;
+/// The last millisecond of the year 9999, the end of what RFC 3339 can write.
+const MAX_TIMESTAMP: u64 = 253_402_300_799_999;
+
+/// Why a payload was not understood. The text names the field.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BadPayload(pub String);
+
+impl std::fmt::Display for BadPayload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadPayload {}
+
+/// What a payload must hold beyond its JSON shape.
+pub trait Checked {
+    /// Looks for what JSON types cannot say.
+    ///
+    /// # Errors
+    /// The first field that cannot be used.
+    fn check(&self) -> Result<(), BadPayload>;
+}
+
+/// Reads a payload.
+///
+/// # Errors
+/// [`BadPayload`] names the field that is missing or cannot be used.
+pub fn parse<T: DeserializeOwned + Checked>(payload: &[u8]) -> Result<T, BadPayload> {
+    if payload.len() > MAX_PAYLOAD_BYTES {
+        return Err(BadPayload(format!("{} bytes, at most {MAX_PAYLOAD_BYTES}", payload.len())));
+    }
+    let value: T = serde_json::from_slice(payload).map_err(|error| BadPayload(error.to_string()))?;
+    value.check()?;
+    Ok(value)
+}
+
+/// Acceleration by axis, in m/s², and its magnitude.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Vibration {
+    /// Along x.
+    pub x: f64,
+    /// Along y.
+    pub y: f64,
+    /// Along z.
+    pub z: f64,
+    /// Of the vector, as the device computed it.
+    pub magnitude: f64,
+}
+
+/// One reading of a device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SensorData {
+    /// Milliseconds since the device's boot, or Unix time: see [`UNIX_TIME_ABOVE`].
+    pub timestamp: u64,
+    /// Who.
+    pub device_id: String,
+    /// Amperes, one for each motor.
+    pub motor_currents: Vec<f64>,
+    /// Acceleration.
+    pub vibration: Vibration,
+    /// °C, one for each sensor.
+    pub temperatures: Vec<f64>,
+}
+
+/// One safety report of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SafetyReport {
+    /// As in [`SensorData`].
+    pub timestamp: u64,
+    /// Who.
+    pub device_id: String,
+    /// The four facts.
+    #[serde(flatten)]
+    pub status: SafetyStatus,
+}
+
+/// The four facts that decide whether a device is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SafetyStatus {
+    /// The button is pressed.
+    pub emergency_stop: bool,
+    /// The door is closed.
+    pub door_closed: bool,
+    /// A motor draws too much.
+    pub overload_detected: bool,
+    /// No part is too hot.
+    pub temperature_ok: bool,
+}
+
+impl SafetyStatus {
+    /// Whether the device may move.
+    pub const fn is_safe(self) -> bool {
+        !self.emergency_stop && self.door_closed && !self.overload_detected && self.temperature_ok
+    }
+}
+
+/// A command as the field receives it. Old firmware ignores the last two fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// Unix time, milliseconds.
+    pub timestamp: u64,
+    /// What to do.
+    pub command_type: String,
+    /// With what.
+    pub parameters: BTreeMap<String, String>,
+    /// The same in every copy: a receiver that remembers it acts once.
+    pub command_id: Uuid,
+    /// The control layer that accepted it.
+    pub instance_id: String,
+}
+
+/// The body of `POST /control/command`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandRequest {
+    /// What to do.
+    pub command_type: String,
+    /// With what; may be left out.
+    #[serde(default)]
+    pub parameters: Option<BTreeMap<String, String>>,
+}
+
+/// What the AI layer is asked: one window of one device.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AnalysisRequest {
+    /// Who.
+    pub device_id: String,
+    /// Unix seconds.
+    pub time_window_start: f64,
+    /// Unix seconds.
+    pub time_window_end: f64,
+    /// Amperes by motor.
+    pub current_mean: Vec<f64>,
+    /// Amperes by motor.
+    pub current_std: Vec<f64>,
+    /// Amperes by motor.
+    pub current_max: Vec<f64>,
+    /// By axis.
+    pub vibration_mean: Vibration,
+    /// By axis.
+    pub vibration_std: Vibration,
+    /// By axis.
+    pub vibration_max: Vibration,
+    /// °C by sensor.
+    pub temperature_mean: Vec<f64>,
+    /// °C by sensor.
+    pub temperature_max: Vec<f64>,
+    /// Readings in the window.
+    pub sample_count: u64,
+}
+
+/// What the AI layer answers, and what is published.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Analysis {
+    /// Unix time, milliseconds.
+    pub timestamp: u64,
+    /// Who.
+    pub device_id: String,
+    /// Whether anything is unusual.
+    pub anomaly_detected: bool,
+    /// How unusual, 0 to 1.
+    pub anomaly_score: f64,
+    /// In words.
+    pub anomaly_description: String,
+    /// 0 (new) to 1 (worn out).
+    pub predicted_wear_level: f64,
+    /// Hours of life left.
+    pub estimated_remaining_hours: i64,
+    /// For people.
+    pub recommendations: Vec<String>,
+    /// How sure, 0 to 1.
+    pub confidence: f64,
+    /// Whatever else the analysis has to say.
+    pub analysis_details: serde_json::Value,
+}
+
+fn check_device(device_id: &str) -> Result<(), BadPayload> {
+    // NUL cannot be stored by PostgreSQL; other control characters only serve to forge log lines.
+    if device_id.is_empty() || device_id.len() > 128 || device_id.chars().any(char::is_control) {
+        return Err(BadPayload("device_id: 1 to 128 bytes without control characters".to_owned()));
+    }
+    Ok(())
+}
+
+fn check_timestamp(timestamp: u64) -> Result<(), BadPayload> {
+    if timestamp > MAX_TIMESTAMP {
+        return Err(BadPayload("timestamp: beyond the year 9999".to_owned()));
+    }
+    Ok(())
+}
+
+impl Checked for SensorData {
+    fn check(&self) -> Result<(), BadPayload> {
+        check_device(&self.device_id)?;
+        check_timestamp(self.timestamp)?;
+        for (name, channels) in [("motor_currents", &self.motor_currents), ("temperatures", &self.temperatures)] {
+            if channels.len() > MAX_CHANNELS {
+                return Err(BadPayload(format!("{name}: more than {MAX_CHANNELS} values")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Checked for SafetyReport {
+    fn check(&self) -> Result<(), BadPayload> {
+        check_device(&self.device_id)?;
+        check_timestamp(self.timestamp)
+    }
+}
+
+impl Checked for Analysis {
+    fn check(&self) -> Result<(), BadPayload> {
+        check_device(&self.device_id)?;
+        check_timestamp(self.timestamp)
+    }
+}
+
+impl Checked for CommandRequest {
+    fn check(&self) -> Result<(), BadPayload> {
+        if self.command_type.is_empty()
+            || self.command_type.len() > 128
+            || self.command_type.chars().any(char::is_control)
+        {
+            return Err(BadPayload("command_type: 1 to 128 bytes without control characters".to_owned()));
+        }
+        let parameters = self.parameters.iter().flatten();
+        for (name, value) in parameters {
+            if name.contains('\0') || value.contains('\0') {
+                return Err(BadPayload("parameters: no NUL".to_owned()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{Analysis, Checked, CommandRequest, SafetyReport, SensorData, parse};
+
+    fn reading() -> Value {
+        json!({"timestamp": 1234, "device_id": "ESP32_FIELD_001", "motor_currents": [1.0, 2.5],
+               "vibration": {"x": 0.1, "y": 0.2, "z": 0.3, "magnitude": 0.4}, "temperatures": [40.5]})
+    }
+
+    fn report() -> Value {
+        json!({"timestamp": 1234, "device_id": "ESP32_FIELD_001", "emergency_stop": false, "door_closed": true,
+               "overload_detected": false, "temperature_ok": true})
+    }
+
+    fn analysis() -> Value {
+        json!({"timestamp": 1, "device_id": "d", "anomaly_detected": false, "anomaly_score": 0.0,
+               "anomaly_description": "", "predicted_wear_level": 0.1, "estimated_remaining_hours": 9000,
+               "recommendations": [], "confidence": 0.8, "analysis_details": {}})
+    }
+
+    fn each_missing_field_is_named<T: serde::de::DeserializeOwned + Checked + std::fmt::Debug>(whole: &Value) {
+        parse::<T>(whole.to_string().as_bytes()).expect("the whole is understood");
+        for name in whole.as_object().expect("an object").keys() {
+            let mut part = whole.clone();
+            part.as_object_mut().expect("an object").remove(name);
+            let error = parse::<T>(part.to_string().as_bytes()).expect_err(name);
+            assert!(error.0.contains(name), "{name} is not named in: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_field_is_named_in_every_payload() {
+        each_missing_field_is_named::<SensorData>(&reading());
+        each_missing_field_is_named::<SafetyReport>(&report());
+        each_missing_field_is_named::<Analysis>(&analysis());
+        each_missing_field_is_named::<CommandRequest>(&json!({"command_type": "start"}));
+
+        let mut nested = reading();
+        nested["vibration"].as_object_mut().expect("an object").remove("magnitude");
+        assert!(parse::<SensorData>(nested.to_string().as_bytes()).expect_err("magnitude").0.contains("magnitude"));
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored() {
+        let mut whole = reading();
+        whole["firmware"] = json!({"version": 3});
+        assert!(parse::<SensorData>(whole.to_string().as_bytes()).is_ok());
+        let mut whole = report();
+        whole["firmware"] = json!("3");
+        assert!(parse::<SafetyReport>(whole.to_string().as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn a_device_is_safe_in_exactly_one_of_sixteen_states() {
+        let mut safe = 0;
+        for bits in 0..16u8 {
+            let bit = |n: u8| bits & (1 << n) != 0;
+            let mut whole = report();
+            whole["emergency_stop"] = bit(0).into();
+            whole["door_closed"] = bit(1).into();
+            whole["overload_detected"] = bit(2).into();
+            whole["temperature_ok"] = bit(3).into();
+            let report: SafetyReport = parse(whole.to_string().as_bytes()).expect("well formed");
+            let expected = !bit(0) && bit(1) && !bit(2) && bit(3);
+            assert_eq!(report.status.is_safe(), expected, "{report:?}");
+            safe += u8::from(report.status.is_safe());
+        }
+        assert_eq!(safe, 1);
+    }
+
+    #[test]
+    fn what_cannot_be_stored_is_refused_by_name() {
+        for (field, value) in [
+            ("device_id", json!("")),
+            ("device_id", json!("a\u{0}b")),
+            ("device_id", json!("x".repeat(129))),
+            ("timestamp", json!(u64::MAX)),
+            ("motor_currents", json!(vec![0.0; 300])),
+        ] {
+            let mut whole = reading();
+            whole[field] = value;
+            let error = parse::<SensorData>(whole.to_string().as_bytes()).expect_err(field);
+            assert!(error.0.contains(field), "{error}");
+        }
+        for (field, value) in [("timestamp", json!(-1)), ("timestamp", json!("now")), ("motor_currents", json!(3))] {
+            let mut whole = reading();
+            whole[field] = value;
+            assert!(parse::<SensorData>(whole.to_string().as_bytes()).is_err());
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What this instance says of itself.
+//!
+//! `mqtt` and `database` are needed, and shared by all instances: their loss makes `/health` answer 503 and
+//! readiness merely degraded, because taking all instances out would help nobody. The AI layer is advisory. Private
+//! to an instance are its start (`started`: the tables are there and a broker was reached once) and its writer's life.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use modax_health::{CheckConfig, CheckError, ConfigError, Need, Prober, Registry, Scope, Watchdog};
+
+use crate::app::App;
+
+/// Longest turn of the writer that is no reason for a restart: it waits for the database in rounds of ten seconds.
+const WRITER_LIMIT: Duration = Duration::from_secs(60);
+
+/// The start of this instance: what has to have worked once.
+#[derive(Debug, Default)]
+pub struct Start {
+    /// The tables are there.
+    pub tables: AtomicBool,
+    /// A broker was reached.
+    pub broker: AtomicBool,
+}
+
+impl Start {
+    fn is_complete(&self) -> bool {
+        self.tables.load(Ordering::Relaxed) && self.broker.load(Ordering::Relaxed)
+    }
+}
+
+/// The watchdog of the writer, to be bumped by it.
+pub fn writer_watchdog() -> Watchdog {
+    Watchdog::new("writer", WRITER_LIMIT)
+}
+
+/// All checks of this instance. Inside a tokio runtime.
+///
+/// # Errors
+/// A rule that contradicts itself.
+pub fn registry(
+    app: &Arc<App>,
+    start: &Arc<Start>,
+    writer: &Watchdog,
+    http: &reqwest::Client,
+) -> Result<Registry, ConfigError> {
+    let started = Arc::clone(start);
+    let starting = CheckConfig::new("started", move || {
+        let started = Arc::clone(&started);
+        async move {
+            if started.is_complete() { Ok(()) } else { Err(CheckError::public("waiting for the database or a broker")) }
+        }
+    })
+    .startup_gate(true)
+    .interval(Duration::from_millis(250))
+    .rise(1);
+    let brokers = Arc::clone(app);
+    let mqtt = CheckConfig::new("mqtt", move || {
+        let app = Arc::clone(&brokers);
+        async move {
+            if app.mqtt.status().is_connected() { Ok(()) } else { Err(CheckError::public("no broker is connected")) }
+        }
+    })
+    .scope(Scope::Shared)
+    .interval(Duration::from_millis(500));
+    let nodes = Arc::clone(app);
+    let database = CheckConfig::new("database", move || {
+        let app = Arc::clone(&nodes);
+        async move {
+            let connection = app
+                .router
+                .primary_within(Duration::from_millis(900))
+                .await
+                .map_err(|error| CheckError::public("no primary is reached").with_detail(error))?;
+            connection.simple_query("SELECT 1").await.map_err(CheckError::from)?;
+            Ok::<(), CheckError>(())
+        }
+    })
+    .scope(Scope::Shared)
+    .interval(Duration::from_secs(1));
+    let drain = app.config.drain_time;
+    let prober = Prober { interval: drain, timeout: Duration::ZERO, fall: 1, rise: 1 };
+    let builder = Registry::builder().check(starting).check(mqtt).check(database).watchdog(writer).prober(prober);
+    let builder = if app.config.ai_enabled { builder.check(ai_layer(app, http)) } else { builder };
+    builder.build()
+}
+
+fn ai_layer(app: &Arc<App>, http: &reqwest::Client) -> CheckConfig {
+    let (url, http) = (format!("{}/health", app.config.ai_layer_url), http.clone());
+    CheckConfig::new("ai_layer", move || {
+        let (url, http) = (url.clone(), http.clone());
+        async move {
+            let answer = http.get(url).send().await.map_err(|error| CheckError::private(error.without_url()))?;
+            if answer.status().is_success() { Ok(()) } else { Err(CheckError::public("answers, but is not healthy")) }
+        }
+    })
+    .need(Need::Optional)
+    .scope(Scope::Shared)
+    .interval(Duration::from_secs(1))
+}

@@ -1,0 +1,166 @@
+//! Tells news from old reports, for what takes effect in memory at once.
+//!
+//! A report that was held up (by a broker's queue, by the device's own) must not overwrite a newer one, and must not count as
+//! fresh because it has just arrived. The device's timestamps and the local monotonic clock suffice: arrival − timestamp
+//! is smallest for a report that was not held up, and what is above that is its delay. Nothing here is stored; which boot
+//! a *row* belongs to is [`boots`](crate::boots)' business, under the database's clock.
+
+/// Estimates and clocks may be wrong by this, in milliseconds.
+const TOLERANCE: i64 = 2_000;
+/// A new offset that has held this long (at the pace of the arrivals) is the device's: it has rebooted.
+const REBOOT_HOLDS: i64 = 1_000;
+/// The same where it looks like old reports: the device's clock was set back.
+const SET_BACK_HOLDS: i64 = 5_000;
+/// How much the offset of reports on time may differ from one to the next.
+const STEADY: i64 = 500;
+
+/// What one report is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The newest there is, taken this many milliseconds before it arrived.
+    News {
+        /// Milliseconds.
+        delay: i64,
+    },
+    /// Either the device has just rebooted or this is an old copy: good enough to stop for, not to start for.
+    Doubtful,
+    /// Older than what is known.
+    Late,
+}
+
+/// The pace of one device's reports.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    known: Option<Known>,
+    candidate: Option<Candidate>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    offset: i64,
+    newest: i64,
+    heard_at: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    offset: i64,
+    since: i64,
+}
+
+impl Pace {
+    /// Judges a report with the device's `timestamp` that arrived at `at` (milliseconds of any monotonic clock).
+    pub fn hear(&mut self, timestamp: u64, at: i64) -> Heard {
+        let timestamp = i64::try_from(timestamp).unwrap_or(i64::MAX);
+        let offset = at.saturating_sub(timestamp);
+        let Some(known) = self.known.as_mut() else { return self.rebase(offset, timestamp, at) };
+        let delay = offset.saturating_sub(known.offset);
+        if timestamp > known.newest {
+            if delay <= TOLERANCE {
+                *known = Known { offset: known.offset.min(offset), newest: timestamp, heard_at: at };
+                self.candidate = None;
+                return Heard::News { delay: delay.max(0) };
+            }
+            known.newest = timestamp;
+            known.heard_at = at;
+            let rebooted = self.held(offset, at, REBOOT_HOLDS);
+            return if rebooted { self.rebase(offset, timestamp, at) } else { Heard::News { delay } };
+        }
+        let may_be_new = timestamp != known.newest && offset >= known.offset.saturating_add(known.newest) - TOLERANCE;
+        let silent = at.saturating_sub(known.heard_at) >= REBOOT_HOLDS;
+        let believed = self.held(offset, at, if may_be_new { REBOOT_HOLDS } else { SET_BACK_HOLDS });
+        if believed || (may_be_new && silent) {
+            return self.rebase(offset, timestamp, at);
+        }
+        if may_be_new { Heard::Doubtful } else { Heard::Late }
+    }
+
+    fn rebase(&mut self, offset: i64, newest: i64, heard_at: i64) -> Heard {
+        self.known = Some(Known { offset, newest, heard_at });
+        self.candidate = None;
+        Heard::News { delay: 0 }
+    }
+
+    /// Whether reports have come with this offset for `time` milliseconds.
+    fn held(&mut self, offset: i64, at: i64, time: i64) -> bool {
+        match self.candidate {
+            Some(candidate) if (offset - candidate.offset).abs() <= STEADY => at - candidate.since >= time,
+            _ => {
+                self.candidate = Some(Candidate { offset, since: at });
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Heard, Pace};
+
+    const NEWS: Heard = Heard::News { delay: 0 };
+
+    fn running(from: u64, offset: i64, count: u64) -> Pace {
+        let mut pace = Pace::default();
+        for n in 0..count {
+            let timestamp = from + n * 50;
+            assert_eq!(pace.hear(timestamp, offset + i64::try_from(timestamp).expect("small")), NEWS);
+        }
+        pace
+    }
+
+    #[test]
+    fn an_old_report_that_comes_late_is_not_news() {
+        let mut pace = running(100, 1_000_000, 1_000);
+
+        assert_eq!(pace.hear(20_000, 1_050_200), Heard::Late);
+        assert_eq!(pace.hear(50_050, 1_050_250), Heard::Late, "a copy of the newest");
+        assert_eq!(pace.hear(50_100, 1_050_150), Heard::News { delay: 50 });
+    }
+
+    #[test]
+    fn a_backlog_is_news_of_its_own_age_until_it_has_drained() {
+        let mut pace = running(100, 1_000_000, 100);
+
+        assert_eq!(pace.hear(6_000, 1_066_000), Heard::News { delay: 60_000 });
+        assert_eq!(pace.hear(36_000, 1_066_010), Heard::News { delay: 30_010 });
+        assert_eq!(pace.hear(66_000, 1_066_020), Heard::News { delay: 20 });
+    }
+
+    #[test]
+    fn a_reboot_is_doubtful_for_a_second_and_then_believed() {
+        let mut pace = running(100, 1_000_000, 1_000);
+        let rebooted = 1_050_100;
+
+        assert_eq!(pace.hear(50, rebooted + 50), Heard::Doubtful);
+        assert_eq!(pace.hear(500, rebooted + 500), Heard::Doubtful);
+        assert_eq!(pace.hear(1_050, rebooted + 1_050), NEWS);
+        assert_eq!(pace.hear(1_100, rebooted + 1_100), NEWS);
+    }
+
+    #[test]
+    fn a_reboot_after_a_silence_is_believed_at_once() {
+        let mut pace = running(100, 1_000_000, 1_000);
+
+        assert_eq!(pace.hear(50, 1_053_000), NEWS);
+    }
+
+    #[test]
+    fn a_reboot_whose_first_seconds_nobody_heard_is_soon_on_time() {
+        let mut pace = running(100, 1_000_000, 10);
+        let rebooted = 1_060_000;
+
+        assert_eq!(pace.hear(10_000, rebooted + 10_000), Heard::News { delay: 60_000 });
+        assert_eq!(pace.hear(10_900, rebooted + 10_900), Heard::News { delay: 60_000 });
+        assert_eq!(pace.hear(11_000, rebooted + 11_000), NEWS);
+    }
+
+    #[test]
+    fn a_clock_set_back_by_an_hour_is_believed_after_some_seconds() {
+        let mut pace = running(1_700_000_000_000, 0, 10);
+        let back = 3_600_000;
+
+        assert_eq!(pace.hear(1_699_996_400_500, 1_699_996_400_500 + back), Heard::Late);
+        assert_eq!(pace.hear(1_699_996_403_500, 1_699_996_403_500 + back), Heard::Late);
+        assert_eq!(pace.hear(1_699_996_405_500, 1_699_996_405_500 + back), NEWS);
+    }
+}

@@ -1,0 +1,277 @@
+//! From the outbox to the brokers, by whichever instance holds the lease; and what became of each command.
+//!
+//! An instance without a broker gives the lease away: another one may have one, and its view of the plant's safety is fresh.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use modax_db_router::{ReadPreference, tokio_postgres};
+use modax_mqtt_failover as mqtt;
+use modax_txn::{
+    BoxConnection, BoxError, Confirmation, Event, MessageId, OutgoingMessage, Relay, RetryPolicy, Sink, SinkError,
+    State,
+};
+use tokio::sync::watch;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use crate::{
+    app::App,
+    commands::{TYPE_HEADER, is_allowed},
+    contract::topic,
+};
+
+/// Without a broker for so long, the lease goes to another instance: longer than a failover of the client takes.
+const GIVES_UP_AFTER: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LOOKS_EVERY: Duration = Duration::from_millis(200);
+/// Longest wait for what is in flight when the lease is given back.
+const STOP_DEADLINE: Duration = Duration::from_secs(3);
+/// A message that says nothing else is of no use after this.
+const EXPIRES_IN: Duration = Duration::from_secs(60);
+/// How often commands are looked up whose outcome no event told: the lease changed hands, or the database was away.
+const RECONCILES_EVERY: Duration = Duration::from_secs(1);
+/// Waits between tries: a command has seconds to live, and its successors wait behind it.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// The longest of them.
+const RETRY_CAP: Duration = Duration::from_millis(500);
+
+/// Publishes to the brokers, and is the last to ask whether a command may still go out.
+struct ToBrokers(Arc<App>);
+
+#[async_trait]
+impl Sink for ToBrokers {
+    async fn publish(&self, message: &OutgoingMessage) -> Result<Confirmation, SinkError> {
+        let app = &self.0;
+        if message.topic == topic::CONTROL_COMMANDS {
+            let command_type = message.headers.get(TYPE_HEADER).map_or("", String::as_str);
+            if !is_allowed(app, command_type, Instant::now()) {
+                // Without a broker this instance knows nothing of the plant; one that does may decide, while there is time.
+                if !app.mqtt.status().is_connected() {
+                    return Err(SinkError::retry("no broker"));
+                }
+                return Err(SinkError::drop("the plant is not safe"));
+            }
+        }
+        let left = message.expires_in.unwrap_or(EXPIRES_IN);
+        let outgoing =
+            mqtt::Message::new(message.topic.as_str(), message.payload.clone()).at_least_once().expires_in(left);
+        let receipt = app.mqtt.publish(outgoing).await.map_err(|error| {
+            if error.is_transient() { SinkError::retry(error) } else { SinkError::reject(error.to_string()) }
+        })?;
+        match receipt.acked().await {
+            mqtt::Outcome::Acked { broker, .. } => Ok(Confirmation::by(broker.to_string())),
+            mqtt::Outcome::Expired { .. } => Err(SinkError::Expired),
+            mqtt::Outcome::Rejected { reason } => Err(SinkError::reject(reason)),
+            outcome => Err(SinkError::retry(format!("not acknowledged: {outcome:?}"))),
+        }
+    }
+}
+
+/// Relays while there is a broker, until `stop`.
+pub async fn run(app: Arc<App>, mut stop: watch::Receiver<bool>) {
+    while !*stop.borrow() {
+        if !app.mqtt.status().is_connected() {
+            let _ = tokio::time::timeout(LOOKS_EVERY, stop.changed()).await;
+            continue;
+        }
+        let connections = {
+            let app = Arc::clone(&app);
+            move || {
+                let app = Arc::clone(&app);
+                async move {
+                    let connection = app.router.primary().await?;
+                    Ok::<BoxConnection, BoxError>(Box::new(connection))
+                }
+            }
+        };
+        let relay = Relay::builder(app.outbox_schema.clone(), connections, ToBrokers(Arc::clone(&app)))
+            .owner(app.instance_id.to_string())
+            .retry(RetryPolicy::default().first(RETRY_FIRST).cap(RETRY_CAP).attempts(u32::MAX))
+            .spawn();
+        match relay {
+            Ok(relay) => {
+                follow(&app, &relay, &mut stop).await;
+                let stopped = relay.stop(STOP_DEADLINE).await;
+                tracing::info!(clean = stopped.clean, "relay stopped");
+            }
+            Err(error) => {
+                tracing::error!(%error, "the relay does not start");
+                let _ = tokio::time::timeout(GIVES_UP_AFTER, stop.changed()).await;
+            }
+        }
+    }
+}
+
+/// Records what happens until `stop`, or until there has been no broker for too long.
+async fn follow(app: &Arc<App>, relay: &Relay, stop: &mut watch::Receiver<bool>) {
+    let mut events = relay.events();
+    let mut look = tokio::time::interval(LOOKS_EVERY);
+    let mut connected_at = Instant::now();
+    loop {
+        tokio::select! {
+            event = events.next() => match event {
+                Some(event) => note(app, event).await,
+                None => return,
+            },
+            _ = look.tick() => {
+                if app.mqtt.status().is_connected() {
+                    connected_at = Instant::now();
+                } else if connected_at.elapsed() >= GIVES_UP_AFTER {
+                    tracing::warn!("no broker: another instance may publish");
+                    return;
+                }
+            }
+            _ = stop.changed() => return,
+        }
+    }
+}
+
+async fn note(app: &App, event: Event) {
+    let settled = match event {
+        Event::Delivered { id, .. } => Some((id, "executed", None)),
+        Event::Expired { id } => Some((id, "failed", Some("expired before it could be published".to_owned()))),
+        Event::Rejected { id, reason } => Some(rejected(id, reason)),
+        Event::LeaseAcquired { epoch } => {
+            app.metrics.leases_acquired.increment();
+            tracing::info!(epoch, "this instance publishes now");
+            None
+        }
+        Event::LeaseLost { epoch } => {
+            tracing::warn!(epoch, "this instance publishes no more");
+            None
+        }
+        Event::Parked { id, reason } => {
+            tracing::error!(%id, reason, "a message is parked");
+            None
+        }
+        _ => None,
+    };
+    if let Some((id, status, reason)) = settled {
+        // If it fails, the reconciler finds the command later.
+        if let Err(error) = settle(app, *id.as_uuid(), status, reason).await {
+            tracing::info!(%id, %error, "the audit follows later");
+        }
+    }
+}
+
+/// The safety check drops a message; everything else that is refused has failed.
+fn rejected(id: MessageId, reason: String) -> (MessageId, &'static str, Option<String>) {
+    let status = if reason.contains("not safe") { "blocked" } else { "failed" };
+    (id, status, Some(reason))
+}
+
+/// Completes the audit; a message that is no command has no row there. Whoever is first counts.
+async fn settle(
+    app: &App,
+    command_id: Uuid,
+    status: &'static str,
+    reason: Option<String>,
+) -> Result<(), modax_db_router::WriteError> {
+    let written = app
+        .router
+        .writer()
+        .deadline(Duration::from_secs(2))
+        .run(|tx| {
+            let reason = reason.clone();
+            async move {
+                tx.execute_typed(
+                    "UPDATE control_commands SET status = $2, reason = $3, settled_at = clock_timestamp()
+                     WHERE command_id = $1 AND status = 'accepted'",
+                    &[(&command_id, Type::UUID), (&status, Type::TEXT), (&reason, Type::TEXT)],
+                )
+                .await
+            }
+        })
+        .await?;
+    if written.value == 1 {
+        let counter = match status {
+            "executed" => &app.metrics.commands_executed,
+            "blocked" => &app.metrics.commands_blocked,
+            _ => &app.metrics.commands_failed,
+        };
+        counter.increment();
+        if status != "executed" {
+            tracing::warn!(%command_id, status, reason, "command not executed");
+        }
+    }
+    Ok(())
+}
+
+/// Finds commands whose outcome stands in the outbox but not in the audit, until `stop`.
+pub async fn reconcile(app: Arc<App>, mut stop: watch::Receiver<bool>) {
+    while !*stop.borrow() {
+        if let Err(error) = reconcile_once(&app).await {
+            tracing::debug!(%error, "the audit cannot be compared with the outbox now");
+        }
+        let _ = tokio::time::timeout(RECONCILES_EVERY, stop.changed()).await;
+    }
+}
+
+async fn reconcile_once(app: &App) -> Result<(), BoxError> {
+    let open = app
+        .router
+        .read(ReadPreference::Primary)
+        .deadline(Duration::from_secs(2))
+        .query(
+            "SELECT command_id FROM control_commands
+             WHERE status = 'accepted' AND created_at < clock_timestamp() - interval '1 second' ORDER BY created_at LIMIT 100",
+            &[],
+        )
+        .await?;
+    if open.rows.is_empty() {
+        return Ok(());
+    }
+    let connection = app.router.primary_within(Duration::from_secs(2)).await?;
+    for row in open.rows {
+        let command_id: Uuid = row.try_get(0)?;
+        let status = app.outbox.status(&*connection, MessageId::from_uuid(command_id)).await?;
+        let (status, reason) = match status.map(|it| it.state) {
+            Some(State::Delivered) => ("executed", None),
+            Some(State::Expired) => ("failed", Some("expired before it could be published".to_owned())),
+            Some(State::Rejected { reason }) => {
+                let (_, status, reason) = rejected(MessageId::from_uuid(command_id), reason);
+                (status, reason)
+            }
+            None => ("failed", Some("its message is not in the outbox".to_owned())),
+            Some(_) => continue,
+        };
+        settle(app, command_id, status, reason).await?;
+    }
+    Ok(())
+}
+
+/// Logs what the brokers' client tells, until it is closed.
+pub async fn log_mqtt(app: Arc<App>) {
+    let mut events = app.mqtt.events();
+    while let Some(event) = events.next().await {
+        match &event {
+            mqtt::Event::Connected { broker, session_present, .. } => {
+                tracing::info!(%broker, session_present, "connected to a broker");
+            }
+            mqtt::Event::FailedOver { to, detected, outage, .. } => {
+                tracing::warn!(%to, detected_ms = millis(*detected), outage_ms = millis(*outage), "failed over to a broker");
+            }
+            mqtt::Event::Disconnected { .. } | mqtt::Event::Suspected { .. } | mqtt::Event::ConnectFailed { .. } => {
+                tracing::info!(?event, "broker");
+            }
+            mqtt::Event::Closed => return,
+            _ => tracing::warn!(?event, "broker"),
+        }
+    }
+}
+
+/// Logs what the database router tells, until it is closed.
+pub async fn log_database(app: Arc<App>) {
+    let mut events = app.router.events();
+    while let Some(event) = events.next().await {
+        tracing::warn!(?event, "database");
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

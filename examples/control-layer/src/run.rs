@@ -1,0 +1,285 @@
+//! One instance from start to stop.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use modax_db_router::ReadPreference;
+use modax_health::Registry;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+    task::JoinHandle,
+};
+
+use crate::{
+    analysis,
+    api::{self, Api},
+    app::App,
+    commands::Audits,
+    config::{BadSetting, Config},
+    contract::topic,
+    health::{self, Start},
+    ingest, relay, schema,
+    state::Listed,
+};
+
+/// How often the list of devices is read again: a device taken out elsewhere is forgotten, one heard elsewhere is known.
+const LIST_EVERY: Duration = Duration::from_secs(1);
+/// How often partitions are made ahead.
+const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 3600);
+/// Pause between two tries of something that the start needs.
+const RETRY_EVERY: Duration = Duration::from_millis(500);
+/// Longest time for each step of the stop after the drain; all of them together stay below the 30 s of an orchestrator.
+const STEP: Duration = Duration::from_secs(4);
+
+/// Why the instance did not start or did not stop in order.
+#[derive(Debug)]
+pub enum RunError {
+    /// A variable cannot work.
+    Setting(BadSetting),
+    /// The HTTP port cannot be had, or the operating system refuses something else.
+    Io(std::io::Error),
+}
+
+impl From<BadSetting> for RunError {
+    fn from(error: BadSetting) -> Self {
+        Self::Setting(error)
+    }
+}
+
+impl From<std::io::Error> for RunError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Runs until SIGTERM or SIGINT, then drains and stops. A second signal shortens the drain.
+///
+/// # Errors
+/// [`RunError`]: nothing was served.
+///
+/// # Cancel safety
+/// Not meant to be dropped: it is the process.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let address = (config.api_host.clone(), config.api_port);
+    let app = Arc::new(App::new(config)?);
+    tracing::info!(config = ?app.config, "starting");
+    let http = reqwest::Client::builder()
+        .timeout(app.config.ai_layer_timeout)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()
+        .map_err(|error| BadSetting::new("AI_LAYER_URL", error))?;
+    let start = Arc::new(Start::default());
+    let writer = health::writer_watchdog();
+    let registry =
+        health::registry(&app, &start, &writer, &http).map_err(|error| BadSetting::new("DRAIN_TIME", error))?;
+    let (closing, closed) = watch::channel(false);
+    let audits = Arc::new(Audits::default());
+    let routes = api::router(Api {
+        app: Arc::clone(&app),
+        registry: registry.clone(),
+        audits: Arc::clone(&audits),
+        closing: closed.clone(),
+    });
+    let listener = TcpListener::bind(address).await?;
+    tracing::info!(addr = %listener.local_addr()?, "listening");
+    let mut shutdown = closed.clone();
+    let server = tokio::spawn(async move {
+        let graceful = async move {
+            let _ = shutdown.wait_for(|closing| *closing).await;
+        };
+        axum::serve(listener, routes).with_graceful_shutdown(graceful).await
+    });
+    let parts = Parts::start(&app, &start, writer, http, &audits);
+
+    stop_is_asked(&mut terminate, &mut interrupt).await;
+    tracing::info!("draining");
+    drain(&registry, &mut terminate, &mut interrupt).await;
+    let _ = closing.send(true);
+    if tokio::time::timeout(STEP, server).await.is_err() {
+        tracing::warn!("connections were cut");
+    }
+    parts.stop(&app).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn stop_is_asked(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn drain(registry: &Registry, terminate: &mut Signal, interrupt: &mut Signal) {
+    let drained = registry.drain();
+    tokio::pin!(drained);
+    tokio::select! {
+        _ = &mut drained => return,
+        () = stop_is_asked(terminate, interrupt) => registry.hurry(),
+    }
+    drained.await;
+}
+
+/// The tasks of an instance, by the order in which they stop.
+struct Parts {
+    stop_sources: watch::Sender<bool>,
+    sources: Vec<JoinHandle<()>>,
+    stop_sinks: watch::Sender<bool>,
+    sinks: Vec<JoinHandle<()>>,
+    rest: Vec<JoinHandle<()>>,
+}
+
+impl Parts {
+    fn start(
+        app: &Arc<App>,
+        start: &Arc<Start>,
+        writer: modax_health::Watchdog,
+        http: reqwest::Client,
+        audits: &Arc<Audits>,
+    ) -> Self {
+        let (stop_sources, sources_stop) = watch::channel(false);
+        let (stop_sinks, sinks_stop) = watch::channel(false);
+        let mut sources: Vec<JoinHandle<()>> = [topic::SENSOR_DATA, topic::SENSOR_SAFETY, topic::AI_ANALYSIS]
+            .into_iter()
+            .map(|filter| tokio::spawn(ingest::listen(Arc::clone(app), filter, sources_stop.clone())))
+            .collect();
+        if app.config.ai_enabled {
+            sources.push(tokio::spawn(analysis::run(Arc::clone(app), http, sources_stop.clone())));
+        }
+        let auditor = {
+            let (app, audits, stop) = (Arc::clone(app), Arc::clone(audits), sinks_stop.clone());
+            tokio::spawn(async move { audits.run(&app, stop).await })
+        };
+        let sinks = vec![
+            tokio::spawn(prepare_then_write(Arc::clone(app), Arc::clone(start), writer, sinks_stop.clone())),
+            tokio::spawn(relay::run(Arc::clone(app), sinks_stop.clone())),
+            tokio::spawn(relay::reconcile(Arc::clone(app), sinks_stop)),
+            auditor,
+        ];
+        let rest = vec![
+            tokio::spawn(relay::log_mqtt(Arc::clone(app))),
+            tokio::spawn(relay::log_database(Arc::clone(app))),
+            tokio::spawn(watch_broker(Arc::clone(app), Arc::clone(start))),
+            tokio::spawn(list_devices(Arc::clone(app))),
+        ];
+        Self { stop_sources, sources, stop_sinks, sinks, rest }
+    }
+
+    /// Stops taking, writes what was taken, gives the lease back, says goodbye. Each step has its deadline.
+    async fn stop(self, app: &App) {
+        let _ = self.stop_sources.send(true);
+        finish("sources", self.sources).await;
+        let _ = self.stop_sinks.send(true);
+        finish("sinks", self.sinks).await;
+        if !app.buffer.is_empty() {
+            tracing::error!(items = app.buffer.len(), "readings were not stored; another instance may have them");
+        }
+        let left = app.mqtt.close(STEP / 2).await;
+        if !left.undelivered.is_empty() {
+            tracing::warn!(messages = left.undelivered.len(), "messages were not delivered; the outbox has them");
+        }
+        app.router.close(STEP / 2).await;
+        for task in self.rest {
+            task.abort();
+        }
+    }
+}
+
+async fn finish(what: &str, tasks: Vec<JoinHandle<()>>) {
+    let until = tokio::time::Instant::now() + STEP;
+    for mut task in tasks {
+        if tokio::time::timeout_at(until, &mut task).await.is_err() {
+            task.abort();
+            tracing::warn!(what, "a part did not stop in time");
+        }
+    }
+}
+
+/// Makes the tables, however long that takes, then writes; partitions are made ahead by a task beside it.
+async fn prepare_then_write(
+    app: Arc<App>,
+    start: Arc<Start>,
+    writer: modax_health::Watchdog,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut failures = 0_u64;
+    while let Err(error) = schema::prepare(&app.router, &app.outbox_schema).await {
+        writer.bump();
+        failures += 1;
+        if !error.is_transient() {
+            tracing::error!(%error, "the tables cannot be used; waiting for somebody to mend them");
+        } else if crate::app::worth_a_line(failures) {
+            tracing::warn!(%error, failures, "the tables are not ready");
+        }
+        if *stop.borrow() || tokio::time::timeout(RETRY_EVERY, stop.changed()).await.is_ok() {
+            return;
+        }
+    }
+    start.tables.store(true, Ordering::Relaxed);
+    tracing::info!("the tables are ready");
+    let partitions = {
+        let app = Arc::clone(&app);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(PARTITIONS_EVERY).await;
+                match schema::make_partitions(&app.router).await {
+                    Ok(made) => tracing::info!(made, "partitions"),
+                    Err(error) => tracing::warn!(%error, "partitions were not made ahead"),
+                }
+            }
+        })
+    };
+    ingest::write(app, writer, stop).await;
+    partitions.abort();
+}
+
+async fn watch_broker(app: Arc<App>, start: Arc<Start>) {
+    while !app.mqtt.status().is_connected() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    start.broker.store(true, Ordering::Relaxed);
+}
+
+/// Reads the list of devices again and again. Its failure changes nothing: what is known stays known.
+async fn list_devices(app: Arc<App>) {
+    let mut tick = tokio::time::interval(LIST_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut listed_once = false;
+    loop {
+        tick.tick().await;
+        let rows = app
+            .router
+            .read(ReadPreference::Primary)
+            .deadline(Duration::from_secs(2))
+            .query(
+                "SELECT device_id, (extract(epoch FROM clock_timestamp() - removed_at) * 1000)::bigint FROM devices",
+                &[],
+            )
+            .await;
+        match rows {
+            Ok(rows) => {
+                let listed: Vec<Listed> = rows
+                    .rows
+                    .iter()
+                    .map(|row| Listed {
+                        device_id: row.get(0),
+                        removed: row
+                            .get::<_, Option<i64>>(1)
+                            .map(|age| Duration::from_millis(age.max(0).unsigned_abs())),
+                    })
+                    .collect();
+                app.plant.list(&listed, Instant::now());
+                listed_once = true;
+            }
+            Err(error) if !listed_once => tracing::debug!(%error, "the list of devices is not known yet"),
+            Err(_) => {}
+        }
+    }
+}

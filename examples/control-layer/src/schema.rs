@@ -1,0 +1,148 @@
+//! The tables: made at start by any number of instances at once, partitions made ahead.
+
+use std::{fmt, time::Duration};
+
+use modax_db_router::{Router, WriteError, tokio_postgres::types::Type};
+use modax_txn::MigrateError;
+use sha2::{Digest, Sha256};
+
+/// Version 1. A change of the schema is another file after it, never an edit of this one.
+const SCHEMA: &str = include_str!("schema.sql");
+/// The advisory lock of everything that changes tables; any number that nobody else uses.
+const LOCK: i64 = 0x6d6f_6461_785f_636c;
+/// How long one attempt may take, waiting for other instances included.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// Partitions are made for yesterday (late readings) to so many days from now, twice a day: a database that is away over a
+/// long weekend does not meet a day without one.
+const DAYS_AHEAD: i64 = 7;
+
+/// Why the tables are not ready.
+#[derive(Debug)]
+pub enum PrepareError {
+    /// The database is away, or refused.
+    Write(WriteError),
+    /// No connection to the primary.
+    Acquire(modax_db_router::AcquireError),
+    /// The outbox could not be made.
+    Outbox(MigrateError),
+    /// The tables that are there were made by another program or changed by hand. Retrying does not help.
+    Foreign,
+}
+
+impl PrepareError {
+    /// Whether another attempt may succeed.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Write(WriteError::Closed) | Self::Foreign => false,
+            // The first instance may be at work, or the database starting: a refused statement passes too.
+            Self::Write(_) | Self::Acquire(_) => true,
+            Self::Outbox(error) => error.is_transient(),
+        }
+    }
+}
+
+impl fmt::Display for PrepareError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write(error) => error.fmt(f),
+            Self::Acquire(error) => error.fmt(f),
+            Self::Outbox(error) => error.fmt(f),
+            Self::Foreign => f.write_str("the control layer's tables in this database differ from this version's"),
+        }
+    }
+}
+
+impl std::error::Error for PrepareError {}
+
+/// Makes or checks everything that has to be there before the first row.
+///
+/// # Errors
+/// [`PrepareError`]; nothing is half done.
+///
+/// # Cancel safety
+/// Dropping it leaves nothing half done.
+pub async fn prepare(router: &Router, outbox: &modax_txn::Schema) -> Result<(), PrepareError> {
+    let written = router
+        .writer()
+        .deadline(DEADLINE)
+        .run(|tx| async move {
+            lock(&tx).await?;
+            tx.batch_execute(
+                "CREATE TABLE IF NOT EXISTS control_layer_migrations (
+                     version int PRIMARY KEY, checksum bytea NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())",
+            )
+            .await?;
+            let checksum = Sha256::digest(SCHEMA.as_bytes()).to_vec();
+            let applied =
+                tx.query_typed("SELECT checksum FROM control_layer_migrations WHERE version = 1", &[]).await?;
+            if let Some(row) = applied.first() {
+                return Ok(row.try_get::<_, Vec<u8>>(0)? == checksum);
+            }
+            tx.batch_execute(SCHEMA).await?;
+            tx.execute_typed(
+                "INSERT INTO control_layer_migrations (version, checksum) VALUES (1, $1)",
+                &[(&checksum, Type::BYTEA)],
+            )
+            .await?;
+            Ok(true)
+        })
+        .await
+        .map_err(PrepareError::Write)?;
+    if !written.value {
+        return Err(PrepareError::Foreign);
+    }
+    make_partitions(router).await.map_err(PrepareError::Write)?;
+    let connection = router.primary_within(DEADLINE).await.map_err(PrepareError::Acquire)?;
+    outbox.migrate(&*connection).await.map_err(PrepareError::Outbox)?;
+    Ok(())
+}
+
+/// Makes the partitions of the days around now; those that are there stay. Rows that the default partition took for such a day
+/// move over.
+///
+/// # Errors
+/// As [`Router::write`].
+///
+/// # Cancel safety
+/// Dropping it leaves nothing half done.
+pub async fn make_partitions(router: &Router) -> Result<u64, WriteError> {
+    let written = router
+        .writer()
+        .deadline(DEADLINE)
+        .run(|tx| async move {
+            lock(&tx).await?;
+            let missing = tx
+                .query_typed(
+                    "SELECT 'sensor_data_p' || to_char(day, 'YYYYMMDD'), to_char(day, 'YYYY-MM-DD'),
+                            to_char(day + interval '1 day', 'YYYY-MM-DD')
+                     FROM generate_series(date_trunc('day', clock_timestamp() AT TIME ZONE 'UTC') - interval '1 day',
+                                          date_trunc('day', clock_timestamp() AT TIME ZONE 'UTC') + make_interval(days => $1::int),
+                                          interval '1 day') AS day
+                     WHERE to_regclass('sensor_data_p' || to_char(day, 'YYYYMMDD')) IS NULL",
+                    &[(&i32::try_from(DAYS_AHEAD).unwrap_or(7), Type::INT4)],
+                )
+                .await?;
+            for row in &missing {
+                let (name, from, to): (String, String, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+                // Names and days are made by the statement above from a date alone.
+                tx.batch_execute(&format!(
+                    "CREATE TABLE {name} (LIKE sensor_data INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+                     WITH moved AS (DELETE FROM sensor_data_default
+                                    WHERE time >= '{from} 00:00+00' AND time < '{to} 00:00+00' RETURNING *)
+                     INSERT INTO {name} SELECT * FROM moved;
+                     ALTER TABLE sensor_data ATTACH PARTITION {name} FOR VALUES FROM ('{from} 00:00+00') TO ('{to} 00:00+00')",
+                ))
+                .await?;
+            }
+            Ok(missing.len() as u64)
+        })
+        .await?;
+    Ok(written.value)
+}
+
+async fn lock(tx: &modax_db_router::Tx) -> Result<(), tokio_postgres::Error> {
+    // Without it an instance that hangs in its migration would hang all others; they retry.
+    tx.batch_execute("SET LOCAL lock_timeout = '10s'").await?;
+    tx.execute_typed("SELECT pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)]).await?;
+    Ok(())
+}
