@@ -48,6 +48,8 @@ async fn f48_a_check_that_hangs_or_panics_harms_only_its_own_line() {
     assert!(check("good").counts.passed >= 9, "{:?}", check("good").counts);
     assert!(check("hangs").counts.timed_out >= 5, "the fault fired: {:?}", check("hangs").counts);
     assert_eq!(check("hangs").reason.as_deref(), Some("timed out after 1s"));
+    assert_eq!(check("hangs").condition, Condition::Fresh, "a run that can be ended is ended, and begun again");
+    assert!(check("hangs").counts.started >= 5, "{:?}", check("hangs").counts);
     for name in ["panics", "panics_early"] {
         assert!(check(name).counts.panicked >= 5, "the fault fired: {:?}", check(name).counts);
         assert_eq!(check(name).reason.as_deref(), Some("panicked"));

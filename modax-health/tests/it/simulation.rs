@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use modax_health::{CheckConfig, Need, Prober, Scope, Status};
+use modax_health::{CheckConfig, Need, Prober, Scope, Status, Watchdog};
 
 use crate::world::{Behaviour, World};
 
@@ -140,4 +140,22 @@ fn law(seed: u64, world: &World, events: usize) -> usize {
     }
     assert!(world.events.len() >= events);
     world.events.len()
+}
+
+#[test]
+fn time_in_which_the_scheduler_itself_did_not_run_is_not_held_against_a_watchdog() {
+    let dog = Watchdog::new("loop", Duration::from_secs(4));
+    let mut world = World::new(vec![], vec![dog.clone()], 0);
+    world.run_until(Duration::from_secs(3));
+    dog.bump();
+    world.run_until(Duration::from_secs(4));
+
+    // As if the whole process had been stopped for a minute and continued: the loop gets its chance.
+    let mut stopped = Some(Duration::from_secs(60));
+    world.run_with_stalls(Duration::from_secs(67), || stopped.take().unwrap_or_default());
+    assert!(world.report().live, "{:#?}", world.report());
+
+    // It does not get another one.
+    world.run_until(Duration::from_secs(70));
+    assert!(!world.report().live, "{:#?}", world.report());
 }
