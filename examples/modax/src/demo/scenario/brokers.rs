@@ -11,7 +11,7 @@ use crate::demo::nats::{led_by, meta_leader, step_down};
 use crate::demo::probe::Prober;
 
 /// What the control layers log when they lose or suspect a broker.
-pub(super) const SIGNS: &[&str] = &["suspected", "disconnected", "failedover", "failed_over"];
+pub(super) const SIGNS: &[&str] = &["suspected", "disconnected", "failed over"];
 /// Leaders move in about a second each; the last one may come back once.
 const MOVE: Duration = Duration::from_secs(30);
 /// The bound and time to see how late it was.
