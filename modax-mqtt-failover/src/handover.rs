@@ -111,6 +111,8 @@ impl Shared {
     }
 
     pub(crate) fn emit(&self, event: Event) {
+        #[cfg(feature = "tracing")]
+        trace(&event);
         // No reader is not an error.
         let _ = self.events.send(event);
     }
@@ -145,6 +147,26 @@ impl Shared {
     pub(crate) fn acknowledge(&self, acknowledged: Acknowledged) {
         self.lock().acknowledged.push(acknowledged);
         self.wake.notify_one();
+    }
+}
+
+/// One line an event; a warning where an operator may want to be woken. Nothing here holds a payload or a password.
+#[cfg(feature = "tracing")]
+fn trace(event: &Event) {
+    match event {
+        Event::Disconnected { .. }
+        | Event::FailedOver { .. }
+        | Event::Parked { .. }
+        | Event::DuplicateClientId { .. }
+        | Event::SubscriptionRefused { .. }
+        | Event::QosLowered { .. }
+        | Event::BrokerSlow { .. } => tracing::warn!(?event, "mqtt"),
+        Event::Connected { .. } | Event::Closed => tracing::info!(?event, "mqtt"),
+        Event::Suspected { .. }
+        | Event::ConnectFailed { .. }
+        | Event::Shed { .. }
+        | Event::Expired { .. }
+        | Event::Lagged { .. } => tracing::debug!(?event, "mqtt"),
     }
 }
 

@@ -1,4 +1,80 @@
-//! An MQTT client that outlives its brokers.
+//! An MQTT client that outlives its brokers: one handle, a list of brokers, and a written promise of what survives what.
+//!
+//! # What survives what
+//!
+//! | what fails | a QoS 1 publish that was admitted | subscriptions |
+//! |---|---|---|
+//! | a broker is killed | acknowledged by another broker | applied again; a [`Received::Gap`] tells the reader that something may be missing |
+//! | a broker hangs, or packets vanish | the same; noticed within 500 ms under traffic and 1.5 s when idle, at default settings | the same |
+//! | all brokers are gone for hours | kept in memory, bounded by count and bytes; what happens when full has a name ([`WhenFull`]) | applied again |
+//! | the next broker does not have our session | published again under a new packet id, never dropped | applied again |
+//! | the same broker comes back with our session | sent again under the same packet id, with DUP, oldest first | not touched |
+//! | this process is killed | what no broker had acknowledged is gone: the queue is in memory | declared again by the program |
+//!
+//! - **Delivered means acknowledged by a broker.** What a broker acknowledged and then lost with its memory is the
+//!   broker's.
+//! - **Order**: first transmissions of one topic and QoS are in publish order, and later ones wait until the earlier
+//!   unacknowledged ones have been sent again on the new connection. Repeats may follow. There is no order across QoS
+//!   levels, nor end to end across bridged or clustered brokers.
+//! - **At least once**: QoS 1 may arrive twice, and after a change of broker it sometimes does.
+//! - **Never**: a silent drop, an unbounded queue, a wait without a deadline, a verdict of death because *we* were late.
+//! - On a *cluster* the cluster's own election counts first: seconds may pass before any node acknowledges.
+//!
+//! Each line is a test: `tests/it` proves them against scripted brokers and in a simulation, `tests/drill.rs` against
+//! real ones.
+//!
+//! # Use
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use modax_mqtt_failover::{Client, Message, Qos, Received};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::builder("press-7")
+//!     .brokers(["mqtt://10.0.0.1", "mqtt://10.0.0.2", "mqtt://10.0.0.3"])?
+//!     .build()?; // returns at once, whether a broker is there or not
+//!
+//! let receipt = client.publish(Message::new("plant/press-7/temperature", "21.5")).await?; // admitted
+//! println!("{:?}", receipt.acked().await); // Acked { broker: …, attempts: 1, latency: … }
+//!
+//! let mut commands = client.subscribe("plant/press-7/commands/#", Qos::AtLeastOnce).await?;
+//! while let Some(received) = commands.next().await {
+//!     match received {
+//!         Received::Delivery(command) => {
+//!             // … act on it …
+//!             command.ack(); // a crash before this line brings it back
+//!         }
+//!         Received::Gap { reason } => println!("something may be missing: {reason:?}"),
+//!         _ => {}
+//!     }
+//! }
+//! let left = client.close(Duration::from_secs(5)).await;
+//! # drop(left); Ok(()) }
+//! ```
+//!
+//! # How a dead broker is found out
+//!
+//! Every answer has a deadline: srtt + 8 · rttvar, at least 100 ms ([`LivenessConfig`]). An overdue PUBACK or PINGRESP
+//! makes a broker *suspect*; it gets one more probe; when that stays unanswered too it is left, and the one that just
+//! failed is tried last. Any byte received is life. When this process was itself late, clocks start anew. A broker that
+//! answers probes and does not acknowledge is *slow*, and left after 5 s. None of this depends on the keep-alive.
+//!
+//! # Independent brokers, or a cluster
+//!
+//! [`Topology::Independent`]: each broker has its own sessions. On the way to another one the client first throws away
+//! what session that one may still have under its name (CONNECT clean, DISCONNECT, CONNECT), so that old commands are
+//! not replayed. [`Topology::Cluster`]: any node may have the session, and it goes on there.
+//!
+//! # Without tokio
+//!
+//! `default-features = false` leaves the state machines: [`courier::Courier`] carries messages by itself, given a
+//! clock and a transport. The modules [`session`], [`failover`], [`liveness`] and [`queue`] are its parts. They are
+//! public for drivers of other kinds and for simulations, and may change more often than the rest.
+//!
+//! # Limits
+//!
+//! MQTT 3.1.1 over TCP; QoS 0 and 1. Built and tested on Linux; TCP_USER_TIMEOUT is set there only. macOS and Windows
+//! are meant to work and are not built here.
 #![cfg_attr(
     not(test),
     deny(
@@ -59,3 +135,8 @@ pub use client::{Client, Events, PublishError, SubscribeError};
 pub use delivery::{Delivery, Received, Subscription};
 #[cfg(feature = "tokio")]
 pub use receipt::Receipt;
+
+/// The example of the README, compiled.
+#[cfg(all(doctest, feature = "tokio"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -188,10 +188,11 @@ impl Liveness {
                 self.probes.push_back(now);
             }
             Input::ProbeAnswered => {
+                self.hear(now);
                 if let Some(sent) = self.probes.pop_front() {
+                    self.compare(now, sent);
                     self.measure(now.saturating_duration_since(sent));
                 }
-                self.hear(now);
             }
             Input::Waiting(since) => {
                 // Slow ends with the packet that made it so, not with a later one.
@@ -244,11 +245,9 @@ impl Liveness {
                 [verdict, self.next_probe()].into_iter().flatten().min()
             }
             Phase::Suspect { since, .. } => {
-                if self.paused {
-                    return None;
-                }
-                let verdict = since.max(self.grace) + self.deadline();
-                [Some(verdict), self.slow_at(), self.stall_at()].into_iter().flatten().min()
+                let verdicts = [Some(since.max(self.grace) + self.deadline()), self.slow_at(), self.stall_at()];
+                let verdict = if self.paused { None } else { verdicts.into_iter().flatten().min() };
+                [verdict, self.own_probe()].into_iter().flatten().min()
             }
         }
     }
@@ -278,12 +277,17 @@ impl Liveness {
 
     fn hear(&mut self, now: Instant) {
         self.heard = self.heard.max(now);
-        if let Phase::Suspect { reason, .. } = self.phase {
+        if let Phase::Suspect { .. } = self.phase {
             self.phase = Phase::Alive;
-            if reason == Reason::AckOverdue && !self.slow && self.probes.is_empty() {
-                self.slow = true;
-                self.outputs.push_back(Output::Slow);
-            }
+        }
+    }
+
+    /// A probe that went out after a packet was answered before it: the broker lives and does not acknowledge.
+    fn compare(&mut self, now: Instant, probed: Instant) {
+        let overtaken = |since: Instant| since <= probed && since.max(self.grace) + self.deadline() <= now;
+        if !self.slow && self.waiting.is_some_and(overtaken) {
+            self.slow = true;
+            self.outputs.push_back(Output::Slow);
         }
     }
 
@@ -322,12 +326,14 @@ impl Liveness {
 
     /// Silence of theirs after the probe interval, or of ours after half the keep-alive, asks for a probe.
     fn next_probe(&self) -> Option<Instant> {
-        if self.probe_due || !self.probes.is_empty() {
-            return None;
-        }
-        let theirs = self.heard + self.config.probe_interval;
-        let ours = (!self.keep_alive.is_zero()).then(|| self.sent + self.keep_alive / 2);
-        [(!self.paused).then_some(theirs), ours].into_iter().flatten().min()
+        let waiting = self.paused || self.probe_due || !self.probes.is_empty();
+        let theirs = (!waiting).then(|| self.heard + self.config.probe_interval);
+        [theirs, self.own_probe()].into_iter().flatten().min()
+    }
+
+    /// The broker was promised a packet within the keep-alive, whatever we hear, and whether or not we listen.
+    fn own_probe(&self) -> Option<Instant> {
+        (!self.keep_alive.is_zero() && !self.probe_due).then(|| self.sent + self.keep_alive / 2)
     }
 
     fn judge(&mut self, now: Instant) {
@@ -348,20 +354,23 @@ impl Liveness {
                         self.probe_due = true;
                         self.outputs.extend([Output::Suspected(reason), Output::Probe]);
                     }
-                    Some(_) | None => {
-                        if self.next_probe().is_some_and(|at| at <= now) {
-                            self.probe_due = true;
-                            self.outputs.push_back(Output::Probe);
-                        }
-                    }
+                    Some(_) | None => self.probe_if(now, self.next_probe()),
                 }
             }
             Phase::Suspect { reason, since, silent_since } => {
-                if since.max(self.grace) + self.deadline() <= now {
-                    self.condemn(reason, silent_since);
+                if !self.paused && since.max(self.grace) + self.deadline() <= now {
+                    return self.condemn(reason, silent_since);
                 }
+                self.probe_if(now, self.own_probe());
             }
             Phase::Off | Phase::Dead => {}
+        }
+    }
+
+    fn probe_if(&mut self, now: Instant, due: Option<Instant>) {
+        if due.is_some_and(|at| at <= now) {
+            self.probe_due = true;
+            self.outputs.push_back(Output::Probe);
         }
     }
 

@@ -1,3 +1,10 @@
 //! Fast tests: no servers, no waiting but for events.
 
+mod client;
+mod f21;
+mod failover_tests;
+mod faults;
+mod liveness_tests;
+mod properties;
+mod session_tables;
 mod simulation;

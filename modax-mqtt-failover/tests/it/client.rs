@@ -1,0 +1,226 @@
+//! The handles: admission, policies, times to live, ends.
+
+use std::{future::Future, time::Duration};
+
+use modax_mqtt_failover::{
+    Client, ClientBuilder, ConfigError, Event, Message, Outcome, PublishError, Qos, Queue, Received, SubscribeError,
+    WhenFull,
+};
+use modax_testbed::broker::{Script, ScriptedBroker};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// A client of a broker that is not there.
+async fn without_broker(queue: Queue) -> (Client, ScriptedBroker) {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    broker.stop();
+    (builder(&broker).queue(queue).build().unwrap(), broker)
+}
+
+fn builder(broker: &ScriptedBroker) -> ClientBuilder {
+    Client::builder("handles").brokers([broker.url()]).unwrap()
+}
+
+#[tokio::test]
+async fn a_full_queue_that_waits_admits_when_there_is_room() {
+    let (client, broker) = without_broker(Queue::memory().max_messages(1)).await;
+    let first = client.publish(Message::new("a", "1")).await.unwrap();
+    assert_eq!(client.try_publish(Message::new("a", "2")).unwrap_err(), PublishError::Full);
+    let patient = client.publish(Message::new("a", "2").expires_in(Duration::from_millis(50)));
+    assert_eq!(within("the end of patience", patient).await.unwrap_err(), PublishError::Full);
+
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.publish(Message::new("a", "3")).await.unwrap().acked().await }
+    });
+    broker.restart().unwrap();
+
+    assert!(within("the first", first.acked()).await.is_acked());
+    assert!(within("the one that waited", waiting).await.unwrap().is_acked());
+}
+
+#[tokio::test]
+async fn each_policy_when_full_does_what_its_name_says() {
+    let two = || Queue::memory().max_messages(2);
+
+    let (client, _broker) = without_broker(two().when_full(WhenFull::Reject)).await;
+    let _kept = [client.publish(Message::new("a", "1")).await, client.publish(Message::new("a", "2")).await];
+    assert_eq!(client.publish(Message::new("a", "3")).await.unwrap_err(), PublishError::Full);
+
+    let (client, _broker) = without_broker(two().when_full(WhenFull::ShedOldest)).await;
+    let mut events = client.events();
+    let oldest = client.publish(Message::new("a", "1")).await.unwrap();
+    let _kept = [client.publish(Message::new("a", "2")).await, client.publish(Message::new("a", "3")).await];
+    assert_eq!(within("an outcome", oldest.acked()).await, Outcome::Shed);
+    assert_eq!(client.stats().shed, 1);
+    within("the event", async { while !matches!(events.next().await, Some(Event::Shed { .. })) {} }).await;
+
+    let (client, _broker) = without_broker(two().when_full(WhenFull::ShedNewest)).await;
+    let _kept = [client.publish(Message::new("a", "1")).await, client.publish(Message::new("a", "2")).await];
+    let newest = client.publish(Message::new("a", "3")).await.unwrap();
+    assert_eq!(within("an outcome", newest.acked()).await, Outcome::Shed);
+
+    let (client, broker) = without_broker(two().when_full(WhenFull::LatestPerTopic)).await;
+    let other = client.publish(Message::new("other", "1")).await.unwrap();
+    let older = client.publish(Message::new("same", "2")).await.unwrap();
+    let newer = client.publish(Message::new("same", "3")).await.unwrap();
+    assert_eq!(within("an outcome", older.acked()).await, Outcome::Shed);
+    broker.restart().unwrap();
+    assert!(within("an outcome", other.acked()).await.is_acked());
+    assert!(within("an outcome", newer.acked()).await.is_acked());
+}
+
+#[tokio::test]
+async fn a_message_whose_time_is_over_is_given_up_with_an_event() {
+    let (client, broker) = without_broker(Queue::memory()).await;
+    let mut events = client.events();
+    let receipt = client.publish(Message::new("a", "1").expires_in(Duration::from_millis(30))).await.unwrap();
+
+    assert_eq!(within("an outcome", receipt.acked()).await, Outcome::Expired { maybe_delivered: false });
+
+    within("the event", async { while !matches!(events.next().await, Some(Event::Expired { .. })) {} }).await;
+    broker.restart().unwrap();
+    assert!(within("an outcome", client.publish(Message::new("a", "2")).await.unwrap().acked()).await.is_acked());
+    assert_eq!(broker.publishes().len(), 1, "the expired one was sent");
+}
+
+#[tokio::test]
+async fn a_poison_message_is_refused_to_its_caller_and_blocks_nobody() {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let client = builder(&broker).queue(Queue::memory().max_bytes(1000)).build().unwrap();
+
+    assert_eq!(client.publish(Message::new("a", vec![0; 2000])).await.unwrap_err(), PublishError::TooLarge);
+    for topic in ["", "a/#", "a/+/b", "nul\0"] {
+        assert!(matches!(client.publish(Message::new(topic, "")).await, Err(PublishError::Topic { .. })), "{topic:?}");
+    }
+
+    assert!(within("an outcome", client.publish(Message::new("a", "ok")).await.unwrap().acked()).await.is_acked());
+}
+
+#[tokio::test]
+async fn messages_of_every_level_arrive_and_are_settled() {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let client = builder(&broker).build().unwrap();
+    let mut messages = client.subscribe("+/x", Qos::AtLeastOnce).await.unwrap();
+    assert!(broker.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+
+    let none = client.publish(Message::new("0/x", "").at_most_once()).await.unwrap();
+    let one = client.publish(Message::new("1/x", "").at_least_once().retained()).await.unwrap();
+
+    assert!(within("an outcome", none.acked()).await.is_acked());
+    assert!(within("an outcome", one.acked()).await.is_acked());
+    for topic in ["0/x", "1/x"] {
+        match within("a delivery", messages.next()).await {
+            Some(Received::Delivery(delivery)) => {
+                assert_eq!(delivery.topic(), topic);
+                delivery.ack();
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(broker.wait_until(DEADLINE, |broker| broker.acks() == 1).await, "the acknowledgement reached the broker");
+    assert!(client.close(DEADLINE).await.undelivered.is_empty());
+    assert!(within("the end of the stream", messages.next()).await.is_none());
+}
+
+#[tokio::test]
+async fn an_unacknowledged_delivery_comes_again_and_a_late_acknowledgement_is_counted() {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let client = builder(&broker).build().unwrap();
+    let mut messages = client.subscribe("a", Qos::AtLeastOnce).await.unwrap();
+    assert!(broker.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+    broker.publish("a", "x", 1);
+    let Some(Received::Delivery(first)) = within("a delivery", messages.next()).await else { panic!("a delivery") };
+
+    broker.disconnect_all();
+
+    let Some(Received::Delivery(second)) = within("a delivery", messages.next()).await else { panic!("a delivery") };
+    assert!(second.is_duplicate());
+    first.ack();
+    within("the count", async {
+        while client.stats().late_acks == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(broker.acks(), 0, "a late acknowledgement went to the broker");
+    second.ack();
+    assert!(broker.wait_until(DEADLINE, |broker| broker.acks() == 1).await);
+}
+
+#[tokio::test]
+async fn a_dropped_or_withdrawn_subscription_is_withdrawn_from_the_broker() {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let client = builder(&broker).build().unwrap();
+    let first = client.subscribe("a", Qos::AtLeastOnce).await.unwrap();
+    let mut second = client.subscribe("a", Qos::AtLeastOnce).await.unwrap();
+    assert!(broker.wait_until(DEADLINE, |broker| !broker.subscribes().is_empty()).await);
+
+    drop(first);
+    broker.publish("a", "still there", 1);
+    assert!(matches!(within("a delivery", second.next()).await, Some(Received::Delivery(_))));
+
+    client.unsubscribe("a").await.unwrap();
+    assert!(within("the end", second.next()).await.is_none());
+    assert_eq!(client.unsubscribe("a").await, Err(SubscribeError::NotSubscribed));
+}
+
+#[tokio::test]
+async fn the_last_handle_that_goes_lets_what_is_admitted_be_sent() {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let client = builder(&broker).build().unwrap();
+    let receipt = client.publish(Message::new("a", "x")).await.unwrap();
+
+    drop(client);
+
+    assert!(within("an outcome", receipt.acked()).await.is_acked());
+}
+
+#[test]
+fn f56_a_runtime_that_ends_answers_every_receipt() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let first = runtime();
+    let (client, _broker, receipt) = first.block_on(async {
+        let (client, broker) = without_broker(Queue::memory()).await;
+        let receipt = client.publish(Message::new("a", "x")).await.unwrap();
+        (client, broker, receipt)
+    });
+
+    first.shutdown_timeout(DEADLINE);
+
+    let second = runtime();
+    assert_eq!(second.block_on(receipt.acked()), Outcome::Undelivered { maybe_delivered: true });
+    assert_eq!(second.block_on(client.publish(Message::new("a", "y"))).unwrap_err(), PublishError::Closed);
+}
+
+#[tokio::test]
+async fn contradictions_in_the_configuration_are_named_and_passwords_are_not() {
+    let urls = |url: &str| Client::builder("x").brokers([url]).map(drop).unwrap_err().to_string();
+    assert_eq!(urls("http://user:canary@host"), "brokers[0]: scheme is not mqtt:// or mqtts://");
+    assert_eq!(urls("mqtt://user:canary@:1883"), "brokers[0]: host is missing or malformed");
+    assert_eq!(urls("mqtt://user:canary@host:0"), "brokers[0]: port is not a number from 1 to 65535");
+    assert_eq!(urls("mqtt://user:can%zzary@host"), "brokers[0]: user name or password is not percent-encoded UTF-8");
+
+    let good = || Client::builder("x").brokers(["mqtt://user:canary@host"]).unwrap();
+    assert!(!format!("{:?}", good()).contains("canary"));
+    assert_eq!(Client::builder("x").build().unwrap_err(), ConfigError::NoBrokers);
+    assert_eq!(Client::builder("").brokers(["mqtt://a"]).unwrap().build().unwrap_err(), ConfigError::ClientId);
+    assert!(matches!(
+        good().max_inflight(0).build().unwrap_err(),
+        ConfigError::OutOfRange { field: "max_inflight", .. }
+    ));
+    assert!(matches!(
+        good().brokers(["mqtt://host:1883"]).unwrap().build().unwrap_err(),
+        ConfigError::RepeatedBroker { .. }
+    ));
+}
+
+#[test]
+fn building_outside_a_runtime_is_an_error_and_no_panic() {
+    let built = Client::builder("x").brokers(["mqtt://host"]).unwrap().build();
+    assert_eq!(built.unwrap_err(), ConfigError::NoRuntime);
+}

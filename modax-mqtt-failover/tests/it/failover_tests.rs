@@ -1,0 +1,280 @@
+//! The choice of broker, in virtual time.
+
+use std::time::{Duration, Instant};
+
+use modax_mqtt_failover::{
+    Backoff, Selection, Topology,
+    config::Config,
+    failover::{Failover, Input, Output},
+    packet::ConnectCode,
+    policy::backoff::Jitter,
+};
+
+struct Bench {
+    begin: Instant,
+    now: Instant,
+    failover: Failover,
+    /// (time, attempt, broker) of each dial.
+    dials: Vec<(Duration, u64, usize)>,
+    said: Vec<Output>,
+}
+
+impl Bench {
+    fn new(brokers: usize, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config::from_urls("x", (0..brokers).map(|index| format!("mqtt://b{index}"))).unwrap();
+        config.seed = 7;
+        change(&mut config);
+        let begin = Instant::now();
+        let mut bench =
+            Self { begin, now: begin, failover: Failover::new(&config), dials: Vec::new(), said: Vec::new() };
+        bench.tell(Input::Start);
+        bench
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.failover.handle_input(self.now, input);
+        self.listen();
+    }
+
+    fn listen(&mut self) {
+        while let Some(output) = self.failover.poll_output() {
+            if let Output::Dial { attempt, broker } = output {
+                self.dials.push((self.now - self.begin, attempt, broker));
+            }
+            self.said.push(output);
+        }
+    }
+
+    fn last(&self) -> (u64, usize) {
+        let (_, attempt, broker) = *self.dials.last().expect("a dial");
+        (attempt, broker)
+    }
+
+    fn accept(&mut self) -> usize {
+        let (attempt, broker) = self.last();
+        self.tell(Input::Opened { attempt });
+        let wipe = self
+            .said
+            .iter()
+            .any(|said| matches!(said, Output::Greet { attempt: at, wipe: true, .. } if *at == attempt));
+        self.tell(Input::Answered { attempt, code: ConnectCode::Accepted });
+        if wipe { self.accept() } else { broker }
+    }
+
+    fn lose(&mut self, by_peer: bool) {
+        let (attempt, _) = self.last();
+        self.tell(Input::Lost { attempt, by_peer });
+    }
+
+    /// Lets every wait pass until another dial.
+    fn wait(&mut self) {
+        let before = self.dials.len();
+        while self.dials.len() == before {
+            self.now = self.failover.poll_timeout().expect("it never gives up");
+            self.failover.handle_timeout(self.now);
+            self.listen();
+        }
+    }
+}
+
+#[test]
+fn the_broker_that_failed_comes_last_whatever_its_priority() {
+    let mut bench = Bench::new(3, |_| {});
+    assert_eq!(bench.accept(), 0);
+
+    bench.lose(true);
+    assert_eq!(bench.last().1, 1, "another one, at once");
+    bench.lose(true);
+    assert_eq!(bench.last().1, 2, "not the head of the list again");
+    bench.lose(true);
+    bench.wait();
+    bench.accept();
+}
+
+#[test]
+fn round_robin_goes_on_where_it_was() {
+    let mut bench = Bench::new(3, |config| config.selection = Selection::round_robin());
+    let mut seen = vec![bench.accept()];
+    for _ in 0..5 {
+        bench.now += Duration::from_secs(60);
+        bench.lose(true);
+        seen.push(bench.accept());
+    }
+    assert_eq!(seen, [0, 1, 2, 0, 1, 2]);
+}
+
+#[test]
+fn f04_deadlines_double_with_every_round_and_start_anew_after_a_success() {
+    let mut bench = Bench::new(2, |_| {});
+    for _ in 0..14 {
+        bench.wait();
+    }
+    let gaps: Vec<_> = bench.dials.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].0).as_secs()).collect();
+    assert_eq!(gaps[..2], [1, 1]);
+    assert!(gaps[4] >= 4 && gaps[6] >= 8, "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap <= 33), "{gaps:?}");
+
+    bench.accept();
+    bench.lose(true);
+    let before = bench.now;
+    bench.wait();
+    assert!(bench.now - before <= Duration::from_secs(2), "{:?}", bench.now - before);
+}
+
+#[test]
+fn f05_tries_back_off_and_never_end() {
+    let mut bench = Bench::new(1, |_| {});
+    for _ in 0..500 {
+        bench.lose(true);
+        bench.wait();
+    }
+    let gaps: Vec<_> = bench.dials.windows(2).map(|pair| pair[1].0.saturating_sub(pair[0].0)).collect();
+    assert!(gaps.iter().all(|gap| *gap <= Duration::from_secs(2)));
+    let late: Duration = gaps[100..].iter().sum();
+    assert!(late > Duration::from_secs(300), "full jitter below 2 s is 1 s on average: {late:?} for 400 tries");
+}
+
+#[test]
+fn f08_a_flapping_broker_is_tried_less_and_less() {
+    let mut bench = Bench::new(1, |_| {});
+    for _ in 0..20 {
+        bench.accept();
+        bench.now += Duration::from_millis(10);
+        bench.lose(false);
+        bench.wait();
+    }
+    assert!(bench.now - bench.begin > Duration::from_secs(8), "20 switches in {:?}", bench.now - bench.begin);
+}
+
+#[test]
+fn f23_five_hundred_clients_that_lost_one_broker_come_back_spread_out() {
+    let mut when = Vec::new();
+    for seed in 0..500 {
+        let mut bench = Bench::new(1, |config| config.seed = seed + 1);
+        bench.accept();
+        bench.now += Duration::from_secs(60);
+        bench.lose(true);
+        let lost = bench.now;
+        for _ in 0..4 {
+            bench.wait();
+            bench.lose(true);
+        }
+        when.push(bench.now - lost);
+    }
+    when.sort();
+    let busiest = when
+        .iter()
+        .map(|from| when.iter().filter(|at| **at >= *from && **at < *from + Duration::from_millis(10)).count())
+        .max();
+    assert!(busiest < Some(50), "{busiest:?} of 500 within 10 ms");
+}
+
+#[test]
+fn a_stale_session_of_another_independent_broker_is_thrown_away_first() {
+    let mut bench = Bench::new(2, |_| {});
+    bench.accept();
+    bench.now += Duration::from_secs(60);
+    bench.lose(true);
+    assert_eq!(bench.accept(), 1);
+
+    let greetings: Vec<_> = bench
+        .said
+        .iter()
+        .filter_map(|said| match said {
+            Output::Greet { broker, wipe, .. } => Some((*broker, *wipe)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(greetings, [(0, false), (1, true), (1, false)]);
+
+    let mut cluster = Bench::new(2, |config| config.topology = Topology::Cluster);
+    cluster.accept();
+    cluster.now += Duration::from_secs(60);
+    cluster.lose(true);
+    cluster.accept();
+    assert!(!cluster.said.iter().any(|said| matches!(said, Output::Greet { wipe: true, .. })));
+}
+
+#[test]
+fn f24_takeovers_of_one_identity_are_counted_only_where_the_broker_lives_on() {
+    let mut fight = Bench::new(1, |_| {});
+    for _ in 0..4 {
+        fight.accept();
+        fight.now += Duration::from_millis(100);
+        fight.lose(true);
+        fight.wait();
+    }
+    assert!(fight.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })));
+    let gap = fight.dials[4].0.saturating_sub(fight.dials[3].0);
+    assert!(gap >= Duration::from_secs(30), "it fights on: {gap:?}");
+
+    // Three brokers that die one after the other are no twin.
+    let mut deaths = Bench::new(3, |_| {});
+    for _ in 0..6 {
+        deaths.accept();
+        deaths.now += Duration::from_millis(2500);
+        deaths.lose(true);
+        if deaths.failover.current().is_none() {
+            deaths.wait();
+        }
+    }
+    assert!(!deaths.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })));
+}
+
+#[test]
+fn f25_a_parked_broker_is_tried_once_a_minute() {
+    let mut bench = Bench::new(1, |_| {});
+    let (attempt, _) = bench.last();
+    bench.tell(Input::Opened { attempt });
+    bench.tell(Input::Answered { attempt, code: ConnectCode::NotAuthorised });
+
+    bench.wait();
+
+    assert!(bench.said.iter().any(|said| matches!(said, Output::Parked { code: ConnectCode::NotAuthorised, .. })));
+    assert_eq!(bench.dials[1].0, Duration::from_secs(60));
+}
+
+#[test]
+fn words_of_an_old_attempt_change_nothing() {
+    let mut bench = Bench::new(2, |_| {});
+    let (old, _) = bench.last();
+    bench.lose(true);
+    let now = bench.last();
+    bench.tell(Input::Opened { attempt: old });
+    bench.tell(Input::Answered { attempt: old, code: ConnectCode::Accepted });
+    bench.tell(Input::Lost { attempt: old, by_peer: true });
+    assert_eq!(bench.last(), now);
+    assert_eq!(bench.failover.current(), Some(now.0));
+}
+
+#[test]
+fn waits_stay_between_zero_and_the_ceiling_and_repeat_by_seed() {
+    let backoff = Backoff::default();
+    let draw = |seed| {
+        let mut jitter = Jitter::new(seed);
+        (1..200).map(|failures| backoff.wait(failures, &mut jitter)).collect::<Vec<_>>()
+    };
+    assert_eq!(draw(1), draw(1));
+    assert_ne!(draw(1), draw(2));
+    for (failures, wait) in (1..200).zip(draw(3)) {
+        assert!(wait <= backoff.ceiling(failures) && backoff.ceiling(failures) <= Duration::from_secs(2));
+    }
+    assert_eq!(backoff.ceiling(1), Duration::from_millis(100));
+    assert_eq!(backoff.ceiling(3), Duration::from_millis(400));
+}
+
+#[cfg(feature = "backoff")]
+#[test]
+fn a_policy_of_the_backoff_crate_keeps_its_intervals_and_never_gives_up() {
+    let theirs = backoff::ExponentialBackoff {
+        initial_interval: Duration::from_millis(50),
+        multiplier: 3.0,
+        max_interval: Duration::from_secs(1),
+        max_elapsed_time: Some(Duration::from_secs(900)),
+        ..backoff::ExponentialBackoff::default()
+    };
+    let ours = Backoff::from(theirs);
+    assert_eq!(ours.ceiling(1), Duration::from_millis(50));
+    assert_eq!(ours.ceiling(2), Duration::from_millis(150));
+    assert_eq!(ours.ceiling(u32::MAX), Duration::from_secs(1));
+}

@@ -1,0 +1,298 @@
+//! The client against brokers that misbehave by a script. Each test asserts that its fault happened.
+
+use std::{future::Future, time::Duration};
+
+use modax_mqtt_failover::{
+    Client, ClientBuilder, Event, Events, GapReason, LivenessConfig, Message, Outcome, Qos, Received, Subscription,
+    Topology,
+};
+use modax_testbed::broker::{Connack, Puback, Script, ScriptedBroker, Suback};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn broker(script: Script) -> ScriptedBroker {
+    ScriptedBroker::start(script).await.expect("a port")
+}
+
+fn client_of(brokers: &[&ScriptedBroker]) -> ClientBuilder {
+    Client::builder("faults").brokers(brokers.iter().map(|broker| broker.url())).expect("valid")
+}
+
+async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+async fn event(events: &mut Events, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+    within(what, async {
+        loop {
+            let event = events.next().await.expect("the client lives");
+            if wanted(&event) {
+                return event;
+            }
+        }
+    })
+    .await
+}
+
+async fn acked(client: &Client, payload: &str) -> Outcome {
+    let receipt = client.publish(Message::new("faults", payload.to_owned())).await.expect("admitted");
+    within("an outcome", receipt.acked()).await
+}
+
+async fn delivery(messages: &mut Subscription) -> Received {
+    within("a delivery", messages.next()).await.expect("the stream lives")
+}
+
+#[tokio::test]
+async fn f05_a_refused_connection_is_retried_without_a_busy_loop() {
+    let only = broker(Script::new()).await;
+    only.stop();
+    let client = client_of(&[&only]).build().unwrap();
+    let mut events = client.events();
+    for _ in 0..5 {
+        event(&mut events, "a failed try", |event| matches!(event, Event::ConnectFailed { .. })).await;
+    }
+    let started = tokio::time::Instant::now();
+    for _ in 0..4 {
+        event(&mut events, "a failed try", |event| matches!(event, Event::ConnectFailed { .. })).await;
+    }
+    let tries_a_second = 4.0 / started.elapsed().as_secs_f64();
+    assert!(tries_a_second < 1000.0, "{tries_a_second} tries a second");
+
+    only.restart().unwrap();
+
+    assert!(acked(&client, "after the restart").await.is_acked());
+}
+
+#[tokio::test]
+async fn f14_a_broker_that_accepts_and_never_speaks_is_left_for_the_next() {
+    let silent = broker(Script::new().connack(Connack::Never)).await;
+    let good = broker(Script::new()).await;
+    let client = client_of(&[&silent, &good]).build().unwrap();
+
+    let outcome = acked(&client, "x").await;
+
+    assert!(matches!(outcome, Outcome::Acked { ref broker, .. } if broker.port() == good.addr().port()), "{outcome:?}");
+    assert_eq!(silent.fired().connack_withheld, 1);
+}
+
+#[tokio::test]
+async fn a_connack_that_comes_late_is_waited_for_in_a_later_round() {
+    let late = broker(Script::new().connack(Connack::Late(Duration::from_millis(1500)))).await;
+    let client = client_of(&[&late]).build().unwrap();
+
+    let outcome = acked(&client, "x").await;
+
+    assert!(outcome.is_acked());
+    assert!(late.fired().connack_late >= 2, "the first round was long enough: {:?}", late.fired());
+}
+
+#[tokio::test]
+async fn f21_subscriptions_are_applied_again_and_the_reader_hears_of_the_gap() {
+    let first = broker(Script::new()).await;
+    let second = broker(Script::new()).await;
+    let client = client_of(&[&first, &second]).build().unwrap();
+    let mut messages = client.subscribe("commands/#", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    assert!(first.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+    first.publish("commands/a", "one", 1);
+    assert!(matches!(delivery(&mut messages).await, Received::Delivery(one) if one.payload() == "one"));
+
+    first.stop();
+
+    let gap = delivery(&mut messages).await;
+    assert!(matches!(gap, Received::Gap { reason: GapReason::BrokerChanged }), "{gap:?}");
+    assert!(second.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+    second.publish("commands/a", "two", 1);
+    assert!(matches!(delivery(&mut messages).await, Received::Delivery(two) if two.payload() == "two"));
+}
+
+#[tokio::test]
+async fn f22_a_session_of_a_cluster_that_lost_its_filters_gets_them_again() {
+    let first = broker(Script::new()).await;
+    let second = broker(Script::new().session_present(true)).await;
+    let client = client_of(&[&first, &second]).topology(Topology::Cluster).build().unwrap();
+    let _messages = client.subscribe("commands/#", Qos::AtLeastOnce).await.unwrap();
+    assert!(first.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+
+    first.stop();
+
+    assert!(second.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await, "the filter is missing");
+    assert_eq!(second.fired().session_lies, 1);
+}
+
+#[tokio::test]
+async fn a_session_that_goes_on_gets_the_same_packet_id_with_dup() {
+    let only = broker(Script::new().closes_after_publishes(3)).await;
+    let client = client_of(&[&only]).build().unwrap();
+    let mut receipts = Vec::new();
+    for number in 0..3 {
+        receipts.push(client.publish(Message::new("faults", number.to_string())).await.unwrap());
+    }
+    assert!(only.wait_until(DEADLINE, |broker| broker.publishes().len() >= 3).await);
+    only.set(Script::new());
+
+    for receipt in receipts {
+        assert!(within("an outcome", receipt.acked()).await.is_acked());
+    }
+
+    let seen = only.publishes();
+    for publish in seen.iter().filter(|publish| publish.duplicate) {
+        let twin = seen.iter().find(|twin| twin.payload == publish.payload && !twin.duplicate).expect("sent before");
+        assert_eq!(twin.packet_id, publish.packet_id);
+    }
+    assert!(seen.iter().any(|publish| publish.duplicate), "nothing was sent again: {seen:?}");
+}
+
+#[tokio::test]
+async fn f24_a_twin_with_our_identity_is_noticed_and_the_fight_ends() {
+    let only = broker(Script::new().connack(Connack::TakenOver)).await;
+    let client = client_of(&[&only]).build().unwrap();
+    let mut events = client.events();
+
+    let noticed = event(&mut events, "the twin", |event| matches!(event, Event::DuplicateClientId { .. })).await;
+
+    assert!(matches!(noticed, Event::DuplicateClientId { takeovers: 3, .. }), "{noticed:?}");
+    assert!(only.fired().takeovers >= 3);
+    assert!(only.connects().len() <= 5, "{} connects", only.connects().len());
+}
+
+#[tokio::test]
+async fn f25_a_broker_that_refuses_the_password_is_parked_and_the_next_one_used() {
+    let strict = broker(Script::new().connack(Connack::Refuse(4))).await;
+    let good = broker(Script::new()).await;
+    let client = client_of(&[&strict, &good]).credentials("someone", "canary-4711").build().unwrap();
+    let mut events = client.events();
+
+    let parked = event(&mut events, "the refusal", |event| matches!(event, Event::Parked { .. })).await;
+
+    assert!(acked(&client, "x").await.is_acked());
+    assert_eq!(strict.fired().connack_refused, 1);
+    assert_eq!(good.connects().first().and_then(|connect| connect.username.clone()).as_deref(), Some("someone"));
+    assert!(!format!("{parked:?} {client:?}").contains("canary"), "a password was shown");
+}
+
+#[tokio::test]
+async fn f26_acknowledgements_reordered_doubled_or_of_strangers_settle_each_message_once() {
+    for (puback, what) in
+        [(Puback::Reordered(5), "reordered"), (Puback::Duplicated, "doubled"), (Puback::WrongId, "of strangers")]
+    {
+        let only = broker(Script::new().puback(puback)).await;
+        let client = client_of(&[&only]).build().unwrap();
+        let mut receipts = Vec::new();
+        for number in 0..20 {
+            receipts.push(client.publish(Message::new("faults", number.to_string())).await.unwrap());
+        }
+
+        for receipt in receipts {
+            assert!(within("an outcome", receipt.acked()).await.is_acked(), "{what}");
+        }
+
+        let fired = only.fired();
+        assert!(fired.puback_reordered + fired.puback_duplicated + fired.puback_wrong_id > 0, "{what}: {fired:?}");
+        assert_eq!(client.stats().connects, 1, "{what}: the connection was given up");
+        assert_eq!(client.stats().acked, 20, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn f28_a_broker_that_answers_nothing_is_left_at_default_settings() {
+    let hung = broker(Script::new().puback(Puback::Missing).without_pingresp()).await;
+    let good = broker(Script::new()).await;
+    let client = client_of(&[&hung, &good]).build().unwrap();
+    let mut events = client.events();
+
+    let outcome = acked(&client, "x").await;
+
+    assert!(matches!(outcome, Outcome::Acked { ref broker, attempts: 2, .. } if broker.port() == good.addr().port()));
+    event(&mut events, "the suspicion", |event| matches!(event, Event::Suspected { .. })).await;
+    event(&mut events, "the switch", |event| matches!(event, Event::FailedOver { .. })).await;
+    assert!(hung.fired().puback_missing > 0 && hung.fired().pingresp_withheld > 0, "{:?}", hung.fired());
+}
+
+#[tokio::test]
+async fn a_broker_that_answers_probes_and_acknowledges_nothing_is_slow_and_then_left() {
+    let slow = broker(Script::new().puback(Puback::Missing)).await;
+    let good = broker(Script::new()).await;
+    let patience = LivenessConfig::default().first(Duration::from_millis(150)).slow_after(Duration::from_secs(1));
+    let client = client_of(&[&slow, &good]).liveness(patience).build().unwrap();
+    let mut events = client.events();
+
+    let outcome = acked(&client, "x").await;
+
+    assert!(matches!(outcome, Outcome::Acked { ref broker, .. } if broker.port() == good.addr().port()), "{outcome:?}");
+    event(&mut events, "slowness", |event| matches!(event, Event::BrokerSlow { .. })).await;
+    assert!(slow.fired().puback_missing > 0 && slow.pings() > 0);
+}
+
+#[tokio::test]
+async fn a_refused_filter_is_an_event_and_the_end_of_its_stream() {
+    let only = broker(Script::new().suback(Suback::Refuse)).await;
+    let client = client_of(&[&only]).build().unwrap();
+    let mut events = client.events();
+    let mut messages = client.subscribe("secret/#", Qos::AtLeastOnce).await.unwrap();
+
+    let refused = event(&mut events, "the refusal", |event| matches!(event, Event::SubscriptionRefused { .. })).await;
+
+    assert!(matches!(refused, Event::SubscriptionRefused { ref filter, code: 0x80 } if filter == "secret/#"));
+    let last = delivery(&mut messages).await;
+    assert!(matches!(last, Received::Gap { reason: GapReason::Refused { code: 0x80 } }), "{last:?}");
+    assert!(within("the end", messages.next()).await.is_none());
+    assert_eq!(only.fired().suback_refused, 1);
+}
+
+#[tokio::test]
+async fn a_lowered_level_is_an_event() {
+    let only = broker(Script::new().suback(Suback::Lower)).await;
+    let client = client_of(&[&only]).build().unwrap();
+    let mut events = client.events();
+    let _messages = client.subscribe("a", Qos::AtLeastOnce).await.unwrap();
+
+    event(&mut events, "the lowering", |event| matches!(event, Event::QosLowered { requested: 1, granted: 0, .. }))
+        .await;
+    assert_eq!(only.fired().suback_lowered, 1);
+}
+
+#[tokio::test]
+async fn f30_a_slow_reader_stops_reading_and_neither_loses_nor_condemns() {
+    let only = broker(Script::new()).await;
+    let client = client_of(&[&only]).keep_alive(Duration::from_secs(2)).build().unwrap();
+    let mut messages = client.subscribe("flood", Qos::AtMostOnce).await.unwrap();
+    assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+    let pings = only.pings();
+    for number in 0..2000_u32 {
+        only.publish("flood", number.to_string(), 0);
+    }
+
+    // The reader looks away for longer than a verdict would take; pings go on.
+    assert!(matches!(delivery(&mut messages).await, Received::Delivery(_)));
+    assert!(only.wait_until(DEADLINE, |broker| broker.pings() >= pings + 2).await, "no pings while reading rests");
+
+    for number in 1..2000_u32 {
+        match delivery(&mut messages).await {
+            Received::Delivery(one) => assert_eq!(one.payload(), number.to_string().as_bytes()),
+            other => panic!("{other:?} instead of {number}"),
+        }
+    }
+    assert_eq!(client.stats().connects, 1, "a healthy broker was left");
+}
+
+#[tokio::test]
+async fn f56_a_close_without_any_broker_returns_what_was_not_delivered() {
+    let only = broker(Script::new()).await;
+    only.stop();
+    let client = client_of(&[&only]).build().unwrap();
+    let receipt = client.publish(Message::new("a", "kept")).await.unwrap();
+
+    let closed = within("the close", client.close(Duration::from_millis(200))).await;
+
+    assert_eq!(closed.undelivered.len(), 1);
+    assert_eq!(
+        closed.undelivered.first().map(|left| (&left.payload[..], left.maybe_delivered)),
+        Some((&b"kept"[..], false))
+    );
+    assert_eq!(within("an outcome", receipt.acked()).await, Outcome::Undelivered { maybe_delivered: false });
+    assert!(within("the second close", client.close(DEADLINE)).await.undelivered.is_empty());
+    assert!(client.publish(Message::new("a", "late")).await.is_err());
+    let mut events = client.events();
+    event(&mut events, "the end", |event| matches!(event, Event::Closed)).await;
+}

@@ -1,0 +1,190 @@
+//! The judge of silence, in virtual time.
+
+use std::time::{Duration, Instant};
+
+use modax_mqtt_failover::{
+    LivenessConfig,
+    liveness::{Input, Liveness, Output, Reason},
+};
+
+const MS: Duration = Duration::from_millis(1);
+
+struct Bench {
+    now: Instant,
+    liveness: Liveness,
+}
+
+impl Bench {
+    fn connected() -> Self {
+        let now = Instant::now();
+        let mut liveness = Liveness::new(LivenessConfig::default(), Duration::from_secs(60), now);
+        liveness.handle_input(now, Input::Opened { same_broker: false });
+        Self { now, liveness }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.liveness.handle_input(self.now, input);
+    }
+
+    /// A round trip that takes this long.
+    fn measured(&mut self, took: Duration) {
+        for _ in 0..30 {
+            self.tell(Input::Acknowledged(took));
+        }
+    }
+
+    /// Lets time pass, on time at every deadline; returns what was said and when.
+    fn pass(&mut self, time: Duration) -> Vec<(Duration, Output)> {
+        let (begin, end) = (self.now, self.now + time);
+        let mut said = Vec::new();
+        loop {
+            while let Some(output) = self.liveness.poll_output() {
+                said.push((self.now - begin, output));
+                if output == Output::Probe {
+                    self.tell(Input::ProbeSent);
+                }
+            }
+            match self.liveness.poll_timeout().filter(|at| *at <= end) {
+                Some(at) => {
+                    self.now = self.now.max(at);
+                    self.liveness.handle_timeout(self.now);
+                }
+                None => break,
+            }
+        }
+        self.now = end;
+        said
+    }
+}
+
+fn verdict(said: &[(Duration, Output)]) -> Option<(Duration, Reason)> {
+    said.iter().find_map(|(at, output)| match output {
+        Output::Dead { reason, .. } => Some((*at, *reason)),
+        _ => None,
+    })
+}
+
+#[test]
+fn f02_a_broker_that_hangs_under_traffic_is_left_within_half_a_second() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+
+    let said = bench.pass(Duration::from_secs(2));
+
+    assert_eq!(said.first().map(|(_, output)| *output), Some(Output::Suspected(Reason::AckOverdue)));
+    let (at, reason) = verdict(&said).expect("a verdict");
+    assert_eq!((at, reason), (200 * MS, Reason::AckOverdue));
+}
+
+#[test]
+fn f02_an_idle_broker_that_hangs_is_left_within_one_and_a_half_seconds() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+
+    let (at, reason) = verdict(&bench.pass(Duration::from_secs(5))).expect("a verdict");
+
+    assert_eq!(reason, Reason::ProbeUnanswered);
+    assert!(at <= 1500 * MS, "{at:?}");
+}
+
+#[test]
+fn any_byte_is_life() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+    for _ in 0..30 {
+        assert_eq!(bench.pass(90 * MS), []);
+        bench.tell(Input::Heard);
+    }
+}
+
+#[test]
+fn f09_a_slow_link_moves_the_deadline() {
+    let mut bench = Bench::connected();
+    bench.measured(50 * MS);
+    let narrow = bench.liveness.deadline();
+    for took in [800, 1200, 600, 900, 1100] {
+        bench.tell(Input::Acknowledged(took * MS));
+    }
+    assert!(bench.liveness.deadline() > narrow + 500 * MS, "{:?}", bench.liveness.deadline());
+    assert!(bench.liveness.deadline() <= Duration::from_secs(10));
+}
+
+#[test]
+fn probes_answered_and_packets_not_is_slow_and_ends_after_five_seconds() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+    let begin = bench.now;
+    let mut said = Vec::new();
+    for _ in 0..70 {
+        let now = bench.pass(100 * MS);
+        said.extend(now.iter().map(|(_, output)| *output));
+        if now.iter().any(|(_, output)| *output == Output::Probe) {
+            bench.tell(Input::ProbeAnswered);
+        }
+        if said.iter().any(|output| matches!(output, Output::Dead { .. })) {
+            break;
+        }
+    }
+
+    assert!(said.contains(&Output::Slow));
+    assert_eq!(said.iter().filter(|output| matches!(output, Output::Suspected(_))).count(), 1, "{said:?}");
+    assert!(matches!(said.last(), Some(Output::Dead { reason: Reason::Slow, .. })), "{said:?}");
+    let took = bench.now - begin;
+    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(6), "{took:?}");
+}
+
+#[test]
+fn f55_our_own_lateness_condemns_nobody() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+    for _ in 0..5 {
+        let due = bench.liveness.poll_timeout().expect("a deadline");
+        bench.now = bench.now.max(due) + Duration::from_secs(3);
+        bench.liveness.handle_timeout(bench.now);
+        let said: Vec<_> = std::iter::from_fn(|| bench.liveness.poll_output()).collect();
+        assert!(!said.iter().any(|output| matches!(output, Output::Dead { .. })), "{said:?}");
+    }
+    assert!(bench.liveness.deadline() > Duration::from_secs(1), "lateness lengthens the deadline");
+}
+
+#[test]
+fn f54_the_wall_clock_plays_no_part() {
+    // Every time in this machine is an `Instant`: a step of the wall clock cannot reach it. What can is a suspended
+    // machine, where the monotonic clock may jump: that is lateness of ours.
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.now += Duration::from_secs(3600);
+    bench.liveness.handle_timeout(bench.now);
+
+    let said: Vec<_> = std::iter::from_fn(|| bench.liveness.poll_output()).collect();
+    assert!(said.iter().all(|output| matches!(output, Output::Probe)), "{said:?}");
+}
+
+#[test]
+fn while_reading_is_paused_silence_proves_nothing() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+    bench.tell(Input::Paused(true));
+    assert_eq!(verdict(&bench.pass(Duration::from_secs(20))), None);
+
+    bench.tell(Input::Paused(false));
+
+    let (at, _) = verdict(&bench.pass(Duration::from_secs(20))).expect("a verdict");
+    assert!(at >= 200 * MS, "judged by what was not read: {at:?}");
+}
+
+#[test]
+fn a_socket_that_takes_nothing_is_stalled() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.tell(Input::Stalled(Some(bench.now)));
+
+    let said = bench.pass(Duration::from_secs(5));
+
+    assert!(matches!(verdict(&said), Some((at, Reason::WriteStalled)) if at <= 1200 * MS), "{said:?}");
+}

@@ -1,0 +1,229 @@
+//! The session against tables that can be read without Rust: see `tables/README.md`.
+
+use std::{
+    fmt::Write,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use modax_mqtt_failover::{
+    Bytes, Message, MessageId, Qos, Topology,
+    config::Config,
+    packet::{ConnectCode, Packet, PacketId, Publish},
+    queue::{Admission, Backlog},
+    session::{End, Input, Output, Session},
+};
+
+struct Player {
+    now: Instant,
+    session: Session,
+    backlog: Backlog,
+}
+
+impl Player {
+    fn new(options: &str) -> Self {
+        let mut config = Config::from_urls("table", ["mqtt://a", "mqtt://b"]).unwrap();
+        for option in options.split_whitespace() {
+            match option {
+                "cluster" => config.topology = Topology::Cluster,
+                "clean" => config.clean_session = true,
+                other => panic!("unknown option {other}"),
+            }
+        }
+        let now = Instant::now();
+        Self { now, session: Session::new(&config), backlog: Backlog::new(config.queue) }
+    }
+
+    fn play(&mut self, line: &str) -> Vec<String> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let input = match words[..] {
+            ["wait", ms] => {
+                self.now += Duration::from_millis(ms.parse().unwrap());
+                self.session.handle_timeout(self.now);
+                return self.outputs();
+            }
+            ["publish", payload, level, ref rest @ ..] => {
+                let mut message = Message::new("t", Bytes::copy_from_slice(payload.as_bytes())).qos(qos(level));
+                if let [ms] = rest {
+                    message = message.expires_in(Duration::from_millis(ms.parse().unwrap()));
+                }
+                let Admission::Admitted { .. } = self.backlog.admit(self.now, &message) else { panic!("no room") };
+                Input::Publish(self.backlog.take(self.now).unwrap())
+            }
+            ["greet", broker] => Input::Greet { broker: broker.parse().unwrap(), wipe: false },
+            ["greet", broker, "wipe"] => Input::Greet { broker: broker.parse().unwrap(), wipe: true },
+            ["lost"] => Input::Lost,
+            ["subscribe", filter, level] => Input::Subscribe { filter: Arc::from(filter), qos: qos(level) },
+            ["unsubscribe", filter] => Input::Unsubscribe { filter: Arc::from(filter) },
+            ["ack", number, serial] => Input::Acknowledge { id: id(number), serial: serial.parse().unwrap() },
+            ["flushed", packets] => Input::Flushed(packets.parse().unwrap()),
+            ["probe"] => Input::Probe,
+            ["goodbye"] => Input::Goodbye,
+            _ => Input::Received(packet(&words)),
+        };
+        self.session.handle_input(self.now, input);
+        self.outputs()
+    }
+
+    fn outputs(&mut self) -> Vec<String> {
+        std::iter::from_fn(|| self.session.poll_output()).map(|output| show(&output)).collect()
+    }
+}
+
+fn qos(level: &str) -> Qos {
+    Qos::from_level(level.parse().unwrap()).unwrap()
+}
+
+fn id(number: &str) -> PacketId {
+    PacketId::new(number.parse().unwrap()).unwrap()
+}
+
+fn packet(words: &[&str]) -> Packet {
+    match *words {
+        ["CONNACK", present] => Packet::ConnAck { session_present: present == "1", code: ConnectCode::Accepted },
+        ["CONNACK", "refused", _] => Packet::ConnAck { session_present: false, code: ConnectCode::Credentials },
+        ["PUBACK", number] => Packet::PubAck { id: id(number), code: 0 },
+        ["PUBACK", number, code] => Packet::PubAck { id: id(number), code: code.parse().unwrap() },
+        ["PUBREC", number] => Packet::PubRec { id: id(number), code: 0 },
+        ["PUBREL", number] => Packet::PubRel(id(number)),
+        ["PUBCOMP", number] => Packet::PubComp(id(number)),
+        ["PUBLISH", number, payload, level, ref rest @ ..] => Packet::Publish(Publish {
+            topic: Arc::from("c"),
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+            qos: qos(level),
+            retain: false,
+            duplicate: rest == ["dup"],
+            id: PacketId::new(number.parse().unwrap()),
+        }),
+        ["SUBACK", number, ref codes @ ..] => {
+            Packet::SubAck { id: id(number), codes: codes.iter().map(|code| code.parse().unwrap()).collect() }
+        }
+        ["UNSUBACK", number] => Packet::UnsubAck(id(number)),
+        ["PINGRESP"] => Packet::PingResp,
+        ["PINGREQ"] => Packet::PingReq,
+        _ => panic!("unknown input {words:?}"),
+    }
+}
+
+fn show(output: &Output) -> String {
+    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+    match output {
+        Output::Send(packet) => show_packet(packet),
+        Output::Answered { code, session_present } => format!("answered {code} {}", u8::from(*session_present)),
+        Output::Settled { admitted, attempts, end } => {
+            let end = match end {
+                End::Acked => "acked".to_owned(),
+                End::Refused(code) => format!("refused {code}"),
+                End::Expired => "expired".to_owned(),
+                End::Broken => "broken".to_owned(),
+                other => panic!("{other:?}"),
+            };
+            format!("settled {} {end} after {attempts}", text(admitted.message.payload()))
+        }
+        Output::Deliver { publish, serial } => {
+            let mut line = format!("deliver {}", text(&publish.payload));
+            if publish.duplicate {
+                line.push_str(" dup");
+            }
+            if let Some(serial) = serial {
+                write!(line, " serial {serial}").unwrap();
+            }
+            line
+        }
+        Output::Gap { filter, reason } => format!("gap {filter} {reason:?}"),
+        Output::Refused { filter, code } => format!("filter {filter} refused {code}"),
+        Output::QosLowered { filter, requested, granted } => {
+            format!("filter {filter} lowered {} {granted}", requested.level())
+        }
+        Output::Acknowledged(_) => "measured".to_owned(),
+        Output::ProbeAnswered => "probe answered".to_owned(),
+        Output::StrayAck => "stray".to_owned(),
+        Output::LateAck => "late".to_owned(),
+        Output::Violation(_) => "violation".to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn show_packet(packet: &Packet) -> String {
+    match packet {
+        Packet::Connect(connect) => format!("CONNECT {}", if connect.clean_session { "clean" } else { "persistent" }),
+        Packet::Publish(publish) => {
+            let number = publish.id.map_or(0, PacketId::number);
+            let dup = if publish.duplicate { " dup" } else { "" };
+            let payload = String::from_utf8_lossy(&publish.payload);
+            format!("PUBLISH {number} {payload} {}{dup}", publish.qos.level())
+        }
+        Packet::PubAck { id, .. } => format!("PUBACK {id}"),
+        Packet::PubRec { id, .. } => format!("PUBREC {id}"),
+        Packet::PubRel(id) => format!("PUBREL {id}"),
+        Packet::PubComp(id) => format!("PUBCOMP {id}"),
+        Packet::Subscribe { id, filters } => {
+            let filters = filters.iter().map(|(filter, qos)| format!(" {filter}:{}", qos.level()));
+            format!("SUBSCRIBE {id}{}", filters.collect::<String>())
+        }
+        Packet::Unsubscribe { id, filters } => {
+            let filters = filters.iter().map(|filter| format!(" {filter}"));
+            format!("UNSUBSCRIBE {id}{}", filters.collect::<String>())
+        }
+        Packet::PingReq => "PINGREQ".to_owned(),
+        Packet::Disconnect => "DISCONNECT".to_owned(),
+        other => panic!("{other:?} is not a client's"),
+    }
+}
+
+/// Plays one file: `case NAME [options]`, then `> input` and `< output` lines.
+fn check(name: &str, text: &str) -> usize {
+    let mut player: Option<Player> = None;
+    let mut expected: Vec<String> = Vec::new();
+    let mut cases = 0;
+    let mut case = "";
+    for (number, line) in text.lines().enumerate() {
+        let at = || format!("{name}:{} in case '{case}'", number + 1);
+        match line.split_at(line.len().min(2)) {
+            ("> ", input) => {
+                assert!(expected.is_empty(), "{}: still to come: {expected:?}", at());
+                expected = player.as_mut().expect("a case first").play(input);
+            }
+            ("< ", output) => {
+                assert!(!expected.is_empty(), "{}: nothing was said, expected '{output}'", at());
+                assert_eq!(expected.remove(0), output, "{}", at());
+            }
+            ("ca", _) => {
+                assert!(expected.is_empty(), "{}: still to come: {expected:?}", at());
+                let (title, options) = line.trim_start_matches("case ").split_once('|').unwrap_or((&line[5..], ""));
+                case = title.trim();
+                player = Some(Player::new(options));
+                cases += 1;
+            }
+            ("" | "# ", _) => {}
+            _ => panic!("{}: not understood: {line}", at()),
+        }
+    }
+    assert!(expected.is_empty(), "{name}: still to come at the end: {expected:?}");
+    cases
+}
+
+#[test]
+fn the_session_says_what_the_tables_say() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/tables");
+    let mut cases = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "txt") {
+            cases += check(&path.file_name().unwrap().to_string_lossy(), &std::fs::read_to_string(&path).unwrap());
+        }
+    }
+    assert!(cases >= 20, "only {cases} cases were found");
+}
+
+#[test]
+fn message_identities_only_grow() {
+    let mut player = Player::new("");
+    let mut last: Option<MessageId> = None;
+    for _ in 0..100 {
+        let Admission::Admitted { id, .. } = player.backlog.admit(player.now, &Message::new("t", "")) else { panic!() };
+        assert!(last < Some(id));
+        last = Some(id);
+    }
+}
