@@ -190,6 +190,8 @@ pub struct Record {
 pub struct Fence {
     lineage: Lineage,
     renounced: Vec<(SystemId, Timeline, Floor)>,
+    /// Numbers that two histories were seen to bear: a standby that shows such a number has shown nothing.
+    forked: Vec<Timeline>,
 }
 
 impl Fence {
@@ -248,7 +250,7 @@ impl Fence {
         if record.tainted == Some(seen.started) && timeline >= current.incarnation.timeline {
             return StandbyVerdict::Divergent;
         }
-        if timeline == current.incarnation.timeline {
+        if timeline == current.incarnation.timeline && !self.forked.contains(&timeline) {
             return StandbyVerdict::Current;
         }
         match self.lineage.switch_point_after(timeline) {
@@ -264,7 +266,6 @@ impl Fence {
     pub fn adopt(&mut self, node: &NodeId, seen: &Observation, record: &Record, blind: bool) {
         let Some(incarnation) = seen.incarnation() else { return };
         let floor = match (self.lineage.current(), floor_of(seen)) {
-            (None, _) => Floor::Unknown,
             (Some(_), _) if blind => Floor::Unknown,
             (Some(current), floor) if current.incarnation.timeline == incarnation.timeline => floor,
             // A promotion does not restart the server. Another start means that the floor may be a later restart's.
@@ -273,7 +274,7 @@ impl Fence {
                 let next = current.incarnation.timeline.number().checked_add(1) == Some(incarnation.timeline.number());
                 if witnessed && next { floor } else { Floor::Unknown }
             }
-            (Some(_), Floor::Clean | Floor::Unknown) => Floor::Unknown,
+            (None, _) | (Some(_), Floor::Clean | Floor::Unknown) => Floor::Unknown,
         };
         self.lineage.push(Life { node: node.clone(), incarnation, floor });
     }
@@ -290,6 +291,16 @@ impl Fence {
             .retain(|&(system, timeline, _)| (system, timeline) != (incarnation.system, incarnation.timeline));
         let life = Life { node: node.clone(), incarnation, floor: Floor::Unknown };
         self.lineage = Lineage::new(vec![life]);
+    }
+
+    /// Remembers that this number is borne by another history, too.
+    pub fn note_fork(&mut self, timeline: Timeline) {
+        if !self.forked.contains(&timeline) {
+            if self.forked.len() >= MEMORY {
+                self.forked.remove(0);
+            }
+            self.forked.push(timeline);
+        }
     }
 
     /// Remembers a history as left behind.

@@ -279,8 +279,10 @@ impl Monitor {
                 watch.head_since = Some((incarnation, now));
             }
             watch.verdict = Some(verdict);
-            if let HeadVerdict::Refused(why) = verdict {
-                refuse(watch, node, incarnation, why, &mut self.outputs);
+            match verdict {
+                HeadVerdict::Refused(why) => refuse(watch, node, incarnation, why, &mut self.outputs),
+                HeadVerdict::Rival => self.fence.note_fork(incarnation.timeline),
+                HeadVerdict::First | HeadVerdict::Same | HeadVerdict::Restarted | HeadVerdict::Successor => {}
             }
         } else {
             watch.verdict = None;

@@ -1,7 +1,7 @@
 //! What one probe of one server saw.
 //!
 //! Everything here is readable by a role without any privilege, in one round trip, except
-//! [`Observation::received_timeline`], which needs `pg_monitor`.
+//! the timeline a standby is receiving, which needs `pg_monitor`.
 
 use crate::lsn::{Lsn, ParseLsnError, SystemId, Timeline};
 

@@ -144,8 +144,7 @@ fn admit(
     now: Instant,
 ) -> Result<(), LeftOut> {
     match (request.preference, is_primary, node.role) {
-        (ReadPreference::Primary, true, _) => return Ok(()),
-        (ReadPreference::PreferReplica, true, _) => return Ok(()),
+        (ReadPreference::Primary | ReadPreference::PreferReplica, true, _) => return Ok(()),
         (ReadPreference::Replica, true, _) | (_, _, Role::Primary) => return Err(preference_or_state(node)),
         (ReadPreference::Primary, false, _) => return Err(LeftOut::Preference),
         (_, false, Role::Replica | Role::Unknown) => {}

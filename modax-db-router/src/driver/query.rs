@@ -141,9 +141,8 @@ impl Shared {
                     let staleness = if is_primary { Some(Duration::ZERO) } else { known.staleness(at) };
                     return Ok(Some(Rows { rows, node: server.id.clone(), staleness }));
                 }
-                Answer::Refused(error) => return Err(ReadError::Statement(error)),
                 Answer::Same(_) if attempt == 1 => {}
-                Answer::Same(error) => return Err(ReadError::Statement(error)),
+                Answer::Refused(error) | Answer::Same(error) => return Err(ReadError::Statement(error)),
                 Answer::Next(error) => {
                     self.suspect(node);
                     *last = Some((server.id.clone(), error));

@@ -107,7 +107,7 @@ impl Shared {
         if let Err(error) = begun {
             let may_have_run = worked.is_ok() && !broke(&error, &checkout);
             return if may_have_run {
-                self.unknown(&place, UnknownBecause::BeginFailed, Some(error))
+                unknown(&place, UnknownBecause::BeginFailed, Some(error))
             } else {
                 self.suspect(node);
                 Attempt::Again { after: After::RoleChange, source: Some(error) }
@@ -241,10 +241,6 @@ impl Shared {
         Written { value, token, durability, attempts: place.attempt, node: place.id.clone() }
     }
 
-    fn unknown<T>(&self, place: &Place, because: UnknownBecause, source: Option<Error>) -> Attempt<T> {
-        Attempt::Failed(WriteError::OutcomeUnknown { node: place.id.clone(), because, attempts: place.attempt, source })
-    }
-
     /// Waits before attempt number `next`.
     pub(crate) async fn pause(&self, after: After, next: u32, deadline: Instant) {
         let pause = match after {
@@ -274,9 +270,14 @@ impl Shared {
                 self.counters.commits_settled.fetch_add(1, Ordering::Relaxed);
                 Attempt::Again { after: After::Stale, source }
             }
-            Err(because) => self.unknown(place, because, source),
+            Err(because) => unknown(place, because, source),
         }
     }
+}
+
+fn unknown<T>(place: &Place, because: UnknownBecause, source: Option<Error>) -> Attempt<T> {
+    let (node, attempts) = (place.id.clone(), place.attempt);
+    Attempt::Failed(WriteError::OutcomeUnknown { node, because, attempts, source })
 }
 
 /// Whether the link is gone, as opposed to the server having refused something.

@@ -42,7 +42,7 @@ impl Monitor {
                 Some(self.why_nobody())
             }
             &[head] => self.decide_single(now, head),
-            many => self.decide_contest(now, many),
+            many => Some(self.decide_contest(now, many)),
         }
     }
 
@@ -99,7 +99,7 @@ impl Monitor {
     }
 
     /// Several heads at once, or so it seems: whoever was not asked since the newest appeared is asked again.
-    fn decide_contest(&mut self, now: Instant, heads: &[usize]) -> Option<WritesClosed> {
+    fn decide_contest(&mut self, now: Instant, heads: &[usize]) -> WritesClosed {
         let newest = heads
             .iter()
             .filter_map(|&node| self.watches.get(node))
@@ -116,7 +116,7 @@ impl Monitor {
             }
         }
         if !confirmed && self.split.is_empty() {
-            return Some(WritesClosed::Unconfirmed);
+            return WritesClosed::Unconfirmed;
         }
         if self.split.is_empty() {
             let ids = heads.iter().filter_map(|&node| self.watches.get(node)).map(|watch| watch.id.clone()).collect();
@@ -127,7 +127,7 @@ impl Monitor {
                 self.outputs.push_back(Output::Sever { node });
             }
         }
-        Some(WritesClosed::SplitBrain)
+        WritesClosed::SplitBrain
     }
 
     /// A split brain is over when every other head was seen to have given up, or is out of reach and on an older
@@ -237,7 +237,7 @@ impl Monitor {
         let refused = self
             .watches
             .iter()
-            .any(|watch| watch.failures == 0 && matches!(watch.verdict, Some(HeadVerdict::Refused(_))));
+            .any(|watch| watch.failures < self.pace.fall && matches!(watch.verdict, Some(HeadVerdict::Refused(_))));
         if refused { WritesClosed::StalePrimary } else { WritesClosed::NoPrimary }
     }
 
