@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_postgres::{GenericClient, types::Type};
 
-use crate::{inbox::SWEEP_ROWS, message::IdempotencyKey, outbox::is_transient, schema::Schema};
+use crate::{database::is_transient, inbox::SWEEP_ROWS, message::IdempotencyKey, schema::Schema};
 
 /// How long a key is remembered by default: a day, as clients that retry give up long before.
 pub const DEFAULT_IDEMPOTENCY_RETENTION: Duration = Duration::from_secs(24 * 3600);

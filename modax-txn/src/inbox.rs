@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio_postgres::{GenericClient, types::Type};
 
 use crate::{
+    database::is_transient,
     message::{MAX_KEY_BYTES, MessageId},
-    outbox::is_transient,
     schema::Schema,
 };
 

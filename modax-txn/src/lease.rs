@@ -14,7 +14,7 @@ pub(crate) struct Lease {
 
 impl Lease {
     pub(crate) fn new(epoch: u64, sent_at: Instant, length: Duration) -> Self {
-        Self { epoch, until: sent_at + (length - length / 10), renew_at: sent_at + length / 3 }
+        Self { epoch, until: sent_at + length.saturating_sub(length / 10), renew_at: sent_at + length / 3 }
     }
 
     pub(crate) fn renewed(&mut self, sent_at: Instant, length: Duration) {

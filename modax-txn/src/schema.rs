@@ -133,7 +133,7 @@ impl MigrateError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Database(error) => crate::outbox::is_transient(error),
+            Self::Database(error) => crate::database::is_transient(error),
             Self::Deadline => true,
             Self::Checksum { .. } => false,
         }

@@ -27,8 +27,10 @@ impl MessageId {
     #[expect(clippy::new_without_default, reason = "a default that differs each time would surprise")]
     pub fn new() -> Self {
         let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let [.., a, b, c, d, e, f, g, h, i, j] = *uuid::Uuid::new_v4().as_bytes();
-        // The first of the ten shares its byte with the fixed bits of version 4; version 7 overwrites the same places.
-        Self::from_parts(u64::try_from(since_1970.as_millis()).unwrap_or(0), &[a, b, c, d, e, f, g, h, i, j])
+        // The last ten of sixteen: the first of them shares its byte with the fixed bits of version 4, and version 7 puts its own in
+        // the same places.
+        let random = *uuid::Uuid::new_v4().as_bytes();
+        let random = random.last_chunk().unwrap_or(&[0; 10]);
+        Self::from_parts(u64::try_from(since_1970.as_millis()).unwrap_or(0), random)
     }
 }

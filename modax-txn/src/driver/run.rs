@@ -75,7 +75,7 @@ pub(super) async fn run(
         let input = tokio::select! {
             input = answer_of(&mut driver.running), if driver.running.is_some() => {
                 driver.running = None;
-                driver.ran(input)
+                Some(driver.ran(input))
             }
             Some(answered) = driver.publishes.join_next(), if !driver.publishes.is_empty() => answered.ok().map(into_input),
             Ok(()) = wake.changed() => Some(Input::Woken),
@@ -168,7 +168,7 @@ impl Driver {
         }));
     }
 
-    fn ran(&mut self, (connection, answer): Ran) -> Option<Input> {
+    fn ran(&mut self, (connection, answer): Ran) -> Input {
         self.connection = connection;
         match answer {
             Ok((input, swept)) => {
@@ -179,9 +179,9 @@ impl Driver {
                 if parked > 0 {
                     self.tell(Event::ParkedDiscarded { messages: parked });
                 }
-                Some(input)
+                input
             }
-            Err(reason) => Some(Input::DatabaseFailed { reason }),
+            Err(reason) => Input::DatabaseFailed { reason },
         }
     }
 

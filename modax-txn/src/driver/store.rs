@@ -6,10 +6,10 @@ use tokio_postgres::{Client, Error, Row, types::Type};
 use uuid::Uuid;
 
 use crate::{
+    database::seconds,
     idempotency::IdempotencyKeys,
     inbox::{Inbox, SWEEP_ROWS},
     message::{MessageId, OutgoingMessage},
-    outbox::seconds,
     relay::{Fetched, Input, Outcome, Settlement, Statement},
     schema::Schema,
 };

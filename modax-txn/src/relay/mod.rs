@@ -122,10 +122,7 @@ impl Dispatch {
             }
             Input::Answered { id, answer } => self.answered(now, id, answer),
             Input::DatabaseFailed { reason } => self.database_failed(now, reason),
-            Input::Stop => {
-                self.is_stopping = true;
-                self.window.forget_waiting();
-            }
+            Input::Stop => self.is_stopping = true,
             Input::Claimed { .. }
             | Input::ClaimRefused { .. }
             | Input::Renewed { .. }
@@ -172,6 +169,10 @@ impl Dispatch {
     }
 
     fn step(&mut self, now: Instant) {
+        if self.is_stopping {
+            // What the sink gave back meanwhile is another relay's to try.
+            self.window.forget_waiting();
+        }
         for id in self.window.handle_timeout(now) {
             self.settle(id, Outcome::Expired);
         }

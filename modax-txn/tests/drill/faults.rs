@@ -103,14 +103,14 @@ async fn f57_a_relay_killed_at_any_moment_loses_nothing_and_turns_nothing_round(
 
 /// A relay on a thread of its own that can be frozen whole, as SIGSTOP freezes a process: its only thread waits inside the sink.
 struct Frozen {
-    is_frozen: mpsc::Receiver<()>,
+    waits: mpsc::Receiver<()>,
     thaw: mpsc::Sender<()>,
     stats: Arc<Mutex<Stats>>,
     thread: std::thread::JoinHandle<()>,
 }
 
 fn relay_that_freezes_at(text: &'static str, url: &'static str, schema: &Schema, log: &Log) -> Frozen {
-    let (frozen_in, is_frozen) = mpsc::channel();
+    let (frozen_in, waits) = mpsc::channel();
     let (thaw, thawed) = mpsc::channel();
     let (frozen_in, thawed) = (Mutex::new(frozen_in), Mutex::new(thawed));
     let stats = Arc::new(Mutex::new(Stats::default()));
@@ -132,7 +132,7 @@ fn relay_that_freezes_at(text: &'static str, url: &'static str, schema: &Schema,
             *stats_out.lock().expect("a lock") = relay.stats();
         });
     });
-    Frozen { is_frozen, thaw, stats, thread }
+    Frozen { waits, thaw, stats, thread }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -149,9 +149,9 @@ async fn f58_a_frozen_relay_that_comes_back_moves_nothing_and_publishes_nothing_
     }
     let (old_log, new_log) = (Log::default(), Log::default());
     let frozen = relay_that_freezes_at("k 10", url, &schema, &old_log);
-    let (is_frozen, waited) = tokio::task::spawn_blocking(move || {
-        let waited = frozen.is_frozen.recv_timeout(DEADLINE);
-        (Frozen { is_frozen: mpsc::channel().1, ..frozen }, waited)
+    let (frozen, waited) = tokio::task::spawn_blocking(move || {
+        let waited = frozen.waits.recv_timeout(DEADLINE);
+        (Frozen { waits: mpsc::channel().1, ..frozen }, waited)
     })
     .await
     .expect("a thread");
@@ -162,14 +162,15 @@ async fn f58_a_frozen_relay_that_comes_back_moves_nothing_and_publishes_nothing_
     drained(url, &schema).await;
     let published_before_the_thaw = old_log.read().len();
     assert_eq!(published_before_the_thaw, 9);
-    is_frozen.thaw.send(()).expect("a relay that waits");
-    tokio::task::spawn_blocking(move || is_frozen.thread.join()).await.expect("a thread").expect("no panic");
+    let stats = Arc::clone(&frozen.stats);
+    frozen.thaw.send(()).expect("a relay that waits");
+    tokio::task::spawn_blocking(move || frozen.thread.join()).await.expect("a thread").expect("no panic");
 
     // One message of the key was in its hand: that one, and no other, comes out again.
     let old = old_log.texts();
     assert_eq!(old.last().map(String::as_str), Some("k 10"));
     assert_eq!(old.len(), published_before_the_thaw + 1);
-    assert_eq!(is_frozen.stats.lock().expect("a lock").leases_lost, 1);
+    assert_eq!(stats.lock().expect("a lock").leases_lost, 1);
     // What it had recorded stands under its term, everything else under the new one; its late outcome changed nothing.
     let sql = format!(
         "SELECT count(*) FILTER (WHERE settled_epoch = 1), count(*) FILTER (WHERE settled_epoch = 2) FROM {}.outbox",

@@ -9,8 +9,10 @@ use std::{
 
 use modax_txn::{
     MessageId, OutgoingMessage, RetryPolicy,
-    relay::{Answer, Dispatch, Fetched, Input, Outcome, Output, RelayConfig, Settlement, Statement},
+    relay::{Answer, Dispatch, Input, Output, RelayConfig, Statement},
 };
+
+use crate::database::{Database, Row, Status};
 
 /// What is deliberately wrong in a world, to see that the oracle notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,38 +39,6 @@ pub(crate) struct Plan {
     /// Whether anything else goes wrong.
     pub(crate) faults: bool,
     pub(crate) messages: u32,
-}
-
-#[derive(Clone, Debug)]
-struct Row {
-    id: MessageId,
-    seq: u64,
-    key: String,
-    version: u32,
-    expires_at: Option<u64>,
-    status: Status,
-    attempts: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    Pending,
-    Delivered,
-    Expired(u64),
-    Rejected(u64),
-    Parked,
-}
-
-#[derive(Debug, Default)]
-struct Database {
-    rows: Vec<Row>,
-    next_seq: u64,
-    epoch: u64,
-    token: u64,
-    lease_until: u64,
-    is_up: bool,
-    /// For the flawed reader.
-    cursor: u64,
 }
 
 #[derive(Debug)]
@@ -123,6 +93,7 @@ pub(crate) struct Fired {
     pub(crate) sink_failures: u64,
     pub(crate) takeovers: u64,
     pub(crate) duplicates: u64,
+    pub(crate) late: u64,
     pub(crate) rejected: u64,
     pub(crate) expired: u64,
     pub(crate) parked: u64,
@@ -159,7 +130,7 @@ const KEYS: u64 = 4;
 /// Virtual time after which a world must be at rest.
 const END: u64 = 600_000 * MS;
 
-fn config() -> RelayConfig {
+pub(crate) fn config() -> RelayConfig {
     let mut config = RelayConfig::default();
     config.lease = Duration::from_millis(500);
     config.poll_interval = Duration::from_millis(5);
@@ -287,7 +258,7 @@ impl World {
             Happening::Publish { node, life, batch, message, not_after } => {
                 self.publish(node, life, batch, message, not_after);
             }
-            Happening::Sent { node, life, batch, message } => self.sent(node, life, batch, message),
+            Happening::Sent { node, life, batch, message } => self.sent(node, life, batch, &message),
             Happening::SinkAnswer { node, life, batch, id, answer } => {
                 if self.nodes[node].life == life && self.nodes[node].publishes == batch {
                     self.nodes[node].with_sink.remove(&id);
@@ -544,7 +515,7 @@ impl World {
     }
 
     /// The sink. A dead relay's message may still arrive: it was on its way.
-    fn sent(&mut self, node: usize, life: u64, batch: u64, message: OutgoingMessage) {
+    fn sent(&mut self, node: usize, life: u64, batch: u64, message: &OutgoingMessage) {
         let id = message.id;
         let answer = if self.poison.contains(&id) || self.sink_down_until > self.now {
             self.fired.sink_failures += 1;
@@ -574,7 +545,7 @@ impl World {
         let token = self.nodes[node].token;
         let (input, delay) = if self.database.is_up {
             let is_lost = !self.healed && self.roll(60) == 0;
-            let input = self.execute(token, statement);
+            let input = self.database.execute(self.now, self.plan.flaw, token, statement);
             let lost = Input::DatabaseFailed { reason: "link lost after the statement".to_owned() };
             (if is_lost { lost } else { input }, 50 + self.roll(2 * MS))
         } else {
@@ -584,61 +555,6 @@ impl World {
             return;
         }
         self.after(delay, Happening::Answer { node, life, input });
-    }
-
-    fn execute(&mut self, token: u64, statement: Statement) -> Input {
-        let (now, lease) = (self.now, u64::try_from(config().lease.as_micros()).unwrap_or(u64::MAX));
-        let no_fence = self.plan.flaw == Flaw::NoFence;
-        let database = &mut self.database;
-        let holds = |database: &Database, epoch: u64| no_fence || (database.epoch == epoch && database.token == token);
-        match statement {
-            Statement::Claim => {
-                if database.lease_until > now && database.token != token {
-                    return Input::ClaimRefused { left: Duration::from_micros(database.lease_until - now) };
-                }
-                database.epoch += 1;
-                database.token = token;
-                database.lease_until = now + lease;
-                Input::Claimed { epoch: database.epoch }
-            }
-            Statement::Renew { epoch } => {
-                let held = holds(database, epoch);
-                if held {
-                    database.lease_until = now + lease;
-                }
-                Input::Renewed { held }
-            }
-            Statement::Record { epoch, settlements } => {
-                let held = holds(database, epoch);
-                if held {
-                    database.lease_until = now + lease;
-                    settlements.iter().for_each(|settlement| database.record(epoch, settlement));
-                }
-                Input::Recorded { held }
-            }
-            Statement::Fetch { limit, exclude, full_keys } => {
-                let hide_keys = self.plan.flaw == Flaw::NoKeys;
-                let by_cursor = self.plan.flaw == Flaw::NumberCursor;
-                Input::Fetched { messages: database.fetch(now, limit, &exclude, &full_keys, hide_keys, by_cursor) }
-            }
-            Statement::Sweep => {
-                let mut expired = Vec::new();
-                for row in &mut database.rows {
-                    if row.status == Status::Parked && row.expires_at.is_some_and(|at| at <= now) {
-                        row.status = Status::Expired(u64::MAX);
-                        expired.push(row.id);
-                    }
-                }
-                Input::Swept { expired, more: false }
-            }
-            Statement::Release { epoch } => {
-                if holds(database, epoch) {
-                    database.lease_until = 0;
-                }
-                Input::Released
-            }
-            _ => unreachable!("every statement is known here"),
-        }
     }
 
     // The oracle.
@@ -660,6 +576,14 @@ impl World {
                     row.status
                 ));
             }
+            // What a frozen relay had in hand comes out late. If its successor delivered the message, the late one is a duplicate; if
+            // it expired or rejected it, the late one is a first receipt out of its place: no fence outside the sink can help that.
+            if let Status::Expired(epoch) | Status::Rejected(epoch) = row.status
+                && receipt.epoch < epoch
+            {
+                self.fired.late += 1;
+                continue;
+            }
             if !seen.insert(receipt.id) {
                 self.fired.duplicates += 1;
                 continue;
@@ -675,59 +599,5 @@ impl World {
         }
         let lost = self.database.rows.iter().find(|row| row.status == Status::Delivered && !seen.contains(&row.id));
         lost.map(|row| format!("lost: {row:?} is recorded as delivered"))
-    }
-}
-
-impl Database {
-    fn record(&mut self, epoch: u64, settlement: &Settlement) {
-        let Some(row) = self.rows.iter_mut().find(|row| row.id == settlement.id && row.status == Status::Pending)
-        else {
-            return;
-        };
-        row.attempts = settlement.attempts;
-        row.status = match settlement.outcome {
-            Outcome::Delivered => Status::Delivered,
-            Outcome::Expired => Status::Expired(epoch),
-            Outcome::Rejected { .. } => Status::Rejected(epoch),
-            Outcome::Parked { .. } => Status::Parked,
-            Outcome::Retried { .. } => Status::Pending,
-            _ => unreachable!("every outcome is known here"),
-        };
-    }
-
-    fn fetch(
-        &mut self,
-        now: u64,
-        limit: usize,
-        exclude: &[MessageId],
-        full_keys: &[String],
-        hide_keys: bool,
-        by_cursor: bool,
-    ) -> Vec<Fetched> {
-        let parked: BTreeSet<&str> =
-            self.rows.iter().filter(|row| row.status == Status::Parked).map(|row| row.key.as_str()).collect();
-        let mut rows: Vec<&Row> = self
-            .rows
-            .iter()
-            .filter(|row| row.status == Status::Pending && !exclude.contains(&row.id))
-            .filter(|row| !by_cursor || row.seq > self.cursor)
-            .filter(|row| {
-                row.expires_at.is_some_and(|at| at <= now)
-                    || (!full_keys.contains(&row.key) && !parked.contains(row.key.as_str()))
-            })
-            .collect();
-        rows.sort_by_key(|row| row.seq);
-        rows.truncate(limit);
-        let fetched = rows
-            .iter()
-            .map(|row| {
-                let mut message = OutgoingMessage::new(row.id, "t");
-                message.key = (!hide_keys).then(|| row.key.clone());
-                message.expires_in = row.expires_at.map(|at| Duration::from_micros(at.saturating_sub(now)));
-                Fetched { message, attempts: row.attempts }
-            })
-            .collect();
-        self.cursor = rows.last().map_or(self.cursor, |row| row.seq);
-        fetched
     }
 }
