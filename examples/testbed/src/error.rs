@@ -1,11 +1,12 @@
 //! What can go wrong in the testbed itself. Every message names the server or program it is about.
 
+use std::fmt;
 use std::time::Duration;
 
 pub use crate::bring::BringError;
 
 /// Why the testbed could not do what a test asked of it.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum TestbedError {
     /// A program is missing and could not be brought.
@@ -47,6 +48,13 @@ pub enum TestbedError {
         /// What it said.
         message: String,
     },
+}
+
+/// As its display: a test that returns an error shows this, and a log should keep its lines.
+impl fmt::Debug for TestbedError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl TestbedError {

@@ -112,6 +112,7 @@ impl Ground {
     ///
     /// # Errors
     /// [`TestbedError::Io`] when it cannot be started; [`TestbedError::Server`] after [`stop`](Self::stop).
+    #[expect(clippy::needless_pass_by_value, reason = "a description is used up by its start")]
     pub fn spawn(&self, spawn: Spawn) -> Result<Process, TestbedError> {
         // Held over the start: nothing is started behind the back of an end that happens at the same time.
         let mut contents = self.inner.contents();

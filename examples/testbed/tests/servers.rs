@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use modax_testbed::{Ground, MosquittoOptions, PatroniOptions, PostgresOptions, Signal, Spawn, TestbedError, wait};
+use modax_testbed::{
+    Ground, MosquittoOptions, PatroniNode, PatroniOptions, PostgresOptions, Signal, Spawn, TestbedError, wait,
+};
 
 type Outcome = Result<(), TestbedError>;
 
@@ -150,7 +152,7 @@ async fn a_patroni_cluster_replaces_a_killed_primary_and_takes_it_back() -> Outc
     cluster.nodes()[second].kill_all();
     cluster.nodes()[second].restart()?;
 
-    let postmasters: Vec<u32> = cluster.nodes().iter().filter_map(|node| node.postmaster_pid()).collect();
+    let postmasters: Vec<u32> = cluster.nodes().iter().filter_map(PatroniNode::postmaster_pid).collect();
     assert!(!postmasters.is_empty());
     ground.stop().await;
     assert!(postmasters.into_iter().all(|pid| !is_alive(pid)));
@@ -183,8 +185,11 @@ async fn after_kill_9_nothing_of_it_is_left_within_10_seconds() -> Outcome {
     let spawn =
         Spawn::new(this).args(["--exact", "helper_that_is_killed"]).env("MODAX_TESTBED_REPORT", &report).log("helper");
     let helper = ground.spawn(spawn)?;
-    let text =
-        wait::until(Duration::from_secs(40), "the report", || async { std::fs::read_to_string(&report).ok() }).await?;
+    let text = wait::until(Duration::from_secs(40), "the report or its end", || async {
+        std::fs::read_to_string(&report).ok().or_else(|| (!helper.is_running()).then(|| helper.log_tail(20)))
+    })
+    .await?;
+    assert!(helper.is_running(), "{text}");
     let (directory, pids) = text.split_once('\n').expect("two lines");
     let pids: Vec<u32> = pids.split_whitespace().map(|pid| pid.parse().expect("a number")).collect();
     assert_eq!(pids.iter().filter(|pid| is_alive(**pid)).count(), 4);

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{FlockOperation, flock};
@@ -33,7 +33,7 @@ pub(super) fn bring(set: &Set, places: &Places) -> Result<(), String> {
             cache.display()
         ));
     }
-    let _lock = Lock::acquire(&cache.join("lock"), end)?;
+    let lock = Lock::acquire(&cache.join("lock"), end)?;
     // "alone" is the second try: the system may count a package as installed whose program is not where it should be.
     let modes: &[&str] = if places.ignores_system { &["alone"] } else { &["system", "alone"] };
     let mut reason = String::new();
@@ -44,7 +44,7 @@ pub(super) fn bring(set: &Set, places: &Places) -> Result<(), String> {
             // Another process brought it while this one waited for the lock.
             return Ok(());
         }
-        match unpack(set, mode, &root, cache, end) {
+        match unpack(set, mode, &root, cache, &lock) {
             Ok(()) if is_here() => return Ok(()),
             Ok(()) => reason = format!("the packages {} do not contain the program", set.packages.join(" ")),
             Err(error) => reason = error,
@@ -53,8 +53,8 @@ pub(super) fn bring(set: &Set, places: &Places) -> Result<(), String> {
     Err(reason)
 }
 
-fn unpack(set: &Set, mode: &str, root: &Path, cache: &Path, end: Instant) -> Result<(), String> {
-    let apt = Apt::new(cache, mode, end)?;
+fn unpack(set: &Set, mode: &str, root: &Path, cache: &Path, lock: &Lock) -> Result<(), String> {
+    let apt = Apt::new(cache, mode, lock)?;
     apt.update()?;
     let work = cache.join(format!("work-{}-{mode}", set.name));
     // Left by somebody who was killed: the lock says that nobody is at it.
@@ -66,11 +66,11 @@ fn unpack(set: &Set, mode: &str, root: &Path, cache: &Path, end: Instant) -> Res
     if !chosen.is_empty() {
         let mut download = apt.command("apt-get");
         download.arg("download").args(&chosen).current_dir(&packages);
-        run(&mut download, &work.join("download.log"), end)?;
+        lock.run(&mut download, &work.join("download.log"))?;
     }
     for entry in std::fs::read_dir(&packages).map_err(text(&packages))? {
         let package = entry.map_err(text(&packages))?.path();
-        run(Command::new("dpkg").arg("-x").arg(&package).arg(&aside), &work.join("unpack.log"), end)?;
+        lock.run(Command::new("dpkg").arg("-x").arg(&package).arg(&aside), &work.join("unpack.log"))?;
     }
     if set.is_python {
         // Compiled once here instead of at every start: the user who starts it may not write here. No harm if it fails.
@@ -81,7 +81,7 @@ fn unpack(set: &Set, mode: &str, root: &Path, cache: &Path, end: Instant) -> Res
             compile
                 .args(["-m", "compileall", "-q"])
                 .args(["usr/lib/python3", "usr/lib/python3.11"].map(|path| aside.join(path)));
-            let _ = run(&mut compile, &work.join("compile.log"), end);
+            let _ = lock.run(&mut compile, &work.join("compile.log"));
         }
     }
     if let Some(parent) = root.parent() {
@@ -98,11 +98,11 @@ struct Apt<'a> {
     configuration: PathBuf,
     lists: PathBuf,
     cache: &'a Path,
-    end: Instant,
+    lock: &'a Lock,
 }
 
 impl<'a> Apt<'a> {
-    fn new(cache: &'a Path, mode: &str, end: Instant) -> Result<Self, String> {
+    fn new(cache: &'a Path, mode: &str, lock: &'a Lock) -> Result<Self, String> {
         let home = cache.join("apt");
         for directory in ["lists/partial", "archives/partial", mode] {
             public_directory(&home.join(directory))?;
@@ -125,7 +125,7 @@ impl<'a> Apt<'a> {
             status = status.display(),
         );
         std::fs::write(&configuration, lines).map_err(text(&configuration))?;
-        Ok(Self { configuration, lists: home.join("lists"), cache, end })
+        Ok(Self { configuration, lists: home.join("lists"), cache, lock })
     }
 
     fn command(&self, tool: &str) -> Command {
@@ -144,7 +144,7 @@ impl<'a> Apt<'a> {
         if age.is_some_and(|age| age < LISTS_ARE_FRESH_FOR) {
             return Ok(());
         }
-        run(self.command("apt-get").args(["-q", "update"]), &self.cache.join("apt/update.log"), self.end)?;
+        self.lock.run(self.command("apt-get").args(["-q", "update"]), &self.cache.join("apt/update.log"))?;
         std::fs::write(&stamp, "").map_err(text(&stamp))
     }
 
@@ -153,7 +153,7 @@ impl<'a> Apt<'a> {
         let log = self.cache.join("apt/resolve.log");
         let mut command = self.command("apt-get");
         command.args(["-q", "--print-uris", "-y", "--no-install-recommends", "install"]).args(set.packages);
-        run(&mut command, &log, self.end)?;
+        self.lock.run(&mut command, &log)?;
         let text = std::fs::read_to_string(&log).map_err(text(&log))?;
         Ok(text
             .lines()
@@ -173,33 +173,6 @@ fn chosen(line: &str) -> Option<(String, String)> {
     Some((name.to_owned(), version.replace("%3a", ":")))
 }
 
-/// Runs a command with its output in `log`, which begins anew. The error ends with the last of that output.
-fn run(command: &mut Command, log: &Path, end: Instant) -> Result<(), String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let file = File::create(log).map_err(text(log))?;
-    let errors = file.try_clone().map_err(text(log))?;
-    let mut child =
-        command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().map_err(|error| format!("{name}: {error}"))?;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) if status.success() => return Ok(()),
-            Ok(Some(status)) => {
-                let output = std::fs::read_to_string(log).unwrap_or_default();
-                let lines: Vec<&str> = output.lines().filter(|line| !line.trim().is_empty()).collect();
-                let last = lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join(" / ");
-                return Err(format!("{name} failed ({status}): {last}"));
-            }
-            Ok(None) if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
-            Ok(None) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(format!("{name} took too long"));
-            }
-            Err(error) => return Err(format!("{name}: {error}")),
-        }
-    }
-}
-
 /// Makes a directory that everybody may enter, whatever the umask: PostgreSQL runs as another user.
 fn public_directory(directory: &Path) -> Result<(), String> {
     std::fs::create_dir_all(directory).map_err(text(directory))?;
@@ -211,19 +184,53 @@ fn text(path: &Path) -> impl FnOnce(std::io::Error) -> String {
     move |error| format!("{path}: {error}")
 }
 
-/// Held while one process brings; the kernel releases it when that process ends, however it ends.
-struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+/// Held while one process brings; the kernel releases it when that process has ended, however it ended.
+struct Lock {
+    file: File,
+    end: Instant,
+}
 
 impl Lock {
     fn acquire(path: &Path, end: Instant) -> Result<Self, String> {
-        let file = File::options().create(true).append(true).open(path).map_err(text(path))?;
+        let file = File::options().create(true).read(true).append(true).open(path).map_err(text(path))?;
         while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             if Instant::now() >= end {
                 return Err(format!("another process holds {} for too long", path.display()));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(Self(file))
+        Ok(Self { file, end })
+    }
+
+    /// Runs a command with its output in `log`, which begins anew. The error ends with the last of that output.
+    ///
+    /// Its standard input is the lock file, which is empty: so the lock is held until the command has ended too, and
+    /// an apt-get whose caller was killed is not joined by a second one.
+    fn run(&self, command: &mut Command, log: &Path) -> Result<(), String> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let held = self.file.try_clone().map_err(text(log))?;
+        let file = File::create(log).map_err(text(log))?;
+        let errors = file.try_clone().map_err(text(log))?;
+        let mut child =
+            command.stdin(held).stdout(file).stderr(errors).spawn().map_err(|error| format!("{name}: {error}"))?;
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => {
+                    let output = std::fs::read_to_string(log).unwrap_or_default();
+                    let lines: Vec<&str> = output.lines().filter(|line| !line.trim().is_empty()).collect();
+                    let last = lines.get(lines.len().saturating_sub(3)..).unwrap_or_default().join(" / ");
+                    return Err(format!("{name} failed ({status}): {last}"));
+                }
+                Ok(None) if Instant::now() < self.end => std::thread::sleep(Duration::from_millis(10)),
+                Ok(None) => {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return Err(format!("{name} took too long"));
+                }
+                Err(error) => return Err(format!("{name}: {error}")),
+            }
+        }
     }
 }
 

@@ -64,8 +64,9 @@ impl Mosquitto {
             "listener {port} 127.0.0.1\nallow_anonymous true\nmax_inflight_messages 0\nuser root\nlog_dest stderr\nlog_type all\n"
         );
         if options.persistence {
-            text.push_str("persistence true\nautosave_on_changes true\nautosave_interval 1\n");
-            text.push_str(&format!("persistence_location {}/\n", data.display()));
+            text += "persistence true\nautosave_on_changes true\nautosave_interval 1\npersistence_location ";
+            text += &data.display().to_string();
+            text += "/\n";
         }
         text.push_str(&options.extra);
         text.push('\n');

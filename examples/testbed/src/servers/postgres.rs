@@ -191,7 +191,7 @@ fn configure(ground: &Ground, data: &Path, options: &PostgresOptions) -> Result<
     );
     let more = options.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     for (name, value) in SETTINGS.into_iter().chain(more) {
-        text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        text += &[name, " = '", &value.replace('\'', "''"), "'\n"].concat();
     }
     for (file, text) in [("postgresql.conf", text), ("pg_hba.conf", HBA.join("\n") + "\n")] {
         let written =
