@@ -92,9 +92,9 @@ impl Model {
         model
     }
 
-    fn take(&mut self, step: Step) {
+    fn take(&mut self, step: &Step) {
         let now = self.now;
-        match step {
+        match *step {
             Step::Pass(millis) => self.pass(Duration::from_millis(millis)),
             Step::Wake => self.machine.handle_input(now, Input::Woken),
             Step::Commit(key, left) => {
@@ -245,7 +245,7 @@ impl Model {
             assert!(self.with_sink.iter().all(|(_, other)| other.as_ref() != Some(key)), "two of one key at once");
             let earlier = self.rows.iter().take(place).filter(|row| row.key.as_ref() == Some(key));
             for row in earlier {
-                let is_open = row.status.is_none() && !row.expires_at.is_some_and(|at| at <= self.now);
+                let is_open = row.status.is_none() && row.expires_at.is_none_or(|at| at > self.now);
                 let is_over = self.confirmed.get(key).is_some_and(|highest| self.rows[*highest].id >= row.id);
                 assert!(!is_open || is_over, "{} before {} of the same key", message.id, row.id);
             }
@@ -263,7 +263,7 @@ proptest! {
     ) {
         let mut model = Model::new(Instant::now());
         for step in steps {
-            model.take(step);
+            model.take(&step);
         }
     }
 
@@ -273,12 +273,12 @@ proptest! {
     ) {
         let mut model = Model::new(Instant::now());
         for step in steps.into_iter().filter(|step| !matches!(step, Step::Stop)) {
-            model.take(step);
+            model.take(&step);
         }
         let mut turns: VecDeque<()> = std::iter::repeat_n((), 4000).collect();
         while turns.pop_front().is_some() {
-            model.take(Step::Database(true));
-            model.take(Step::Sink(0, 9));
+            model.take(&Step::Database(true));
+            model.take(&Step::Sink(0, 9));
             for row in &mut model.rows {
                 if matches!(row.status, Some(Outcome::Parked { .. })) {
                     (row.status, row.attempts) = (None, 0);
@@ -287,7 +287,7 @@ proptest! {
             if model.rows.iter().all(|row| row.status.is_some()) {
                 break;
             }
-            model.take(Step::Pass(30));
+            model.take(&Step::Pass(30));
         }
         prop_assert!(model.rows.iter().all(|row| row.status.is_some()), "something is left over");
     }
