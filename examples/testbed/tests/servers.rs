@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use modax_testbed::proxy::{Direction, Fault, Proxy};
 use modax_testbed::{
-    Ground, MosquittoOptions, PatroniNode, PatroniOptions, PostgresOptions, Signal, Spawn, TestbedError, wait,
+    Ground, MosquittoOptions, NatsOptions, PatroniNode, PatroniOptions, PostgresOptions, Signal, Spawn, TestbedError,
+    wait,
 };
 
 type Outcome = Result<(), TestbedError>;
@@ -219,6 +221,44 @@ async fn a_process_is_killed_with_its_descendants_and_ports_are_not_given_twice(
     let asked = ground.spawn(Spawn::new("/bin/sleep").arg("1000"))?;
     asked.terminate(SOON).await?;
     assert!(!asked.is_running());
+    ground.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_nats_node_is_cut_off_by_proxies_and_the_others_elect_a_leader() -> Outcome {
+    let ground = Ground::start().await?;
+    let cluster_ports = [ground.port(), ground.port(), ground.port()];
+    // proxies[i][j] stands between node i and node j.
+    let mut proxies = Vec::new();
+    for _ in 0..3 {
+        for port in cluster_ports {
+            proxies.push(Proxy::start(([127, 0, 0, 1], port).into()).await.expect("a proxy"));
+        }
+    }
+    let between = |from: usize, to: usize| &proxies[from * 3 + to];
+    let routes = std::array::from_fn(|from| std::array::from_fn(|to| between(from, to).addr()));
+    let options = NatsOptions { cluster_ports: Some(cluster_ports), routes: Some(routes), ..NatsOptions::default() };
+    let cluster = ground.nats_cluster_with(options).await?;
+    let leader = wait::until(SOON, "a leader of the stream", || cluster.stream_leader("$MQTT_msgs")).await?;
+
+    let links: Vec<&Proxy> = (0..3)
+        .filter(|other| *other != leader)
+        .flat_map(|other| [between(leader, other), between(other, leader)])
+        .collect();
+    for link in &links {
+        link.set(Direction::Both, Fault::Blackhole);
+    }
+    wait::until(Duration::from_secs(30), "another leader", || async {
+        cluster.stream_leader("$MQTT_msgs").await.filter(|next| *next != leader)
+    })
+    .await?;
+    assert!(links.iter().any(|link| link.fired().blackhole > 0), "the fault met nothing");
+    for link in &links {
+        link.cut_all();
+        link.clear();
+    }
+    cluster.healthy(Duration::from_secs(40)).await?;
     ground.stop().await;
     Ok(())
 }

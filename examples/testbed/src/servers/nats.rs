@@ -103,28 +103,25 @@ impl NatsCluster {
 
     /// Which node leads a stream, for example `$MQTT_msgs`; nothing while none does.
     ///
-    /// A follower may name the old leader for a moment, so the leader is taken from its own word, else from the
-    /// others' if they agree.
+    /// Taken from the account of most nodes: one that is cut off goes on naming itself for 10 s and more.
     ///
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn stream_leader(&self, stream: &str) -> Option<usize> {
-        let mut said = Vec::new();
-        for (index, node) in self.nodes.iter().enumerate() {
-            let Some(leader) = node.streams().await.remove(stream).map(|state| state.leader) else { continue };
-            if leader.is_empty() {
-                continue;
-            }
-            if leader == node.name {
-                return Some(index);
-            }
-            said.push(leader);
-        }
-        let (first, rest) = said.split_first()?;
-        if rest.iter().any(|other| other != first) {
-            return None;
-        }
-        self.nodes.iter().position(|node| node.name == *first)
+        let asked = self.nodes.iter().map(|node| node.streams());
+        let known = futures_util::future::join_all(asked).await;
+        let votes = |name: &str| {
+            known.iter().filter_map(|streams| streams.get(stream)).filter(|state| state.leader == name).count()
+        };
+        let counted = self.nodes.iter().map(|node| votes(&node.name)).enumerate();
+        let (leader, most) = counted.max_by_key(|(_, votes)| *votes)?;
+        let others = known.iter().filter_map(|streams| streams.get(stream)).count() - most;
+        (most > others || (most > 0 && self.says_it_leads(leader, stream, &known))).then_some(leader)
+    }
+
+    fn says_it_leads(&self, index: usize, stream: &str, known: &[Streams]) -> bool {
+        let account = known.get(index).and_then(|streams| streams.get(stream));
+        account.zip(self.nodes.get(index)).is_some_and(|(state, node)| state.leader == node.name)
     }
 
     /// Waits until every node is healthy by its own account, knows both others, and every stream has a leader whose
