@@ -297,6 +297,55 @@ fn impl_has(text: &str, name: &str, what: &str) -> bool {
     blocks.map(|block| block.split("\n}").next().unwrap_or_default()).any(|block| block.contains(what))
 }
 
+#[derive(Default)]
+struct Settings<'a> {
+    found: Vec<(&'a syn::Ident, String)>,
+}
+
+impl<'a> Visit<'a> for Settings<'a> {
+    fn visit_item_struct(&mut self, item: &'a syn::ItemStruct) {
+        let name = item.ident.to_string();
+        if matches!(item.vis, Visibility::Public(_)) && ["Config", "Options"].iter().any(|end| name.ends_with(end)) {
+            let public = item.fields.iter().filter(|field| matches!(field.vis, Visibility::Public(_)));
+            self.found.extend(public.filter_map(|field| Some((field.ident.as_ref()?, docs(&field.attrs)))));
+        }
+    }
+
+    fn visit_item_impl(&mut self, item: &'a syn::ItemImpl) {
+        let Type::Path(path) = &*item.self_ty else { return };
+        let is_builder = path.path.segments.last().is_some_and(|it| it.ident.to_string().ends_with("Builder"));
+        if !is_builder || item.trait_.is_some() {
+            return;
+        }
+        for function in
+            item.items.iter().filter_map(|item| if let syn::ImplItem::Fn(it) = item { Some(it) } else { None })
+        {
+            let takes_self =
+                matches!(function.sig.inputs.first(), Some(syn::FnArg::Receiver(it)) if it.reference.is_none());
+            let sets = function.sig.inputs.len() == 2 && takes_self;
+            if sets && matches!(function.vis, Visibility::Public(_)) {
+                self.found.push((&function.sig.ident, docs(&function.attrs)));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_setting_tells_its_default() {
+    let mut offenders = Vec::new();
+    for source in library_sources() {
+        let mut settings = Settings::default();
+        settings.visit_file(&source.file);
+        for (name, docs) in settings.found {
+            let words = ["default", "required", "without it", "none ", "off ", "more than once", "adds "];
+            if !words.iter().any(|word| docs.to_lowercase().contains(word)) {
+                offenders.push(format!("{}: {name}", at(&source.path, name.span())));
+            }
+        }
+    }
+    none("the docs of a setting tell its default, and better its reason too", offenders);
+}
+
 #[test]
 fn no_file_or_folder_has_a_name_that_says_nothing() {
     let mut offenders = Vec::new();
