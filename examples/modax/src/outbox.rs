@@ -122,14 +122,11 @@ async fn relay(args: RelayArgs, output: Output) -> Exit {
             () = interrupt.wait() => break,
         };
         let Some(event) = event else { break };
-        let told = match settled(&event) {
-            Some(line) => output.line(&line).await,
-            None => {
-                output::event("relay", json!({ "detail": format!("{event:?}") }));
-                Ok(())
-            }
+        let Some(line) = settled(&event) else {
+            output::event("relay", json!({ "detail": format!("{event:?}") }));
+            continue;
         };
-        if told.is_err() {
+        if output.line(&line).await.is_err() {
             exit = Exit::Failed;
             break;
         }

@@ -3,6 +3,8 @@
 mod html;
 mod plot;
 
+use std::fmt::Write as _;
+
 use serde_json::{Value, json};
 
 pub(crate) use self::html::html;
@@ -193,7 +195,7 @@ impl Report {
             text.push('\n');
         }
         for broken in self.all_broken() {
-            text.push_str(&format!("BROKEN  {broken}\n"));
+            let _ = writeln!(text, "BROKEN  {broken}");
         }
         text
     }

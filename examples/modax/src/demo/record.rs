@@ -39,6 +39,12 @@ impl Record {
         self.at(Instant::now())
     }
 
+    /// Fixes the order of the lanes.
+    pub(crate) fn declare(&self, components: impl IntoIterator<Item = String>) {
+        let lanes = components.into_iter().map(|name| Lane { name, states: Vec::new() });
+        self.lock().lanes.extend(lanes);
+    }
+
     /// Notes a state; only a change takes place.
     pub(crate) fn state(&self, component: &str, state: State) {
         let now = self.now();

@@ -109,6 +109,10 @@ impl Stage {
         self.progress.say(&format!("{}. {}", number + 1, plan.title));
         let device = &self.devices[number % self.devices.len()];
         device.reboot();
+        // Back on its broker before anything is broken: a fault at a time.
+        let patience = Duration::from_secs(20);
+        device.wait_until(patience, |status| status.broker.is_none()).await;
+        device.wait_until(patience, |status| status.broker.is_some()).await;
         let found = match number {
             0 => layers::kill_control(self).await,
             1 => brokers::cut_off(self).await,
@@ -246,11 +250,15 @@ async fn recovery(prober: &Prober, start: Instant, patience: Duration) -> Option
     prober.recovered(start)
 }
 
-/// Whichever noticed first: an event in a log, or the prober by its first failure.
-fn first_sign(logs: Option<&LogWatch>, prober: &Prober, start: Instant) -> Option<(Instant, String)> {
-    let event = logs.and_then(LogWatch::found).map(|found| (found.at, format!("{}, by an event", found.log)));
-    let failure = prober.first_failure(start).map(|at| (at, "the probe, by its first failure".to_owned()));
-    event.into_iter().chain(failure).min_by_key(|(at, _)| *at)
+/// The first event in a log since `start`.
+fn first_event(logs: &LogWatch, start: Instant) -> Option<(Instant, String)> {
+    let found = logs.found().filter(|found| found.at >= start)?;
+    Some((found.at, format!("{}, by an event in its log", found.log)))
+}
+
+/// The prober's first failure since `start`.
+fn first_failure(prober: &Prober, start: Instant) -> Option<(Instant, String)> {
+    prober.first_failure(start).map(|at| (at, "the probe, by its first failure".to_owned()))
 }
 
 /// A window of measurements as the AI layer takes it.

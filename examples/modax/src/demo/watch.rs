@@ -39,6 +39,17 @@ pub(crate) struct Eye {
 
 impl Watch {
     pub(crate) fn start(eye: Eye) -> Self {
+        let cluster = &eye.cluster;
+        let kinds = [
+            ("control", cluster.control.len()),
+            ("AI", cluster.ai.len()),
+            ("broker", cluster.nats.nodes().len()),
+            ("database", cluster.patroni.nodes().len()),
+            ("device", eye.devices.len()),
+        ];
+        let names =
+            kinds.into_iter().flat_map(|(kind, count)| (1..=count).map(move |number| format!("{kind} {number}")));
+        eye.record.declare(names);
         let mut task = JoinSet::new();
         task.spawn(async move {
             let mut pace = interval(PACE);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use modax_testbed::wait;
 use tokio::time::sleep;
 
-use super::{Found, Stage, first_sign, recovery};
+use super::{Found, Stage, first_event, recovery};
 use crate::demo::cluster::Failure;
 use crate::demo::nats::{led_by, meta_leader, step_down};
 use crate::demo::probe::Prober;
@@ -28,7 +28,7 @@ pub(super) async fn cut_off(stage: &Stage) -> Result<Found, Failure> {
 
     let prober = Prober::start(stage.fresh_readings());
     let recovered = recovery(&prober, start, PATIENCE).await;
-    let detected = first_sign(Some(&logs), &prober, start);
+    let detected = first_event(&logs, start);
     sleep(Duration::from_secs(2)).await;
     node.cont();
 
@@ -60,17 +60,20 @@ async fn vacate(stage: &Stage) -> Result<usize, Failure> {
         .find(|index| nodes[*index].name() != meta)
         .ok_or("every broker that a control layer prefers leads the cluster")?;
     let (name, doors) = (nodes[victim].name(), doors[victim]);
-    wait::until(MOVE, &format!("broker {} to lead nothing", victim + 1), || async {
-        let Some(led) = led_by(&stage.http, doors.monitor, name).await else { return false };
-        for item in &led {
+    let end = Instant::now() + MOVE;
+    // A leader that was asked to go may be elected again: twice nothing is nothing.
+    let mut empty_looks = 0;
+    while empty_looks < 2 {
+        if Instant::now() > end {
+            return Err(format!("broker {} still leads something after {} s", victim + 1, MOVE.as_secs()).into());
+        }
+        let led = led_by(&stage.http, doors.monitor, name).await;
+        for item in led.iter().flatten() {
             // Whether it helped is seen at the next look.
             let _ = step_down(doors.clients, item).await;
         }
-        if !led.is_empty() {
-            sleep(Duration::from_millis(300)).await;
-        }
-        led.is_empty()
-    })
-    .await?;
+        empty_looks = if led.is_some_and(|led| led.is_empty()) { empty_looks + 1 } else { 0 };
+        sleep(Duration::from_millis(300)).await;
+    }
     Ok(victim)
 }

@@ -6,7 +6,7 @@ use modax_testbed::wait;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{Found, Stage, first_sign, recovery};
+use super::{Found, Stage, first_event, first_failure, recovery};
 use crate::demo::cluster::Failure;
 use crate::demo::probe::Prober;
 
@@ -34,7 +34,8 @@ pub(super) async fn stop_primary(stage: &Stage) -> Result<Found, Failure> {
     // Until the first failed command, a success may still belong to the time before.
     let sign = wait::until(Duration::from_secs(15), "the first sign", || async { prober.first_failure(start) }).await;
     let recovered = recovery(&prober, start, PATIENCE).await;
-    let detected = first_sign(Some(&logs), &prober, start);
+    let signs = first_event(&logs, start).into_iter().chain(first_failure(&prober, start));
+    let detected = signs.min_by_key(|(at, _)| *at);
     sleep(Duration::from_secs(1)).await;
     let new_leader = stage.cluster.patroni.leader().await;
     node.restart()?;

@@ -6,7 +6,7 @@ use modax_testbed::wait;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{Found, QUESTION, Stage, first_sign, recovery, window};
+use super::{Found, QUESTION, Stage, first_failure, recovery, window};
 use crate::demo::cluster::Failure;
 use crate::demo::load;
 use crate::demo::probe::Prober;
@@ -33,7 +33,7 @@ pub(super) async fn kill_control(stage: &Stage) -> Result<Found, Failure> {
     .await
     .ok()
     .map(|at| (at, "the load balancer".to_owned()));
-    let detected = noticed.into_iter().chain(first_sign(None, &prober, start)).min_by_key(|(at, _)| *at);
+    let detected = noticed.into_iter().chain(first_failure(&prober, start)).min_by_key(|(at, _)| *at);
     // Nobody works again before somebody noticed: an answer from the other instance in between is luck.
     let recovered = recovery(&prober, detected.as_ref().map_or(start, |(at, _)| *at), Duration::from_secs(20)).await;
     sleep(Duration::from_secs(2)).await;
@@ -78,7 +78,7 @@ pub(super) async fn overload(stage: &Stage) -> Result<Found, Failure> {
     }
     Ok(Found {
         start,
-        detected: first_sign(None, &prober, start),
+        detected: first_failure(&prober, start),
         recovered,
         failed_requests: load.server_errors + load.unanswered + prober.failures(start),
         requests: prober.count() + load::REQUESTS,
@@ -118,7 +118,7 @@ pub(super) async fn pause_ai(stage: &Stage) -> Result<Found, Failure> {
         wait::until(Duration::from_secs(30), "health degraded", || async { degraded(stage).await.then(Instant::now) })
             .await;
     let detected = degraded.as_ref().ok().map(|at| (*at, "the control layers' health, \"degraded\"".to_owned()));
-    let detected = detected.into_iter().chain(first_sign(None, &analysis, start)).min_by_key(|(at, _)| *at);
+    let detected = detected.into_iter().chain(first_failure(&analysis, start)).min_by_key(|(at, _)| *at);
     sleep(PAUSED).await;
     let paused_for = start.elapsed();
     for layer in &stage.cluster.ai {

@@ -7,7 +7,7 @@ use modax_testbed::wait;
 use tokio::time::sleep;
 
 use super::brokers::SIGNS;
-use super::{Found, Stage, first_sign, recovery};
+use super::{Found, Stage, first_event, recovery};
 use crate::demo::cluster::Failure;
 use crate::demo::direct::{Direct, Witness};
 use crate::demo::probe::Prober;
@@ -41,7 +41,7 @@ pub(super) async fn cut_off(stage: &Stage) -> Result<Found, Failure> {
 
     let prober = Prober::start(stage.fresh_readings());
     let recovered = recovery(&prober, start, PATIENCE).await;
-    let detected = first_sign(Some(&logs), &prober, start);
+    let detected = first_event(&logs, start);
     let both = wait::until(Duration::from_secs(15), "both to be acknowledged again", || async {
         Some((witness.first(start)?, direct.first(start)?))
     })
