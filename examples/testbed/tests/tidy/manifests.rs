@@ -254,6 +254,16 @@ fn every_crate_is_ready_to_be_published_and_read() {
 }
 
 #[test]
+fn the_lock_file_of_the_fuzz_targets_is_up_to_date() {
+    let arguments = ["tree", "--manifest-path", "fuzz/Cargo.toml", "--locked", "--depth", "0"];
+    let answer = cargo(&[&arguments[..], &["--offline"]].concat()).or_else(|_| cargo(&arguments));
+    none(
+        "fuzz/Cargo.lock follows the crates: `cargo update --manifest-path fuzz/Cargo.toml --workspace`",
+        answer.err(),
+    );
+}
+
+#[test]
 fn every_dependency_has_a_reason() {
     let mut offenders = Vec::new();
     let mut manifests = vec!["Cargo.toml".to_owned()];
