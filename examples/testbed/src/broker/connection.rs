@@ -107,7 +107,7 @@ impl Client<'_> {
             Connack::Late(delay) => {
                 self.shared.hub().fired.connack_late += 1;
                 self.shared.changed();
-                tokio::time::sleep(delay).await;
+                tokio::time::timeout(delay, self.gone()).await.err()?;
             }
             Connack::Refuse(code) => {
                 self.shared.hub().fired.connack_refused += 1;
@@ -132,6 +132,14 @@ impl Client<'_> {
             return None;
         }
         Some(outgoing)
+    }
+
+    /// Ends when the client has gone. What it sent ahead is left where it is.
+    async fn gone(&self) {
+        while let Ok(1..) = self.framed.get_ref().peek(&mut [0]).await {
+            // Bytes that wait would be seen again and again.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     async fn handle(&mut self, packet: Packet, publishes: &mut u64) -> Option<Over> {

@@ -244,6 +244,22 @@ async fn connects_are_ignored_refused_dropped_and_taken_over() {
 }
 
 #[tokio::test]
+async fn a_late_connack_does_not_take_over_from_the_try_that_came_after() {
+    let broker = ScriptedBroker::start(Script::new().connack(Connack::Late(Duration::from_millis(80)))).await.unwrap();
+    let mut given_up = Client::dial(&broker).await;
+    given_up.send(Packet::Connect(Connect::new("c"))).await;
+    assert!(broker.wait_until(DEADLINE, |broker| broker.fired().connack_late == 1).await);
+    drop(given_up);
+
+    let (mut client, _) = Client::connect(&broker, "c", true).await;
+
+    assert!(broker.wait_until(DEADLINE, |broker| broker.connections() == 1).await);
+    client.send(Packet::PingReq).await;
+    assert_eq!(client.next().await, Some(Packet::PingResp));
+    assert_eq!((broker.fired().takeovers, broker.fired().connack_late), (0, 2));
+}
+
+#[tokio::test]
 async fn subscriptions_are_refused_and_lowered_and_a_claimed_session_has_none() {
     let broker = ScriptedBroker::start(Script::new().suback(Suback::Refuse)).await.unwrap();
     let (mut client, _) = Client::connect(&broker, "c", false).await;
