@@ -24,7 +24,7 @@ use crate::{
     receipt::Receipt,
 };
 
-/// Items a subscription buffers before the client stops reading from the broker.
+/// Items a subscription buffers by itself; more waits in the client.
 const SUBSCRIPTION_BUFFER: usize = 256;
 
 /// Largest payload a PUBLISH can carry with its topic: the remaining length has four bytes (MQTT 3.1.1, 2.2.3).
@@ -148,6 +148,7 @@ impl Client {
             expired: state.admission.expired.saturating_add(state.delivery.expired),
             undelivered: state.admission.undelivered.saturating_add(state.delivery.undelivered),
             unmatched: state.admission.unmatched,
+            overflowed: state.admission.overflowed,
             queue_messages: state.backlog.messages(),
             queue_bytes: state.backlog.bytes(),
             ..state.delivery

@@ -22,8 +22,10 @@ use crate::{
 
 /// Deliveries of one filter, as a stream. Dropping it unsubscribes.
 ///
-/// It buffers 256 items. A reader that falls behind further makes the client stop reading from the broker until there
-/// is room again, so nothing is dropped and nothing grows; sending and probing go on.
+/// What a reader that falls behind has not taken waits in the client. Above 16 MiB QoS 0 messages are dropped, with a
+/// [`GapReason::Overflowed`] and a count; above 32 MiB the client stops reading from the broker until there is room
+/// again, while sending and probing go on. QoS 1 comes to that only where a broker sends much without waiting for
+/// acknowledgements.
 #[must_use = "dropping it unsubscribes"]
 pub struct Subscription {
     filter: Filter,
@@ -61,6 +63,7 @@ impl Subscription {
 
     fn hand_out(&self, item: Option<Received>) -> Option<Received> {
         let mut item = item;
+        self.handle.shared.made_room();
         if let (true, Some(Received::Delivery(delivery))) = (self.auto_ack, item.as_mut()) {
             delivery.token.take().inspect(|token| token.acknowledge());
         }

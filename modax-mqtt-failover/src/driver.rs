@@ -113,8 +113,8 @@ impl Driver {
                 Happened::Dialled(attempt, result) => self.on_dialled(attempt, result),
                 Happened::Woken => self.look_at_link(),
             }
-            self.readers.unblock();
             self.decode();
+            self.unblock();
             if self.courier.poll_timeout().is_some_and(|due| due <= now()) {
                 self.courier.handle_timeout(now());
                 self.perform();
@@ -128,7 +128,7 @@ impl Driver {
         let attempt = dial.as_ref().map_or(0, |(attempt, _)| *attempt);
         let deadline = closing.as_ref().map(|closing| closing.deadline);
         let due = [courier.poll_timeout(), deadline, *expiry].into_iter().flatten().min();
-        let read = !readers.is_blocked();
+        let read = !readers.is_full();
         tokio::select! {
             progress = poll_fn(|context| match link.as_mut() {
                 Some(link) => link.poll(context, now, read),
@@ -141,7 +141,6 @@ impl Driver {
                 }
             } => Happened::Dialled(attempt, result),
             () = shared.wake.notified() => Happened::Woken,
-            () = readers.room() => Happened::Woken,
             () = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -151,9 +150,20 @@ impl Driver {
         }
     }
 
+    /// Hands over what waits for slow readers. The flag goes up before the second look, so that a reader that makes
+    /// room meanwhile is either seen or wakes us.
+    fn unblock(&mut self) {
+        self.readers.unblock();
+        if self.readers.is_blocked() {
+            self.shared.owe_readers(true);
+            self.readers.unblock();
+        }
+        self.shared.owe_readers(self.readers.is_blocked());
+    }
+
     /// Reads what is there before anybody judges by the clock: our own delay is not the broker's.
     fn look_at_link(&mut self) {
-        let read = !self.readers.is_blocked();
+        let read = !self.readers.is_full();
         let Some(link) = self.link.as_mut() else { return };
         if let Some(progress) = poll_fn(|context| link.poll(context, now, read)).now_or_never() {
             self.on_progress(progress);
@@ -191,7 +201,7 @@ impl Driver {
 
     /// Gives the packets that have arrived to the courier, until a reader is full.
     fn decode(&mut self) {
-        while !self.readers.is_blocked() {
+        while !self.readers.is_full() {
             let Some(link) = self.link.as_mut() else { break };
             let attempt = link.attempt;
             match link.receive() {
@@ -203,7 +213,7 @@ impl Driver {
                 }
             }
         }
-        self.courier.handle_input(now(), Input::Paused(self.readers.is_blocked()));
+        self.courier.handle_input(now(), Input::Paused(self.readers.is_full()));
     }
 
     fn input(&mut self, input: Input) {
@@ -280,6 +290,7 @@ impl Driver {
         state.status = self.courier.status().clone();
         state.delivery = self.courier.stats();
         state.admission.unmatched = self.unmatched;
+        state.admission.overflowed = self.readers.dropped();
         drop(state);
         if !told.is_empty() {
             shared.room.notify_waiters();

@@ -149,6 +149,8 @@ pub struct Stats {
     pub received: u64,
     /// Received messages that matched no subscription; acknowledged and dropped.
     pub unmatched: u64,
+    /// QoS 0 messages dropped because their reader was too slow.
+    pub overflowed: u64,
     /// Acknowledgements from the program that came after their connection had ended.
     pub late_acks: u64,
     /// Acknowledgements from brokers that belong to nothing we sent on this connection.
@@ -177,6 +179,8 @@ pub enum GapReason {
     BrokerChanged,
     /// The link broke, and for QoS 0 a broker keeps nothing.
     Reconnected,
+    /// The reader was so slow that QoS 0 messages had to be dropped.
+    Overflowed,
     /// The broker refused the filter; the stream ends.
     Refused {
         /// The broker's code.

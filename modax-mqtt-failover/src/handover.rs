@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -72,6 +75,8 @@ pub(crate) struct Shared {
     pub(crate) wake: Notify,
     /// Wakes publishers that wait for room.
     pub(crate) room: Notify,
+    /// Whether something waits for a reader to make room.
+    owing: AtomicBool,
     events: broadcast::Sender<Event>,
     /// Keeps the events from before the first reader, so that it sees the first connection too.
     first_reader: Mutex<Option<broadcast::Receiver<Event>>>,
@@ -100,6 +105,7 @@ impl Shared {
             }),
             wake: Notify::new(),
             room: Notify::new(),
+            owing: AtomicBool::new(false),
             events,
             first_reader: Mutex::new(Some(first)),
         })
@@ -115,6 +121,18 @@ impl Shared {
         trace(&event);
         // No reader is not an error.
         let _ = self.events.send(event);
+    }
+
+    /// Sets whether something waits for a reader to make room.
+    pub(crate) fn owe_readers(&self, owing: bool) {
+        self.owing.store(owing, Ordering::SeqCst);
+    }
+
+    /// A reader has taken an item.
+    pub(crate) fn made_room(&self) {
+        if self.owing.load(Ordering::SeqCst) {
+            self.wake.notify_one();
+        }
     }
 
     pub(crate) fn events(&self) -> broadcast::Receiver<Event> {

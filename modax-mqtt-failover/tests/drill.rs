@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Messages a second, over four topics.
 const RATE: u32 = 500;
+/// The same for a cluster that writes each message to the disks of three nodes on one machine.
+const CLUSTER_RATE: u32 = 100;
 const TOPICS: u64 = 4;
 
 /// First receipts by topic, and repeats, of one broker.
@@ -80,9 +82,9 @@ struct Load {
 }
 
 impl Load {
-    fn start(client: &Client) -> Self {
+    fn start(client: &Client, rate: u32) -> Self {
         let stop = Arc::new(Notify::new());
-        let task = tokio::spawn(publish(client.clone(), Arc::clone(&stop)));
+        let task = tokio::spawn(publish(client.clone(), rate, Arc::clone(&stop)));
         Self { stop, task }
     }
 
@@ -92,8 +94,8 @@ impl Load {
     }
 }
 
-async fn publish(client: Client, stop: Arc<Notify>) -> Vec<Outcome> {
-    let mut tick = tokio::time::interval(Duration::from_secs(1) / RATE);
+async fn publish(client: Client, rate: u32, stop: Arc<Notify>) -> Vec<Outcome> {
+    let mut tick = tokio::time::interval(Duration::from_secs(1) / rate);
     let mut receipts = Vec::new();
     for number in 0_u64.. {
         tokio::select! {
@@ -165,7 +167,7 @@ async fn three() -> (Ground, Vec<Mosquitto>, Vec<Oracle>) {
 async fn f01_brokers_killed_under_load_lose_nothing_that_was_admitted() {
     let (ground, brokers, oracles) = three().await;
     let client = Client::builder("drill").brokers(brokers.iter().map(Mosquitto::url)).unwrap().build().unwrap();
-    let load = Load::start(&client);
+    let load = Load::start(&client, RATE);
     acked_since(&client, 0).await;
 
     for _ in 0..3 {
@@ -196,7 +198,7 @@ async fn f02_a_stopped_broker_is_left_at_default_settings_and_nothing_is_lost() 
     let (ground, brokers, oracles) = three().await;
     let client = Client::builder("drill").brokers(brokers.iter().map(Mosquitto::url)).unwrap().build().unwrap();
     let mut events = client.events();
-    let load = Load::start(&client);
+    let load = Load::start(&client, RATE);
     acked_since(&client, 0).await;
 
     let port = serving(&client).await;
@@ -263,8 +265,14 @@ async fn f01_a_cluster_node_killed_under_load_loses_nothing() {
         .topology(Topology::Cluster)
         .build()
         .unwrap();
+    let mut events = client.events();
+    tokio::spawn(async move {
+        while let Some(event) = events.next().await {
+            eprintln!("{event:?}");
+        }
+    });
     let mut messages = client.subscribe("drill/#", modax_mqtt_failover::Qos::AtLeastOnce).await.unwrap().auto_ack();
-    let load = Load::start(&client);
+    let load = Load::start(&client, CLUSTER_RATE);
     acked_since(&client, 0).await;
 
     let port = serving(&client).await;

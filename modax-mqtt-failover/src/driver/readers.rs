@@ -1,4 +1,9 @@
 //! Which program parts read what, and what waits because one of them is slow.
+//!
+//! A slow reader must not stop acknowledgements from being read: a handler that waits for its own publish before it
+//! reads on would then wait for ever. So what a reader's buffer has no room for waits here. QoS 1 and 2 are bounded by
+//! packet identifiers, because the broker gets none back before the program is done; should those be large, reading
+//! stops at a limit in bytes. QoS 0 has no such bound and is dropped at half that limit, with a gap and a count.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -11,98 +16,152 @@ use crate::{
     delivery::{AckToken, Delivery, Received},
     event::{Filter, GapReason},
     handover::Shared,
-    packet::Publish,
+    message::Message,
+    packet::{Publish, Qos},
     subscription::matches,
 };
 
-type Reader = mpsc::Sender<Received>;
+/// When so much waits for slow readers of one client, QoS 0 messages are dropped.
+const DROP_ABOVE_BYTES: usize = 16 << 20;
+/// When so much waits, reading stops.
+const STOP_ABOVE_BYTES: usize = 32 << 20;
 
-/// All readers. While anything is blocked the driver reads nothing more from the broker, so that what waits here is at
-/// most what one read brought.
+struct Reader {
+    sender: mpsc::Sender<Received>,
+    overflow: VecDeque<Received>,
+}
+
+/// All readers.
 #[derive(Default)]
 pub(crate) struct Readers {
-    readers: BTreeMap<Filter, Vec<Reader>>,
-    blocked: VecDeque<(Reader, Received)>,
+    staying: BTreeMap<Filter, Vec<Reader>>,
+    /// Unsubscribed, and still owed what came before.
+    leaving: Vec<Reader>,
+    overflow_bytes: usize,
+    dropped: u64,
 }
 
 impl Readers {
-    pub(crate) fn add(&mut self, filter: Filter, reader: Reader) {
-        self.readers.entry(filter).or_default().push(reader);
+    pub(crate) fn add(&mut self, filter: Filter, sender: mpsc::Sender<Received>) {
+        self.staying.entry(filter).or_default().push(Reader { sender, overflow: VecDeque::new() });
     }
 
+    /// Ends the streams of a filter after what they are owed.
     pub(crate) fn remove(&mut self, filter: &Filter) {
-        self.readers.remove(filter);
+        let readers = self.staying.remove(filter).unwrap_or_default();
+        self.leaving.extend(readers.into_iter().filter(|reader| !reader.overflow.is_empty()));
     }
 
     /// Forgets readers that are gone; true when that was the filter's last.
     pub(crate) fn prune(&mut self, filter: &Filter) -> bool {
-        let Some(readers) = self.readers.get_mut(filter) else { return false };
-        readers.retain(|reader| !reader.is_closed());
+        self.unblock();
+        let Some(readers) = self.staying.get_mut(filter) else { return false };
+        readers.retain(|reader| !reader.sender.is_closed());
         if readers.is_empty() {
-            self.readers.remove(filter);
+            self.staying.remove(filter);
             return true;
         }
         false
     }
 
     pub(crate) fn clear(&mut self) {
-        self.readers.clear();
-        self.blocked.clear();
+        self.staying.clear();
+        self.leaving.clear();
+        self.overflow_bytes = 0;
     }
 
+    /// Whether anything waits for a reader with room.
     pub(crate) fn is_blocked(&self) -> bool {
-        !self.blocked.is_empty()
+        self.overflow_bytes > 0
+    }
+
+    /// Whether so much waits that reading has to stop.
+    pub(crate) fn is_full(&self) -> bool {
+        self.overflow_bytes > STOP_ABOVE_BYTES
+    }
+
+    /// QoS 0 messages dropped because a reader was too slow.
+    pub(crate) const fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// Hands a message to everybody who wants it; false when nobody does.
     pub(crate) fn deliver(&mut self, shared: &Arc<Shared>, publish: &Publish, serial: Option<u64>) -> bool {
-        let wanted = self.readers.iter().filter(|(filter, _)| matches(filter, &publish.topic));
-        let readers: Vec<Reader> = wanted.flat_map(|(_, readers)| readers.iter().cloned()).collect();
-        if readers.is_empty() {
+        let Self { staying, overflow_bytes, dropped, .. } = self;
+        let mut wanted: Vec<&mut Reader> = staying
+            .iter_mut()
+            .filter(|(filter, _)| matches(filter, &publish.topic))
+            .flat_map(|(_, readers)| readers)
+            .collect();
+        if wanted.is_empty() {
             return false;
         }
         let token =
-            publish.id.zip(serial).map(|(id, serial)| AckToken::new(Arc::clone(shared), id, serial, readers.len()));
-        for reader in readers {
-            self.hand_over(reader, Received::Delivery(Delivery::new(publish, token.clone())));
+            publish.id.zip(serial).map(|(id, serial)| AckToken::new(Arc::clone(shared), id, serial, wanted.len()));
+        for reader in &mut wanted {
+            if publish.qos == Qos::AtMostOnce && *overflow_bytes > DROP_ABOVE_BYTES && !reader.overflow.is_empty() {
+                *dropped = dropped.saturating_add(1);
+                reader.mark_overflow(overflow_bytes);
+            } else {
+                reader.hand_over(Received::Delivery(Delivery::new(publish, token.clone())), overflow_bytes);
+            }
         }
         true
     }
 
     /// Tells the readers of a filter that something may be missing.
     pub(crate) fn gap(&mut self, filter: &Filter, reason: GapReason) {
-        for reader in self.readers.get(filter).cloned().unwrap_or_default() {
-            self.hand_over(reader, Received::Gap { reason });
+        for reader in self.staying.get_mut(filter).into_iter().flatten() {
+            reader.hand_over(Received::Gap { reason }, &mut self.overflow_bytes);
         }
     }
 
-    /// Hands over what was blocked, as far as there is room.
+    /// Hands over what waits, as far as there is room.
     pub(crate) fn unblock(&mut self) {
-        let waiting = std::mem::take(&mut self.blocked);
-        for (reader, item) in waiting {
-            self.hand_over(reader, item);
-        }
-    }
-
-    /// Waits until the first blocked reader has room, or is gone.
-    pub(crate) async fn room(&self) {
-        match self.blocked.front() {
-            // The permit is given back at once: only the driver sends, so that the room stays.
-            Some((reader, _)) => drop(reader.reserve().await),
-            None => std::future::pending().await,
-        }
-    }
-
-    fn hand_over(&mut self, reader: Reader, item: Received) {
-        if self.blocked.iter().any(|(blocked, _)| blocked.same_channel(&reader)) {
-            self.blocked.push_back((reader, item));
+        if self.overflow_bytes == 0 {
             return;
         }
-        match reader.try_send(item) {
-            Err(TrySendError::Full(item)) => self.blocked.push_back((reader, item)),
+        for reader in self.staying.values_mut().flatten().chain(&mut self.leaving) {
+            for item in std::mem::take(&mut reader.overflow) {
+                self.overflow_bytes = self.overflow_bytes.saturating_sub(cost(&item));
+                reader.hand_over(item, &mut self.overflow_bytes);
+            }
+        }
+        self.leaving.retain(|reader| !reader.overflow.is_empty());
+    }
+}
+
+impl Reader {
+    fn hand_over(&mut self, item: Received, overflow_bytes: &mut usize) {
+        if !self.overflow.is_empty() {
+            return self.keep(item, overflow_bytes);
+        }
+        match self.sender.try_send(item) {
+            Err(TrySendError::Full(item)) => self.keep(item, overflow_bytes),
             // It unsubscribed: the broker need not wait for it.
             Err(TrySendError::Closed(Received::Delivery(delivery))) => delivery.ack(),
             Ok(()) | Err(TrySendError::Closed(Received::Gap { .. })) => {}
         }
     }
+
+    fn keep(&mut self, item: Received, overflow_bytes: &mut usize) {
+        *overflow_bytes = overflow_bytes.saturating_add(cost(&item));
+        self.overflow.push_back(item);
+    }
+
+    /// One gap stands for any number of messages dropped in a row.
+    fn mark_overflow(&mut self, overflow_bytes: &mut usize) {
+        let marked = matches!(self.overflow.back(), Some(Received::Gap { reason: GapReason::Overflowed }));
+        if !marked {
+            self.keep(Received::Gap { reason: GapReason::Overflowed }, overflow_bytes);
+        }
+    }
+}
+
+fn cost(item: &Received) -> usize {
+    let bytes = match item {
+        Received::Delivery(delivery) => delivery.topic().len().saturating_add(delivery.payload().len()),
+        Received::Gap { .. } => 0,
+    };
+    bytes.saturating_add(Message::OVERHEAD_BYTES)
 }

@@ -253,26 +253,94 @@ async fn a_lowered_level_is_an_event() {
 }
 
 #[tokio::test]
-async fn f30_a_slow_reader_stops_reading_and_neither_loses_nor_condemns() {
+async fn f30_a_reader_that_looks_away_neither_loses_nor_condemns_nor_holds_up_acknowledgements() {
     let only = broker(Script::new()).await;
-    let client = client_of(&[&only]).keep_alive(Duration::from_secs(2)).build().unwrap();
-    let mut messages = client.subscribe("flood", Qos::AtMostOnce).await.unwrap();
+    let client = client_of(&[&only]).build().unwrap();
+    let mut messages = client.subscribe("flood", Qos::AtLeastOnce).await.unwrap();
     assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
-    let pings = only.pings();
-    for number in 0..2000_u32 {
-        only.publish("flood", number.to_string(), 0);
+
+    // Its own publishes come back to it, and it reads none before all of them are acknowledged.
+    let mut receipts = Vec::new();
+    for number in 0..1000_u32 {
+        receipts.push(client.publish(Message::new("flood", number.to_string())).await.unwrap());
+    }
+    for receipt in receipts {
+        assert!(within("an outcome while nobody reads", receipt.acked()).await.is_acked());
     }
 
-    // The reader looks away for longer than a verdict would take; pings go on.
-    assert!(matches!(delivery(&mut messages).await, Received::Delivery(_)));
-    assert!(only.wait_until(DEADLINE, |broker| broker.pings() >= pings + 2).await, "no pings while reading rests");
-
-    for number in 1..2000_u32 {
+    for number in 0..1000_u32 {
         match delivery(&mut messages).await {
-            Received::Delivery(one) => assert_eq!(one.payload(), number.to_string().as_bytes()),
+            Received::Delivery(one) => {
+                assert_eq!(one.payload(), number.to_string().as_bytes());
+                one.ack();
+            }
             other => panic!("{other:?} instead of {number}"),
         }
     }
+    assert_eq!(client.stats().connects, 1, "a healthy broker was left");
+}
+
+const LARGE: usize = 64 << 10;
+
+/// Floods the reader in portions, because the scripted broker sheds what its own queue cannot hold; after `expected`
+/// bytes the client may have stopped reading.
+async fn flood(broker: &ScriptedBroker, client: &Client, messages: u64, expected: u64, qos: u8) {
+    for portion in 1..=messages / 50 {
+        for _ in 0..50 {
+            broker.publish("flood", vec![0; LARGE], qos);
+        }
+        within("the portion", async {
+            while client.stats().received < (portion * 50).min(expected) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+    assert_eq!(broker.fired().shed, 0, "the broker itself dropped some");
+}
+
+#[tokio::test]
+async fn f30_a_flood_of_qos_0_is_dropped_with_a_gap_and_a_count() {
+    let only = broker(Script::new()).await;
+    let client = client_of(&[&only]).build().unwrap();
+    let mut messages = client.subscribe("flood", Qos::AtMostOnce).await.unwrap();
+    assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+
+    flood(&only, &client, 700, 700, 0).await;
+
+    assert!(acked(&client, "while nobody reads").await.is_acked());
+    let dropped = client.stats().overflowed;
+    assert!(dropped > 0, "nothing was dropped");
+    let (mut read, mut gaps) = (0, 0);
+    while read + dropped < 700 || gaps == 0 {
+        match delivery(&mut messages).await {
+            Received::Delivery(_) => read += 1,
+            Received::Gap { reason: GapReason::Overflowed } => gaps += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(client.stats().connects, 1, "a healthy broker was left");
+}
+
+#[tokio::test]
+async fn f30_a_flood_of_qos_1_stops_reading_and_pings_go_on() {
+    let only = broker(Script::new()).await;
+    let client = client_of(&[&only]).keep_alive(Duration::from_secs(2)).build().unwrap();
+    let mut messages = client.subscribe("flood", Qos::AtLeastOnce).await.unwrap();
+    assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+    let pings = only.pings();
+
+    flood(&only, &client, 800, 750, 1).await;
+
+    assert!(only.wait_until(DEADLINE, |broker| broker.pings() >= pings + 2).await, "no pings while reading rests");
+    assert!(client.stats().received < 800, "reading never stopped");
+    for _ in 0..800 {
+        match delivery(&mut messages).await {
+            Received::Delivery(one) => one.ack(),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(acked(&client, "afterwards").await.is_acked());
     assert_eq!(client.stats().connects, 1, "a healthy broker was left");
 }
 

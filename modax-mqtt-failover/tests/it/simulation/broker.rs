@@ -162,10 +162,9 @@ impl Broker {
 
     /// The connection ended, from either side.
     pub(crate) fn end(&mut self, attempt: u64) {
-        if let Some(connection) = self.connection.take_if(|connection| connection.attempt == attempt) {
-            if connection.clean {
-                self.session = None;
-            }
+        let ended = self.connection.take_if(|connection| connection.attempt == attempt);
+        if ended.is_some_and(|connection| connection.clean) {
+            self.session = None;
         }
     }
 

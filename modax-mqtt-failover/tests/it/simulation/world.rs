@@ -36,7 +36,7 @@ impl Plan {
         let topology = if seed % 3 == 2 { Topology::Cluster } else { Topology::Independent };
         let brokers = usize::try_from(seed % 4).expect("small").max(1);
         let faults_for = Duration::from_secs(20);
-        Self { brokers, topology, faults_for, messages: 60, faults: true, stalls: seed % 5 == 0 }
+        Self { brokers, topology, faults_for, messages: 60, faults: true, stalls: seed.is_multiple_of(5) }
     }
 
     pub(crate) fn starved() -> Self {
@@ -160,8 +160,8 @@ impl World {
         config.seed = numbers.next_number();
         config.max_inflight = 10;
         config.queue = Queue::memory().max_messages(100_000);
-        let brokers =
-            (0..plan.brokers).map(|_| Broker { keeps_sessions: numbers.next_number() % 2 == 0, ..Broker::default() });
+        let brokers = (0..plan.brokers)
+            .map(|_| Broker { keeps_sessions: numbers.next_number().is_multiple_of(2), ..Broker::default() });
         let brokers = brokers.collect();
         Self {
             start: now,
@@ -225,10 +225,8 @@ impl World {
             self.at(wait, Happening::Publish(number));
         }
         // Publish order is admission order, so the numbers are dealt out again in order of time.
-        let mut number = 0;
-        for happening in self.agenda.values_mut() {
+        for (number, happening) in (0..).zip(self.agenda.values_mut()) {
             *happening = Happening::Publish(number);
-            number += 1;
         }
         for number in 0..self.plan.messages / 4 {
             let wait = self.below(self.plan.faults_for);
