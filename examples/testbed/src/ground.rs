@@ -121,7 +121,6 @@ impl Ground {
         }
         let process = Process::start(&spawn, &self.inner.directory)?;
         self.inner.guardian.record_process(process.id())?;
-        contents.processes.retain(Process::is_running);
         contents.processes.push(process.clone());
         Ok(process)
     }
@@ -177,12 +176,10 @@ impl Inner {
         contents.is_ended = true;
         let processes = std::mem::take(&mut contents.processes);
         let owners: Vec<Id> = contents.clusters.iter().filter_map(|directory| postmaster(directory)).collect();
-        let others: Vec<Id> = processes.iter().map(Process::id).filter(|id| !owners.contains(id)).collect();
         // First whoever might start a postmaster again. A postmaster Patroni started is nobody's descendant by then.
-        let doomed: Vec<Id> = others.into_iter().filter(|id| id.is_alive()).collect();
-        if !doomed.is_empty() {
-            tree::kill(&doomed);
-        }
+        // Those that have ended too: what they left in their groups is ours.
+        let others: Vec<Id> = processes.iter().map(Process::id).filter(|id| !owners.contains(id)).collect();
+        tree::kill(&others);
         // QUIT is PostgreSQL's immediate shutdown: as fast as a kill, but it gives its shared memory back.
         let mut family = tree::family(&owners);
         for owner in &owners {

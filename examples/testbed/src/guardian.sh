@@ -67,8 +67,10 @@ done
 
 family=' '
 for member in $processes; do
-    pid=${member%:*}
-    look "$pid" && [ "$start" = "${member#*:}" ] && family="$family$member "
+    # One that has ended may have left others in its group, of which it stays a name; one with another start time is a
+    # stranger who was given the number.
+    if look "${member%:*}" && [ "$start" != "${member#*:}" ]; then continue; fi
+    family="$family$member "
 done
 quit=''
 for cluster in $clusters; do

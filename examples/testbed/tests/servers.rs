@@ -171,8 +171,12 @@ async fn helper_that_is_killed() -> Outcome {
     // The guardian must end stopped processes too, and a client's backend with them.
     cluster.nodes()[1].stop();
     let shell = ground.spawn(Spawn::new("/bin/sh").args(["-c", "trap '' TERM; sleep 1000 & wait; wait"]))?;
-    let pids = [broker.process(), cluster.nodes()[0].process(), cluster.nodes()[1].process(), shell]
-        .map(|process| process.pid().to_string());
+    // A group whose leader has ended.
+    let left = ground.spawn(Spawn::new("/bin/sh").args(["-c", "sleep 1000 & echo $!"]).log("left"))?;
+    left.exited(SOON).await?;
+    let servers = [broker.process(), cluster.nodes()[0].process(), cluster.nodes()[1].process(), shell];
+    let mut pids: Vec<String> = servers.iter().map(|process| process.pid().to_string()).collect();
+    pids.push(left.log_tail(1).trim().to_owned());
     let text = format!("{}\n{}\n", ground.dir().display(), pids.join(" "));
     let aside = std::path::PathBuf::from(&report).with_extension("aside");
     std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, &report)).expect("writing the report");
@@ -194,7 +198,7 @@ async fn after_kill_9_nothing_of_it_is_left_within_10_seconds() -> Outcome {
     assert!(helper.is_running(), "{text}");
     let (directory, pids) = text.split_once('\n').expect("two lines");
     let pids: Vec<u32> = pids.split_whitespace().map(|pid| pid.parse().expect("a number")).collect();
-    assert_eq!(pids.iter().filter(|pid| is_alive(**pid)).count(), 4);
+    assert_eq!(pids.iter().filter(|pid| is_alive(**pid)).count(), 5);
 
     // By its own id alone: its servers are its children, and the ground's kill would take them along.
     helper.signal(Signal::KILL);
@@ -218,10 +222,17 @@ async fn a_process_is_killed_with_its_descendants_and_ports_are_not_given_twice(
     shell.kill();
     assert!(!is_alive(child) && !is_alive(shell.pid()));
 
+    // Its leader ends at once, its group does not.
+    let left = ground.spawn(Spawn::new("/bin/sh").args(["-c", "sleep 1000 & echo $!"]).log("left"))?;
+    left.exited(SOON).await?;
+    let orphan: u32 = left.log_tail(1).trim().parse().expect("a process id");
+    assert!(is_alive(orphan));
+
     let asked = ground.spawn(Spawn::new("/bin/sleep").arg("1000"))?;
     asked.terminate(SOON).await?;
     assert!(!asked.is_running());
     ground.stop().await;
+    assert!(!is_alive(orphan));
     Ok(())
 }
 

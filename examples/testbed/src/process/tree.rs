@@ -58,21 +58,28 @@ fn stat(pid: i32) -> Option<Stat> {
     })
 }
 
-/// The roots that are alive, the members of the groups they lead, and every descendant of any of these.
+/// The roots that are alive, the members of the groups they lead or led, and every descendant of any of these.
 pub(crate) fn family(roots: &[Id]) -> BTreeSet<Id> {
     let everyone: Vec<Stat> = std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter_map(stat)
-        .filter(|stat| !stat.is_dead)
         .collect();
+    // A group outlives its leader, and until then the leader's number is not used again. If it was, the group of that
+    // number is a stranger's.
+    let leaders: Vec<Id> = roots
+        .iter()
+        .copied()
+        .filter(|root| !everyone.iter().any(|stat| stat.id.pid == root.pid && stat.id != *root))
+        .collect();
+    let everyone: Vec<Stat> = everyone.into_iter().filter(|stat| !stat.is_dead).collect();
     let mut family: BTreeSet<Id> = everyone.iter().map(|stat| stat.id).filter(|id| roots.contains(id)).collect();
     loop {
         let before = family.len();
         for stat in &everyone {
             let belongs = family.iter().any(|id| id.pid == stat.parent)
-                || roots.iter().any(|root| root.pid == stat.group && stat.id.start >= root.start);
+                || leaders.iter().any(|root| root.pid == stat.group && stat.id.start >= root.start);
             if belongs {
                 family.insert(stat.id);
             }

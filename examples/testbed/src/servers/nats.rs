@@ -108,7 +108,7 @@ impl NatsCluster {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn stream_leader(&self, stream: &str) -> Option<usize> {
-        let asked = self.nodes.iter().map(|node| node.streams());
+        let asked = self.nodes.iter().map(NatsNode::streams);
         let known = futures_util::future::join_all(asked).await;
         let votes = |name: &str| {
             known.iter().filter_map(|streams| streams.get(stream)).filter(|state| state.leader == name).count()
