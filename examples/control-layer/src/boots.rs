@@ -14,17 +14,18 @@
 //! |---|---|---|
 //! | above 10^11 | – | Unix time, taken as it is |
 //! | any | before the start of the current boot | a late reading of an older one; if it also lies after that one's end, the current boot's start had been learnt late |
-//! | above the newest | from the start on | the current boot's next |
-//! | above the newest, once 2^32 is added | within 10 minutes of the start | the current boot's, wrapped |
-//! | not above | at the start, ± 2 s | a copy, or out of order |
-//! | not above | before the end − 0.5 s | a late copy of the current boot |
-//! | not above | from the end − 0.5 s on | a new boot, once [`PATIENCE`] has passed; until then undecided |
+//! | any | at the start, ± 2 s | the current boot's next, a copy, or out of order |
+//! | any | after the start, before the end − 0.5 s | late, of the current boot |
+//! | above the newest once 2^32 is added | then within 10 minutes of the start | the current boot's, wrapped |
+//! | any | from the end − 0.5 s on | a new boot, once [`PATIENCE`] has passed; until then undecided |
 //!
 //! Patience, because one case cannot be told at once: the first readings of a boot, heard again through a slow path, look
 //! like a boot that begins now. While a boot is alive its end moves on, so a copy is recognised as one a little
 //! later; the end of a boot that is over stands still, and the new one is believed.
 //!
-//! What remains: a copy delayed by more than its boot has been up, or one heard while nobody hears the device, may be taken for
+//! Meanwhile the layer also hears what came behind it, and how late it was ([`Lateness`](crate::pace::Lateness)).
+//!
+//! What remains: a copy delayed by more than its boot has been up, with nothing punctual behind it, may be taken for
 //! a new boot and be stored twice; the layer counts where that may have happened. No reading is lost by any error here: a row is
 //! named by device, time *and* the digest of its payload.
 
@@ -130,11 +131,9 @@ impl Boots {
         let (timestamp, start) = unwrapped(current, raw, implied);
         let home = self.home(start);
         let is_current = home.saturating_add(1) == self.known.len();
-        if is_current && timestamp <= current.newest {
-            let is_copy = (start - current.earliest).abs() <= TOLERANCE || start < current.end() - CLOCKS;
-            if !is_copy {
-                return if sighting.patient { self.begin(implied, raw) } else { Placement::Undecided };
-            }
+        let may_begin_now = start >= current.end() - CLOCKS && (start - current.earliest).abs() > TOLERANCE;
+        if is_current && may_begin_now {
+            return if sighting.patient { self.begin(implied, raw) } else { Placement::Undecided };
         }
         self.learn(home, timestamp, start)
     }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Boots, PATIENCE, Placement, Sighting};
+use crate::pace::{Lateness, Run};
 
 fn number(text: &str, line: &str) -> i64 {
     text.parse().unwrap_or_else(|_| panic!("a number is expected in {line:?}"))
@@ -46,39 +47,57 @@ fn every_row_of_the_table_is_placed_as_it_says() {
 #[derive(Clone, Copy, Debug)]
 struct Heard {
     boot: usize,
+    layer: usize,
     timestamp: i64,
     arrived: i64,
     written: i64,
 }
 
-/// Writes what two layers heard in the order in which it reaches the database, asking again after patience as the writer does.
-/// Answers the rows by name, and how many of each true reading there are.
-fn store(mut heard: Vec<Heard>) -> BTreeMap<(usize, i64), BTreeSet<i64>> {
-    let mut boots = Boots::default();
-    let mut rows: BTreeMap<(usize, i64), BTreeSet<i64>> = BTreeMap::new();
+/// Names of rows by true reading.
+type Rows = BTreeMap<(usize, i64), BTreeSet<i64>>;
+
+enum Step {
+    Hear,
+    Write(Lateness),
+    Retry(Lateness),
+}
+
+/// Lets the layers hear and write in the order of time, asking again after patience as the writer does.
+fn store(heard: Vec<Heard>) -> Rows {
+    let (mut boots, mut rows, mut runs) = (Boots::default(), Rows::new(), [Run::default(), Run::default()]);
     let patience = i64::try_from(PATIENCE.as_millis()).expect("small");
-    heard.sort_by_key(|reading| reading.written);
-    let mut queue: std::collections::VecDeque<(Heard, bool)> =
-        heard.into_iter().map(|reading| (reading, false)).collect();
-    while let Some((reading, patient)) = queue.pop_front() {
+    let mut steps: BTreeMap<(i64, usize), (Heard, Step)> = BTreeMap::new();
+    for (n, reading) in heard.into_iter().enumerate() {
+        steps.insert((reading.arrived, n), (reading, Step::Hear));
+    }
+    let mut number = steps.len();
+    while let Some(((now, _), (reading, step))) = steps.pop_first() {
+        number += 1;
         let timestamp = u64::try_from(reading.timestamp % (1 << 32)).expect("positive");
-        match boots.place(Sighting { timestamp, arrived: reading.arrived, patient }) {
+        let (lateness, patient) = match step {
+            Step::Hear => {
+                let lateness = runs[reading.layer].hear(timestamp, reading.arrived);
+                steps.insert((reading.written.max(now), number), (reading, Step::Write(lateness)));
+                continue;
+            }
+            Step::Write(lateness) => (lateness, false),
+            Step::Retry(lateness) => (lateness, true),
+        };
+        match boots.place(Sighting { timestamp, arrived: reading.arrived - lateness.known(), patient }) {
             Placement::InBoot { at, .. } | Placement::UnixTime(at) => {
                 rows.entry((reading.boot, reading.timestamp)).or_default().insert(at);
             }
             Placement::Undecided => {
                 assert!(!patient, "patience always decides");
-                let again = Heard { written: reading.written + patience, ..reading };
-                let place = queue.partition_point(|(other, _)| other.written <= again.written);
-                queue.insert(place, (again, true));
+                steps.insert((now + patience, number), (reading, Step::Retry(lateness)));
             }
         }
     }
     rows
 }
 
-/// Two layers hear one device through boots of these lengths: the first promptly, the second with a delay and in clumps,
-/// as after a broker that was away; `first` is the uptime at which the device is first heard (near the wrap, say).
+/// Two layers hear one device through boots of these lengths: the first promptly, the second with a delay; `first` is the uptime
+/// at which the device is first heard (near the wrap, say).
 fn two_layers(first: i64, lengths: &[i64], pauses: &[i64], jitter: &[i64], behind: i64) -> Vec<Heard> {
     let mut heard = Vec::new();
     let (mut start, mut n) = (1_700_000_000_000_i64, 0_usize);
@@ -89,16 +108,31 @@ fn two_layers(first: i64, lengths: &[i64], pauses: &[i64], jitter: &[i64], behin
             let wobble = jitter[n % jitter.len()];
             n += 1;
             let prompt = taken + 5 + wobble;
-            heard.push(Heard { boot, timestamp, arrived: prompt, written: prompt + 40 + wobble });
+            heard.push(Heard { boot, layer: 0, timestamp, arrived: prompt, written: prompt + 40 + wobble });
             let late = taken + behind + wobble * 3;
-            heard.push(Heard { boot, timestamp, arrived: late, written: late + 60 });
+            heard.push(Heard { boot, layer: 1, timestamp, arrived: late, written: late + 60 });
         }
         start += from + length + pauses[boot % pauses.len()];
     }
     heard
 }
 
-fn assert_once(rows: &BTreeMap<(usize, i64), BTreeSet<i64>>) {
+/// The second layer is away from `from` for `long`; what it missed comes from the broker's queue, in order, at once.
+fn away(heard: &mut [Heard], from: i64, long: i64) {
+    let began = heard.iter().map(|reading| reading.arrived).min().expect("some") + from;
+    let mut last = i64::MIN;
+    for reading in heard.iter_mut().filter(|reading| reading.layer == 1) {
+        if (began..began + long).contains(&reading.arrived) {
+            reading.arrived = began + long;
+        }
+        // One connection keeps the order.
+        reading.arrived = reading.arrived.max(last);
+        last = reading.arrived;
+        reading.written = reading.arrived + 60;
+    }
+}
+
+fn assert_once(rows: &Rows) {
     let mut names: BTreeMap<i64, (usize, i64)> = BTreeMap::new();
     for (reading, at) in rows {
         assert_eq!(at.len(), 1, "stored more than once: {reading:?} at {at:?}");
@@ -132,6 +166,30 @@ proptest! {
         behind in 1_000_i64..300_000,
     ) {
         assert_once(&store(two_layers(100, &lengths, &pauses, &jitter, behind)));
+    }
+
+    #[test]
+    fn a_layer_that_was_away_reads_its_backlog_into_the_same_rows(
+        lengths in prop::collection::vec(8_000_i64..60_000, 1..5),
+        pauses in prop::collection::vec(1_i64..20_000, 1..5),
+        jitter in prop::collection::vec(0_i64..60, 1..17),
+        from in 0_i64..60_000,
+        long in 100_i64..7_000,
+    ) {
+        let mut heard = two_layers(100, &lengths, &pauses, &jitter, 20);
+        away(&mut heard, from, long);
+        assert_once(&store(heard));
+    }
+
+    #[test]
+    fn a_long_absence_within_a_boot_changes_nothing(
+        jitter in prop::collection::vec(0_i64..60, 1..17),
+        from in 3_700_i64..8_000,
+        long in 100_i64..300_000,
+    ) {
+        let mut heard = two_layers(100, &[3_000, 320_000], &[500], &jitter, 20);
+        away(&mut heard, from, long);
+        assert_once(&store(heard));
     }
 
     #[test]

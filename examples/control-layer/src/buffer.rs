@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::{
     boots::PATIENCE,
     contract::{SafetyStatus, SensorData},
+    pace::Lateness,
 };
 
 /// Most items held.
@@ -31,6 +32,8 @@ pub struct Item {
     pub timestamp: u64,
     /// When it was heard here.
     pub heard_at: Instant,
+    /// What later reports say of how late it was.
+    pub lateness: Lateness,
     /// When the database first could not say which boot it belongs to.
     pub undecided_since: Option<Instant>,
     /// What it is.
@@ -137,12 +140,19 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::{BATCH, Buffer, Item, What};
-    use crate::{boots::PATIENCE, contract::SafetyStatus};
+    use crate::{boots::PATIENCE, contract::SafetyStatus, pace::Run};
 
     fn item(timestamp: u64, now: Instant) -> Item {
         let status =
             SafetyStatus { emergency_stop: false, door_closed: true, overload_detected: false, temperature_ok: true };
-        Item { device_id: "a".to_owned(), timestamp, heard_at: now, undecided_since: None, what: What::Safety(status) }
+        Item {
+            device_id: "a".to_owned(),
+            timestamp,
+            heard_at: now,
+            lateness: Run::default().hear(timestamp, 0),
+            undecided_since: None,
+            what: What::Safety(status),
+        }
     }
 
     #[test]

@@ -73,7 +73,8 @@ fn take(app: &App, filter: &'static str, delivery: Delivery) {
 fn take_reading(app: &App, data: SensorData, payload: &[u8], now: Instant) {
     app.metrics.readings_received.increment();
     let unix = unix_now();
-    if app.plant.hear_reading(&data, now, unix.as_secs_f64()) == Some(true) {
+    let Some(heard) = app.plant.hear_reading(&data, now, unix.as_secs_f64()) else { return refuse_device(app) };
+    if heard.is_news {
         app.windows.add(&data, unix);
         app.tell_live("sensor_data", &data.device_id, &data);
     }
@@ -81,31 +82,33 @@ fn take_reading(app: &App, data: SensorData, payload: &[u8], now: Instant) {
     for (to, from) in digest.iter_mut().zip(Sha256::digest(payload)) {
         *to = from;
     }
-    let (device_id, timestamp) = (data.device_id.clone(), data.timestamp);
+    let (device_id, timestamp, lateness) = (data.device_id.clone(), data.timestamp, heard.lateness);
     let what = What::Reading { data: Arc::new(data), digest };
-    admit(app, Item { device_id, timestamp, heard_at: now, undecided_since: None, what });
+    admit(app, Item { device_id, timestamp, heard_at: now, lateness, undecided_since: None, what });
 }
 
 fn take_safety(app: &App, report: &SafetyReport, now: Instant) {
     app.metrics.safety_received.increment();
-    let Some(heard) = app.plant.hear_safety(report, now, unix_now().as_secs_f64()) else { return };
+    let Some(heard) = app.plant.hear_safety(report, now, unix_now().as_secs_f64()) else { return refuse_device(app) };
     if !heard.believed {
         app.metrics.safety_late.increment();
         return;
     }
     app.tell_live("safety_status", &report.device_id, &report.status);
     if heard.changed {
-        tracing::info!(device_id = report.device_id, is_safe = report.status.is_safe(), status = ?report.status, "safety changed");
-        admit(
-            app,
-            Item {
-                device_id: report.device_id.clone(),
-                timestamp: report.timestamp,
-                heard_at: now,
-                undecided_since: None,
-                what: What::Safety(report.status),
-            },
-        );
+        let status = report.status;
+        tracing::info!(device_id = report.device_id, is_safe = status.is_safe(), ?status, "safety changed");
+        let (device_id, timestamp, lateness) = (report.device_id.clone(), report.timestamp, heard.lateness);
+        let what = What::Safety(status);
+        admit(app, Item { device_id, timestamp, heard_at: now, lateness, undecided_since: None, what });
+    }
+}
+
+/// More devices than a plant has: somebody makes up names.
+fn refuse_device(app: &App) {
+    let count = app.metrics.devices_refused.increment();
+    if worth_a_line(count) {
+        tracing::error!(count, "too many devices: a message of an unknown one is dropped");
     }
 }
 

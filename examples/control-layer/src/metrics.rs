@@ -56,6 +56,8 @@ counters! {
     safety_late = "modax_control_safety_reports_late_total",
     /// Payloads that were not understood.
     payloads_refused = "modax_control_payloads_refused_total",
+    /// Messages dropped because there are too many devices already.
+    devices_refused = "modax_control_devices_refused_total",
     /// Times a subscription may have missed something.
     gaps = "modax_control_subscription_gaps_total",
     /// Readings shed because the buffer in front of the database was full.

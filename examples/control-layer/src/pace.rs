@@ -5,6 +5,11 @@
 //! is smallest for a report that was not held up, and what is above that is its delay. Nothing here is stored; which boot
 //! a *row* belongs to is [`boots`](crate::boots)' business, under the database's clock.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
+
 /// Estimates and clocks may be wrong by this, in milliseconds.
 const TOLERANCE: i64 = 2_000;
 /// A new offset that has held this long (at the pace of the arrivals) is the device's: it has rebooted.
@@ -93,9 +98,57 @@ impl Pace {
     }
 }
 
+/// What later reports of the same run say of the start that one report implies.
+///
+/// A run is what one subscription hears of a device without its timestamps falling or its implied start jumping: it
+/// is of one boot. Read from a broker's queue, its first reports are late and its last ones are not, the implied start sinking by
+/// the time between two reports, so a report that waits for a decision learns from those behind it by how much it was
+/// late. See [`boots`](crate::boots).
+#[derive(Clone, Debug)]
+pub struct Lateness {
+    implied: i64,
+    least: Arc<AtomicI64>,
+}
+
+impl Lateness {
+    /// By how many milliseconds it was later than the most punctual report of its run, as far as is known by now.
+    pub fn known(&self) -> i64 {
+        self.implied.saturating_sub(self.least.load(Ordering::Relaxed)).max(0)
+    }
+}
+
+/// The run that one device's reports are in.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    last: i64,
+    last_implied: i64,
+    least: Arc<AtomicI64>,
+    has_begun: bool,
+}
+
+impl Run {
+    /// Adds a report that arrived at `at`.
+    pub fn hear(&mut self, timestamp: u64, at: i64) -> Lateness {
+        let timestamp = i64::try_from(timestamp).unwrap_or(i64::MAX);
+        let implied = at.saturating_sub(timestamp);
+        let least = self.least.load(Ordering::Relaxed);
+        let continues = self.has_begun
+            && timestamp >= self.last
+            && implied >= self.last_implied.saturating_sub(TOLERANCE)
+            && implied <= least.saturating_add(TOLERANCE);
+        if continues {
+            self.least.fetch_min(implied, Ordering::Relaxed);
+        } else {
+            self.least = Arc::new(AtomicI64::new(implied));
+        }
+        (self.last, self.last_implied, self.has_begun) = (timestamp, implied, true);
+        Lateness { implied, least: Arc::clone(&self.least) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Heard, Pace};
+    use super::{Heard, Pace, Run};
 
     const NEWS: Heard = Heard::News { delay: 0 };
 
@@ -162,5 +215,29 @@ mod tests {
         assert_eq!(pace.hear(1_699_996_400_500, 1_699_996_400_500 + back), Heard::Late);
         assert_eq!(pace.hear(1_699_996_403_500, 1_699_996_403_500 + back), Heard::Late);
         assert_eq!(pace.hear(1_699_996_405_500, 1_699_996_405_500 + back), NEWS);
+    }
+
+    #[test]
+    fn a_report_from_a_backlog_learns_from_those_behind_it_how_late_it_was() {
+        let mut run = Run::default();
+        let backlog: Vec<_> =
+            (0..600_u32).map(|n| run.hear(100 + u64::from(n) * 100, 1_060_000 + i64::from(n) / 10)).collect();
+
+        assert_eq!(backlog[0].known(), 59_841);
+        assert_eq!(backlog[599].known(), 0);
+    }
+
+    #[test]
+    fn a_reboot_begins_a_run_and_so_does_a_report_that_is_later_than_those_before() {
+        let mut run = Run::default();
+        let old = run.hear(50_000, 1_050_000);
+        let rebooted = run.hear(100, 1_052_000);
+        let on_time = run.hear(200, 1_052_100);
+        assert_eq!((old.known(), rebooted.known(), on_time.known()), (0, 0, 0));
+
+        let unheard = run.hear(10_000, 1_070_000);
+        assert_eq!(unheard.known(), 0, "it may be of another boot");
+        let copy = run.hear(50_000, 1_070_010);
+        assert_eq!((unheard.known(), copy.known()), (0, 0), "a stray copy of an older boot says nothing of this one");
     }
 }

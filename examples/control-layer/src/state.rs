@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     contract::{Analysis, SafetyReport, SafetyStatus, SensorData},
-    pace::{Heard, Pace},
+    pace::{Heard, Lateness, Pace, Run},
 };
 
 /// Readings kept for `history`, a device: 100 s at 10 Hz, and ten times what the panel asks for.
@@ -45,6 +45,8 @@ struct Device {
     history: VecDeque<SensorData>,
     readings_pace: Pace,
     safety_pace: Pace,
+    readings_run: Run,
+    safety_run: Run,
     safety: Option<Believed>,
     heard_at: Option<Instant>,
     analysis: Option<Analysis>,
@@ -57,13 +59,24 @@ struct Believed {
     taken_at: Instant,
 }
 
+/// What [`Plant::hear_reading`] made of a reading.
+#[derive(Clone, Debug)]
+pub struct ReadingHeard {
+    /// It is newer than what was known.
+    pub is_news: bool,
+    /// For the decision about its boot.
+    pub lateness: Lateness,
+}
+
 /// What [`Plant::hear_safety`] made of a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct SafetyHeard {
     /// It counts now.
     pub believed: bool,
     /// It says something else than the last one that counted.
     pub changed: bool,
+    /// For the decision about its boot.
+    pub lateness: Lateness,
 }
 
 /// A device as the database lists it.
@@ -103,8 +116,8 @@ impl Plant {
         i64::try_from(now.saturating_duration_since(self.epoch).as_millis()).unwrap_or(i64::MAX)
     }
 
-    /// Takes a reading into memory. Answers whether it is news, or `None` if there is no room for its device.
-    pub fn hear_reading(&self, reading: &SensorData, now: Instant, unix: f64) -> Option<bool> {
+    /// Takes a reading into memory; `None` if there is no room for its device.
+    pub fn hear_reading(&self, reading: &SensorData, now: Instant, unix: f64) -> Option<ReadingHeard> {
         let at = self.millis(now);
         let mut inner = self.lock();
         inner.last_update = Some(unix);
@@ -117,7 +130,7 @@ impl Plant {
             }
             device.history.push_back(reading.clone());
         }
-        Some(is_news)
+        Some(ReadingHeard { is_news, lateness: device.readings_run.hear(reading.timestamp, at) })
     }
 
     /// Takes a safety report into memory: a safe one only if it is news, an unsafe one also if in doubt.
@@ -128,16 +141,17 @@ impl Plant {
         let device = inner.device(&report.device_id)?;
         device.heard_at = Some(now);
         let heard = device.safety_pace.hear(report.timestamp, at);
+        let lateness = device.safety_run.hear(report.timestamp, at);
         let delay = match heard {
             Heard::News { delay } => delay,
             Heard::Doubtful if !report.status.is_safe() => 0,
-            Heard::Doubtful | Heard::Late => return Some(SafetyHeard { believed: false, changed: false }),
+            Heard::Doubtful | Heard::Late => return Some(SafetyHeard { believed: false, changed: false, lateness }),
         };
         let delay = Duration::from_millis(u64::try_from(delay).unwrap_or(0));
         let believed = Believed { status: report.status, taken_at: now.checked_sub(delay).unwrap_or(self.epoch) };
         let changed = device.safety.is_none_or(|before| before.status != report.status);
         device.safety = Some(believed);
-        Some(SafetyHeard { believed: true, changed })
+        Some(SafetyHeard { believed: true, changed, lateness })
     }
 
     /// Takes an analysis into memory. Answers whether it is newer than the one known; unknown devices are not made known by it.

@@ -76,7 +76,9 @@ async fn write(tx: &Tx, instance_id: &str, items: &[Item], decide: bool) -> Resu
     let mut stored = Stored::default();
     let (mut readings, mut changes, mut back) = (Rows::default(), Vec::new(), BTreeSet::new());
     for (position, item) in items.iter().enumerate() {
-        let arrived = database_now.saturating_sub(millis(now.saturating_duration_since(item.heard_at)));
+        // As if it had come as punctually as the most punctual report of its run.
+        let age = millis(now.saturating_duration_since(item.heard_at)).saturating_add(item.lateness.known());
+        let arrived = database_now.saturating_sub(age);
         let patient =
             decide || item.undecided_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
         let known = boots.entry(item.device_id.as_str()).or_default();

@@ -1,0 +1,90 @@
+//! One control layer under test: the real program, its HTTP interface, its log.
+
+use std::time::Duration;
+
+use modax_testbed::{Ground, Process, Spawn, TestbedError, wait};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+/// A running layer.
+pub(crate) struct Layer {
+    /// The process.
+    pub(crate) process: Process,
+    url: String,
+    http: reqwest::Client,
+}
+
+impl Layer {
+    /// Starts one and waits until it listens.
+    pub(crate) async fn start(ground: &Ground, name: &str, pairs: &[(&str, &str)]) -> Result<Self, TestbedError> {
+        let mut spawn = Spawn::new(env!("CARGO_BIN_EXE_control-layer"))
+            .env("INSTANCE_ID", name)
+            .env("API_HOST", "127.0.0.1")
+            .env("API_PORT", "0")
+            .env("DRAIN_TIME", "0.2")
+            .env("AI_ENABLED", "false")
+            .log(format!("{name}-{}", ground.port()));
+        for (key, value) in pairs {
+            spawn = spawn.env(key, value);
+        }
+        let process = ground.spawn(spawn)?;
+        let url = wait::until(Duration::from_secs(10), &format!("{name} listens"), || async {
+            let log = std::fs::read_to_string(process.log_path()).ok()?;
+            let line = log.lines().find(|line| line.contains("\"listening\""))?;
+            let line: Value = serde_json::from_str(line).ok()?;
+            Some(format!("http://{}", line.get("addr")?.as_str()?))
+        })
+        .await?;
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().expect("a client");
+        Ok(Self { process, url, http })
+    }
+
+    /// GET: the status and the JSON, null if it is none.
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
+        match self.http.get(format!("{}{path}", self.url)).send().await {
+            Ok(answer) => (answer.status(), answer.json().await.unwrap_or(Value::Null)),
+            Err(error) => (StatusCode::IM_A_TEAPOT, json!(error.to_string())),
+        }
+    }
+
+    /// DELETE.
+    pub(crate) async fn delete(&self, path: &str) -> StatusCode {
+        self.http.delete(format!("{}{path}", self.url)).send().await.expect("an answer").status()
+    }
+
+    /// GET as text.
+    pub(crate) async fn text(&self, path: &str) -> String {
+        self.http.get(format!("{}{path}", self.url)).send().await.expect("an answer").text().await.expect("text")
+    }
+
+    /// POST of a command; `Retry-After` as the third part.
+    pub(crate) async fn command(&self, body: &Value, key: Option<&str>) -> (StatusCode, Value, bool) {
+        let mut request = self.http.post(format!("{}/control/command", self.url)).json(body);
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let answer = request.send().await.expect("an answer");
+        let retry = answer.headers().contains_key("retry-after");
+        (answer.status(), answer.json().await.unwrap_or(Value::Null), retry)
+    }
+
+    /// Waits until `path` answers so.
+    pub(crate) async fn until(&self, what: &str, path: &str, holds: impl Fn(StatusCode, &Value) -> bool) -> Value {
+        let answer = wait::until(Duration::from_secs(20), what, || async {
+            let (status, body) = self.get(path).await;
+            holds(status, &body).then_some(body)
+        })
+        .await;
+        match answer {
+            Ok(body) => body,
+            Err(error) => panic!("{error}\nlast: {:?}\n{}", self.get(path).await, self.process.log_tail(30)),
+        }
+    }
+
+    /// A counter of `/metrics`.
+    pub(crate) async fn counter(&self, name: &str) -> u64 {
+        let text = self.text("/metrics").await;
+        let line = text.lines().find(|line| line.split(' ').next() == Some(name));
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+}
