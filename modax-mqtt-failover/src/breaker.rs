@@ -22,13 +22,24 @@ pub enum BreakerState {
     HalfOpen,
 }
 
+/// How a broker failed, from what costs least to try again to what costs most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    /// It had accepted us and closed the connection: it lives.
+    Dropped,
+    /// It refused, or closed before it accepted: quick to find out.
+    Unreachable,
+    /// It said nothing: each try costs a whole deadline.
+    Silent,
+}
+
 /// The circuit breaker of one broker.
 #[derive(Clone, Debug)]
 pub struct Breaker {
     state: BreakerState,
     failures: u32,
-    /// Stamp and time of the last failure.
-    failed: Option<(u64, Instant)>,
+    /// The last failure: how, its stamp, and when.
+    failed: Option<(Failure, u64, Instant)>,
     up_since: Option<Instant>,
 }
 
@@ -49,10 +60,11 @@ impl Breaker {
         }
     }
 
-    /// The stamp of the last failure while it still puts this broker behind others.
+    /// The last failure and its stamp, while that still puts this broker behind others.
     #[must_use]
-    pub fn demoted(&self, now: Instant) -> Option<u64> {
-        self.failed.filter(|(_, at)| now.saturating_duration_since(*at) < DEMOTION).map(|(stamp, _)| stamp)
+    pub fn demoted(&self, now: Instant) -> Option<(Failure, u64)> {
+        let recent = self.failed.filter(|(_, _, at)| now.saturating_duration_since(*at) < DEMOTION);
+        recent.map(|(failure, stamp, _)| (failure, stamp))
     }
 
     /// Failures in a row.
@@ -72,13 +84,15 @@ impl Breaker {
         self.up_since = Some(now);
     }
 
-    /// A try failed, or an established connection was lost. `stamp` grows from failure to failure over all brokers.
-    pub fn fail(&mut self, now: Instant, stamp: u64, backoff: &Backoff, jitter: &mut Jitter) {
+    /// A try failed, or an established connection was lost. `how` ends with a
+    /// stamp that grows from failure to failure over all brokers.
+    pub fn fail(&mut self, now: Instant, how: (Failure, u64), backoff: &Backoff, jitter: &mut Jitter) {
+        let (failure, stamp) = how;
         if self.up_since.take().is_some_and(|since| now.saturating_duration_since(since) >= STABLE) {
             self.failures = 0;
         }
         self.failures = self.failures.saturating_add(1);
-        self.failed = Some((stamp, now));
+        self.failed = Some((failure, stamp, now));
         self.state = BreakerState::Open(now + backoff.wait(self.failures, jitter));
     }
 
@@ -86,7 +100,7 @@ impl Breaker {
     pub fn park(&mut self, now: Instant, stamp: u64) {
         self.up_since = None;
         self.failures = self.failures.saturating_add(1);
-        self.failed = Some((stamp, now));
+        self.failed = Some((Failure::Unreachable, stamp, now));
         self.state = BreakerState::Open(now + PARKED);
     }
 

@@ -16,7 +16,7 @@ pub use words::{Input, Output};
 
 use crate::{
     broker::Broker,
-    config::Config,
+    config::{Config, Topology},
     event::{Event, GapReason, Stats, Status},
     failover::{self, Failover},
     liveness::{self, Liveness},
@@ -30,6 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Courier {
     brokers: Vec<Broker>,
+    topology: Topology,
     session: Session,
     failover: Failover,
     liveness: Liveness,
@@ -66,6 +67,7 @@ impl Courier {
     pub fn new(config: &Config, now: Instant) -> Self {
         Self {
             brokers: config.brokers.clone(),
+            topology: config.topology,
             session: Session::new(config),
             failover: Failover::new(config),
             liveness: Liveness::new(config.liveness, config.keep_alive, now),
@@ -303,7 +305,8 @@ impl Courier {
         self.status = Status { connected: Some(name.clone()), session_present, since: Some(now) };
         self.stats.connects = self.stats.connects.saturating_add(1);
         let same_broker = left.is_some_and(|left| left.broker == broker);
-        self.liveness.handle_input(now, liveness::Input::Opened { same_broker });
+        let electing = self.topology == Topology::Cluster && left.is_some();
+        self.liveness.handle_input(now, liveness::Input::Opened { same_broker, electing });
         let outage = left.map(|left| now.saturating_duration_since(left.silent_since));
         self.emit(Event::Connected { broker: name.clone(), session_present, outage });
         if let (Some(left), Some(outage)) = (left.filter(|_| !same_broker), outage) {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use crate::{
-    breaker::Breaker,
+    breaker::{Breaker, Failure},
     config::{Config, Topology},
     packet::ConnectCode,
     policy::{
@@ -44,11 +44,11 @@ pub enum Input {
         /// Which attempt.
         attempt: u64,
     },
-    /// The attempt failed or its connection ended; what for and whether the broker ended it.
+    /// The attempt failed or its connection ended.
     Lost {
         /// Which attempt.
         attempt: u64,
-        /// Whether the other side closed it.
+        /// Whether the other side closed it; else we left it.
         by_peer: bool,
     },
     /// The broker answered CONNECT.
@@ -218,11 +218,11 @@ impl Failover {
             State::Waiting { until } if until <= now => self.choose(now),
             State::Dialling { attempt, broker, until } if until <= now => {
                 self.outputs.push_back(Output::GiveUp { attempt, broker, reason: "connecting took too long" });
-                self.fail(now, broker);
+                self.fail(now, broker, Failure::Silent);
             }
             State::Greeting { attempt, broker, until, .. } if until <= now => {
                 self.outputs.push_back(Output::GiveUp { attempt, broker, reason: "no CONNACK in time" });
-                self.fail(now, broker);
+                self.fail(now, broker, Failure::Silent);
             }
             State::Idle
             | State::Waiting { .. }
@@ -266,22 +266,30 @@ impl Failover {
     }
 
     fn choose(&mut self, now: Instant) {
-        let mut ready = Vec::new();
-        let mut earliest: Option<Instant> = None;
+        let (mut ready, mut earliest, mut earliest_alive) = (Vec::new(), None, None);
+        let earlier = |than: Option<Instant>, at| Some(than.map_or(at, |other: Instant| other.min(at)));
         for (index, breaker) in self.breakers.iter().enumerate() {
-            let Some(at) = breaker.ready_at(now) else { continue };
+            let (Some(at), demoted) = (breaker.ready_at(now), breaker.demoted(now)) else { continue };
             if at <= now {
-                ready.push(Candidate { index, demoted: breaker.demoted(now) });
-            } else {
-                earliest = Some(earliest.map_or(at, |other| other.min(at)));
+                ready.push(Candidate { index, demoted });
+                continue;
+            }
+            earliest = earlier(earliest, at);
+            if matches!(demoted, Some((Failure::Dropped, _))) {
+                earliest_alive = earlier(earliest_alive, at);
             }
         }
         self.selection.rank(&mut ready, self.last, self.breakers.len());
-        match (ready.first(), earliest) {
-            (Some(candidate), _) => self.dial(now, candidate.index),
-            (None, Some(until)) => self.state = State::Waiting { until },
+        // A try with a silent one costs a whole deadline: one that lives and may be tried soon is worth the wait.
+        let worth = earliest_alive.filter(|at| at.saturating_duration_since(now) < FIRST_DEADLINE);
+        match (ready.first(), worth, earliest) {
+            (Some(Candidate { demoted: Some((Failure::Silent, _)), .. }), Some(until), _) => {
+                self.state = State::Waiting { until };
+            }
+            (Some(candidate), _, _) => self.dial(now, candidate.index),
+            (None, _, Some(until)) => self.state = State::Waiting { until },
             // Unreachable while there is a broker: each is ready, open until a time, or under way.
-            (None, None) => self.state = State::Waiting { until: now + FIRST_DEADLINE },
+            (None, _, None) => self.state = State::Waiting { until: now + FIRST_DEADLINE },
         }
     }
 
@@ -343,7 +351,7 @@ impl Failover {
 
     fn refused(&mut self, now: Instant, broker: usize, code: ConnectCode) {
         if code.is_transient() {
-            return self.fail(now, broker);
+            return self.fail(now, broker, Failure::Unreachable);
         }
         self.stamp = self.stamp.saturating_add(1);
         self.failures = self.failures.saturating_add(1);
@@ -356,7 +364,9 @@ impl Failover {
 
     fn lost(&mut self, now: Instant, state: State, by_peer: bool) {
         match state {
-            State::Dialling { broker, .. } | State::Greeting { broker, .. } => self.fail(now, broker),
+            State::Dialling { broker, .. } | State::Greeting { broker, .. } => {
+                self.fail(now, broker, Failure::Unreachable);
+            }
             State::Established { broker, since, .. } => {
                 let lived = now.saturating_duration_since(since);
                 self.ousted = (by_peer && lived < TAKEOVER_LIFE).then_some(broker);
@@ -364,17 +374,17 @@ impl Failover {
                     self.contested = false;
                     self.takeovers.clear();
                 }
-                self.fail(now, broker);
+                self.fail(now, broker, if by_peer { Failure::Dropped } else { Failure::Silent });
             }
             State::Idle | State::Waiting { .. } | State::Stopped => {}
         }
     }
 
-    fn fail(&mut self, now: Instant, broker: usize) {
+    fn fail(&mut self, now: Instant, broker: usize, failure: Failure) {
         self.stamp = self.stamp.saturating_add(1);
         self.failures = self.failures.saturating_add(1);
         if let Some(breaker) = self.breakers.get_mut(broker) {
-            breaker.fail(now, self.stamp, &self.backoff, &mut self.jitter);
+            breaker.fail(now, (failure, self.stamp), &self.backoff, &mut self.jitter);
         }
         if self.contested {
             for breaker in &mut self.breakers {

@@ -22,6 +22,9 @@ pub use limits::LivenessConfig;
 const TOLERANCE: Duration = Duration::from_millis(20);
 /// A packet that waits so many times longer than a slow broker may, while later ones are acknowledged, waits in vain.
 const SKIPPED: u32 = 4;
+/// A NATS node without a leader for its messages stays silent for 4 s and then closes the connection. Leaving it sooner
+/// only begins those 4 s again on the next node; with two deadlines of 1 s behind this, a dead node is left after 4.5 s.
+const ELECTION: Duration = Duration::from_millis(2500);
 /// Shortest time without any progress in writing that counts as a stall.
 const SHORTEST_STALL: Duration = Duration::from_secs(1);
 
@@ -33,6 +36,8 @@ pub enum Input {
     Opened {
         /// Whether it is the broker of the measured times.
         same_broker: bool,
+        /// Whether it is a node of a cluster that may be electing a leader: then its first silence is borne longer.
+        electing: bool,
     },
     /// The connection ended.
     Closed,
@@ -175,7 +180,7 @@ impl Liveness {
     /// Takes in what was seen.
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         match input {
-            Input::Opened { same_broker } => self.open(now, same_broker),
+            Input::Opened { same_broker, electing } => self.open(now, same_broker, electing),
             Input::Closed => {
                 self.phase = Phase::Off;
                 self.outputs.clear();
@@ -201,6 +206,8 @@ impl Liveness {
             }
             Input::Acknowledged(took) => {
                 self.acked = now;
+                // Whatever was being elected has been.
+                self.grace = self.grace.min(now);
                 self.measure(took);
             }
             Input::Paused(paused) => {
@@ -252,7 +259,7 @@ impl Liveness {
         }
     }
 
-    fn open(&mut self, now: Instant, same_broker: bool) {
+    fn open(&mut self, now: Instant, same_broker: bool, electing: bool) {
         self.phase = Phase::Alive;
         if !same_broker {
             self.rtt = None;
@@ -265,6 +272,9 @@ impl Liveness {
         self.probes.clear();
         self.slow = false;
         self.restart_clocks(now);
+        if electing {
+            self.grace = now + ELECTION;
+        }
     }
 
     fn restart_clocks(&mut self, now: Instant) {

@@ -257,8 +257,8 @@ impl Session {
                 self.incoming.release(id);
                 self.send(Packet::PubComp(id));
             }
-            (Packet::SubAck { id, codes }, State::Up) => self.subscribed(now, id, &codes),
-            (Packet::UnsubAck(id), State::Up) => self.unsubscribed(now, id),
+            (Packet::SubAck { id, codes }, State::Up) => self.subscribed(id, &codes),
+            (Packet::UnsubAck(id), State::Up) => self.unsubscribed(id),
             (Packet::PingResp, State::Up) => self.outputs.push_back(Output::ProbeAnswered),
             (
                 Packet::Connect(_)

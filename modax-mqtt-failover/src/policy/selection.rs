@@ -1,5 +1,7 @@
 //! Which broker next.
 
+use crate::breaker::Failure;
+
 /// How the next broker is chosen. The one that just failed always comes last: starting again at the head of the list
 /// is how other clients spend minutes on a broker that hangs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,8 +22,8 @@ enum Order {
 pub struct Candidate {
     /// Place in the list.
     pub index: usize,
-    /// The stamp of its last failure while that still demotes it; larger is later.
-    pub demoted: Option<u64>,
+    /// Its last failure while that still demotes it, with a stamp: larger is later.
+    pub demoted: Option<(Failure, u64)>,
 }
 
 impl Selection {

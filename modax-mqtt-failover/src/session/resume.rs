@@ -1,6 +1,6 @@
 //! What follows a CONNACK: which generation it is, what is wanted, what is to be sent again.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use super::{Control, FILTERS_A_PACKET, Output, Request, Session, State};
 use crate::{
@@ -66,8 +66,8 @@ impl Session {
         }
     }
 
-    pub(super) fn subscribed(&mut self, now: Instant, id: PacketId, codes: &[u8]) {
-        let Some(Control { sequence, request: Request::Subscribe(filters) }) = self.control.remove(&id) else {
+    pub(super) fn subscribed(&mut self, id: PacketId, codes: &[u8]) {
+        let Some(Control { request: Request::Subscribe(filters), .. }) = self.control.remove(&id) else {
             self.outputs.push_back(Output::StrayAck);
             return;
         };
@@ -75,7 +75,6 @@ impl Session {
             self.outputs.push_back(Output::Violation("a SUBACK with the wrong number of codes"));
             return;
         }
-        self.measured(now, sequence);
         for ((filter, requested), code) in filters.into_iter().zip(codes.iter().copied()) {
             if self.subscriptions.get(&filter).is_none() {
                 continue;
@@ -92,9 +91,9 @@ impl Session {
         }
     }
 
-    pub(super) fn unsubscribed(&mut self, now: Instant, id: PacketId) {
+    pub(super) fn unsubscribed(&mut self, id: PacketId) {
         match self.control.remove(&id) {
-            Some(Control { sequence, request: Request::Unsubscribe }) => self.measured(now, sequence),
+            Some(Control { request: Request::Unsubscribe, .. }) => {}
             Some(Control { request: Request::Subscribe(_), .. }) | None => self.outputs.push_back(Output::StrayAck),
         }
     }

@@ -92,6 +92,34 @@ fn the_broker_that_failed_comes_last_whatever_its_priority() {
 }
 
 #[test]
+fn a_silent_broker_is_tried_after_those_that_live() {
+    let mut bench = Bench::new(3, |config| config.topology = Topology::Cluster);
+    bench.accept();
+    bench.now += Duration::from_secs(60);
+    bench.lose(false);
+    // The others accept and close again, as nodes do that elect a leader.
+    let mut tried = Vec::new();
+    for _ in 0..4 {
+        tried.push(bench.accept());
+        bench.now += Duration::from_secs(4);
+        bench.lose(true);
+        if bench.failover.current().is_none() {
+            bench.wait();
+        }
+    }
+    assert!(!tried.contains(&0), "a deadline was spent on the silent one: {tried:?}");
+
+    // Those that refuse are no better than it.
+    for _ in 0..8 {
+        bench.lose(true);
+        if bench.failover.current().is_none() {
+            bench.wait();
+        }
+    }
+    assert!(bench.dials.iter().skip(5).any(|(_, _, broker)| *broker == 0), "{:?}", bench.dials);
+}
+
+#[test]
 fn round_robin_goes_on_where_it_was() {
     let mut bench = Bench::new(3, |config| config.selection = Selection::round_robin());
     let mut seen = vec![bench.accept()];

@@ -18,7 +18,7 @@ impl Bench {
     fn connected() -> Self {
         let now = Instant::now();
         let mut liveness = Liveness::new(LivenessConfig::default(), Duration::from_secs(60), now);
-        liveness.handle_input(now, Input::Opened { same_broker: false });
+        liveness.handle_input(now, Input::Opened { same_broker: false, electing: false });
         Self { now, liveness }
     }
 
@@ -176,6 +176,21 @@ fn while_reading_is_paused_silence_proves_nothing() {
 
     let (at, _) = verdict(&bench.pass(Duration::from_secs(20))).expect("a verdict");
     assert!(at >= 200 * MS, "judged by what was not read: {at:?}");
+}
+
+#[test]
+fn a_node_that_may_be_electing_is_borne_until_its_own_deadline_but_not_after_its_first_acknowledgement() {
+    let mut bench = Bench::connected();
+    bench.tell(Input::Opened { same_broker: false, electing: true });
+    bench.tell(Input::Waiting(Some(bench.now)));
+    assert_eq!(verdict(&bench.pass(Duration::from_millis(4400))), None);
+    assert!(verdict(&bench.pass(Duration::from_millis(200))).is_some(), "it is not borne for ever");
+
+    bench.tell(Input::Opened { same_broker: false, electing: true });
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+    let (at, _) = verdict(&bench.pass(Duration::from_secs(2))).expect("a verdict");
+    assert_eq!(at, 200 * MS);
 }
 
 #[test]
