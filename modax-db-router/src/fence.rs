@@ -8,6 +8,8 @@
 //!
 //! Pure: observations in, verdicts out.
 
+use std::collections::BTreeSet;
+
 use crate::lsn::{Lsn, SystemId, Timeline};
 use crate::observation::{Activity, Incarnation, Observation, StartTime};
 use crate::topology::NodeId;
@@ -190,8 +192,9 @@ pub struct Record {
 pub struct Fence {
     lineage: Lineage,
     renounced: Vec<(SystemId, Timeline, Floor)>,
-    /// Numbers that two histories were seen to bear: a standby that shows such a number has shown nothing.
-    forked: Vec<Timeline>,
+    /// Servers seen on a fork that bears the current number, and not seen otherwise since: while there is one, the
+    /// number shows nothing.
+    forks: BTreeSet<NodeId>,
 }
 
 impl Fence {
@@ -233,7 +236,12 @@ impl Fence {
             (Floor::At(new), Floor::At(old)) => new < old,
             _ => false,
         };
-        if record.tainted.is_some() || branched_before { HeadVerdict::Rival } else { HeadVerdict::Successor }
+        // Who follows a fork of the current number is promoted to the next one, as a true successor would be.
+        if record.tainted.is_some() || branched_before || !self.forks.is_empty() {
+            HeadVerdict::Rival
+        } else {
+            HeadVerdict::Successor
+        }
     }
 
     /// Judges a server in recovery.
@@ -250,8 +258,11 @@ impl Fence {
         if record.tainted == Some(seen.started) && timeline >= current.incarnation.timeline {
             return StandbyVerdict::Divergent;
         }
-        if timeline == current.incarnation.timeline && !self.forked.contains(&timeline) {
-            return StandbyVerdict::Current;
+        if timeline == current.incarnation.timeline {
+            // Who wrote this number and does not any more should be following the next one.
+            let own = record.stepped_down && record.wrote == Some(timeline);
+            let ambiguous = own || !self.forks.is_empty();
+            return if ambiguous { StandbyVerdict::Unproven } else { StandbyVerdict::Current };
         }
         match self.lineage.switch_point_after(timeline) {
             Ok(Some(switch)) if replayed <= switch => StandbyVerdict::Ancestor,
@@ -293,14 +304,14 @@ impl Fence {
         self.lineage = Lineage::new(vec![life]);
     }
 
-    /// Remembers that this number is borne by another history, too.
-    pub fn note_fork(&mut self, timeline: Timeline) {
-        if !self.forked.contains(&timeline) {
-            if self.forked.len() >= MEMORY {
-                self.forked.remove(0);
-            }
-            self.forked.push(timeline);
-        }
+    /// Remembers that this server writes another history of the current number.
+    pub fn note_fork(&mut self, node: &NodeId) {
+        self.forks.insert(node.clone());
+    }
+
+    /// That server was seen in recovery, in another life: its fork is gone.
+    pub fn clear_fork(&mut self, node: &NodeId) {
+        self.forks.remove(node);
     }
 
     /// Remembers a history as left behind.
@@ -344,6 +355,12 @@ impl Record {
     /// Notes that the server was seen on the current history.
     pub const fn clear_taint(&mut self) {
         self.tainted = None;
+    }
+
+    /// Whether that life of the server is not the one in which it was seen with other data.
+    #[must_use]
+    pub fn is_another_life(&self, started: StartTime) -> bool {
+        self.tainted != Some(started)
     }
 
     /// Whether it was seen with data that the current history has not.

@@ -26,6 +26,9 @@
 //!
 //! - It judges by what *this router* has seen. A router born after a failover cannot know that the server it finds
 //!   first was left behind; if it finds two, it writes neither.
+//! - A server that is stopped, rebuilt on another branch and promoted to the *same* timeline number while this router
+//!   cannot see it looks like one that was restarted. The same
+//!   holds for the followers of a fork that bears the current number, if the fork's own primary is never seen.
 //! - Two replicas may show commits in different orders. That is PostgreSQL's own behaviour.
 //! - A synchronous copy is no proof against a split brain: an old follower still acknowledges an old primary.
 //! - Transactions begun by hand ([`Router::primary`]), COPY and cursors are cut by a failover, with an error whose

@@ -281,13 +281,21 @@ impl Monitor {
             watch.verdict = Some(verdict);
             match verdict {
                 HeadVerdict::Refused(why) => refuse(watch, node, incarnation, why, &mut self.outputs),
-                HeadVerdict::Rival => self.fence.note_fork(incarnation.timeline),
+                HeadVerdict::Rival => {
+                    let current = self.fence.lineage().current();
+                    if current.is_some_and(|life| life.incarnation.timeline == incarnation.timeline) {
+                        self.fence.note_fork(&watch.id);
+                    }
+                }
                 HeadVerdict::First | HeadVerdict::Same | HeadVerdict::Restarted | HeadVerdict::Successor => {}
             }
         } else {
             watch.verdict = None;
             watch.head_since = None;
             watch.refused = None;
+            if watch.record.is_another_life(observation.started) {
+                self.fence.clear_fork(&watch.id);
+            }
             watch.standby = self.fence.judge_standby(&observation, &watch.record);
             match watch.standby {
                 StandbyVerdict::Divergent => watch.record.taint(observation.started),

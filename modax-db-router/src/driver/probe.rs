@@ -37,7 +37,7 @@ pub(crate) async fn run(
 ) {
     let mut held: Option<Held> = None;
     while let Some(Order { sent, deadline }) = orders.recv().await {
-        let answer = tokio::time::timeout_at(deadline.into(), probe(&mut held, &login)).await;
+        let answer = tokio::time::timeout_at(deadline.into(), probe(&mut held, node, &login, &answers)).await;
         let input = match answer {
             Ok(Ok(observation)) => Input::Observed { node, sent, observation },
             Ok(Err(failure)) => {
@@ -56,12 +56,17 @@ pub(crate) async fn run(
     }
 }
 
-async fn probe(held: &mut Option<Held>, login: &tokio_postgres::Config) -> Result<Observation, ProbeFailure> {
+async fn probe(
+    held: &mut Option<Held>,
+    node: usize,
+    login: &tokio_postgres::Config,
+    answers: &mpsc::Sender<Input>,
+) -> Result<Observation, ProbeFailure> {
     if held.as_ref().is_some_and(|held| held.client.is_closed()) {
         *held = None;
     }
     if held.is_none() {
-        *held = Some(dial(login).await.map_err(|error| read_failure(&error))?);
+        *held = Some(dial(node, login, answers).await.map_err(|error| read_failure(&error))?);
     }
     let Some(connection) = held.as_ref() else { return Err(ProbeFailure::Unreachable) };
     let messages = connection.client.simple_query(PROBE).await.map_err(|error| read_failure(&error))?;
@@ -73,11 +78,21 @@ async fn probe(held: &mut Option<Held>, login: &tokio_postgres::Config) -> Resul
     parse_probe(|index| row.try_get(index).ok().flatten()).map_err(|_| ProbeFailure::Unreadable)
 }
 
-async fn dial(login: &tokio_postgres::Config) -> Result<Held, tokio_postgres::Error> {
+async fn dial(
+    node: usize,
+    login: &tokio_postgres::Config,
+    answers: &mpsc::Sender<Input>,
+) -> Result<Held, tokio_postgres::Error> {
     let (client, connection) = login.connect(NoTls).await?;
+    // Weak: the task must not keep the monitor's queue open.
+    let answers = answers.downgrade();
     let task = tokio::spawn(async move {
         // Its error is told to whoever has a query under way.
         let _ = connection.await;
+        // A link that ends by itself is the first sign of a dead server; the next probe would come a second later.
+        if let Some(answers) = answers.upgrade() {
+            let _ = answers.try_send(Input::Suspect { node });
+        }
     });
     Ok(Held { client, task: task.abort_handle() })
 }

@@ -96,7 +96,7 @@ proptest! {
             survived &= commit_at.is_some_and(|at| at < floor);
             timeline += u32::from(step.promotion);
             let known = if step.floor_known { Floor::At(Lsn::new(floor as u64)) } else { Floor::Unknown };
-            lives.push(life(index as i64 + 1, timeline, known));
+            lives.push(life(i64::try_from(index).expect("few") + 1, timeline, known));
             for commits in &step.others {
                 let other = log.next_xid();
                 log.records.push(Record::Assign(other));

@@ -106,7 +106,7 @@ proptest! {
             answers.push(match kind {
                 0 => Answer::Silence,
                 1 => Answer::Fails(ProbeFailure::NotAccepting),
-                _ => standby(1, *replayed, index as i64 + 2),
+                _ => standby(1, *replayed, i64::try_from(index).expect("few") + 2),
             });
         }
         let mut harness = Harness::new(&names[..answers.len()]);
