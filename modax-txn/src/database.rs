@@ -24,3 +24,9 @@ pub(crate) fn is_transient(error: &tokio_postgres::Error) -> bool {
         }
     }
 }
+
+/// A length of time as PostgreSQL's `make_interval(secs => …)` takes it: at most a hundred years, beyond which the sum with a date
+/// could leave what PostgreSQL can hold.
+pub(crate) fn interval(length: Duration) -> f64 {
+    length.min(Duration::from_secs(100 * 366 * 24 * 3600)).as_secs_f64()
+}

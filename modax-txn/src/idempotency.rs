@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use tokio_postgres::{GenericClient, types::Type};
 
-use crate::{database::is_transient, inbox::SWEEP_ROWS, message::IdempotencyKey, schema::Schema};
+use crate::{
+    database::{interval, is_transient},
+    inbox::SWEEP_ROWS,
+    message::IdempotencyKey,
+    schema::Schema,
+};
 
 /// How long a key is remembered by default: a day, as clients that retry give up long before.
 pub const DEFAULT_IDEMPOTENCY_RETENTION: Duration = Duration::from_secs(24 * 3600);
@@ -114,7 +119,7 @@ impl IdempotencyKeys {
                     &[
                         (&key.as_str(), Type::TEXT),
                         (&request_digest, Type::BYTEA),
-                        (&self.retention.as_secs_f64(), Type::FLOAT8),
+                        (&interval(self.retention), Type::FLOAT8),
                     ],
                 )
                 .await

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::{GenericClient, types::Type};
 
 use crate::{
-    database::is_transient,
+    database::{interval, is_transient},
     message::{MAX_KEY_BYTES, MessageId},
     schema::Schema,
 };
@@ -117,7 +117,7 @@ impl Inbox {
                         (&consumer, Type::TEXT),
                         (id.as_uuid(), Type::UUID),
                         (&made_at, Type::FLOAT8),
-                        (&self.retention.as_secs_f64(), Type::FLOAT8),
+                        (&interval(self.retention), Type::FLOAT8),
                     ],
                 )
                 .await?;
@@ -156,7 +156,7 @@ impl Inbox {
                  LIMIT $2 FOR UPDATE SKIP LOCKED)
              DELETE FROM {s}.inbox i USING old WHERE i.consumer = old.consumer AND i.id = old.id",
         );
-        let age = self.retention.saturating_add(CLOCK_SKEW).as_secs_f64();
+        let age = interval(self.retention.saturating_add(CLOCK_SKEW));
         client.execute_typed(&sql, &[(&age, Type::FLOAT8), (&SWEEP_ROWS, Type::INT8)]).await
     }
 }

@@ -18,6 +18,8 @@
 //!   successor delivered it, it is a repetition; if the successor expired or rejected it, it arrives after all, late and out of its
 //!   place. Only the receiver can refuse that: let it compare times, or let the sink's connection be taken over by the successor.
 //! - Order when the key's row is not locked first, and order between a parked message given up by [`Outbox::discard`] and the rest.
+//! - An end to what is pending: while the sink is away, messages without `expires_in` stay in the table ([`Outbox::backlog`]).
+//! - A count of the attempts that killed the process: a message that does is tried again by the next relay.
 //! - Anything about commits that PostgreSQL itself loses: after an asynchronous failover a published message may have no row.
 //! - Clocks: leases run by the database's clock and the local monotonic one, never the wall clock. A machine that is suspended as a
 //!   whole (not its process) may stop its monotonic clock; its lease then seems to go on until the first statement answers.

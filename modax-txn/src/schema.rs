@@ -195,16 +195,7 @@ impl Schema {
             .await
             .map_err(db)?;
         let table = format!("{}.migrations", self.quoted());
-        let found =
-            client.query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(&table, Type::TEXT)]).await.map_err(db)?;
-        if !found.try_get::<_, bool>(0).map_err(db)? {
-            let create = self.sql(
-                "CREATE SCHEMA IF NOT EXISTS {s};
-                 CREATE TABLE {s}.migrations (
-                     version integer PRIMARY KEY, checksum bytea NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
-            );
-            client.batch_execute(&create).await.map_err(db)?;
-        }
+        self.migrations_table(client, &table).await.map_err(db)?;
         let rows = client
             .query_typed(&self.sql("SELECT version, checksum FROM {s}.migrations ORDER BY version"), &[])
             .await
@@ -235,5 +226,28 @@ impl Schema {
             }
         }
         Ok(Migrated { applied, version: known.keys().next_back().copied().unwrap_or(0) })
+    }
+
+    /// Makes what is missing of the schema and of the table of migrations.
+    async fn migrations_table<C>(&self, client: &C, table: &str) -> Result<(), tokio_postgres::Error>
+    where
+        C: GenericClient + Sync,
+    {
+        use tokio_postgres::types::Type;
+
+        let ask = "SELECT to_regnamespace($1) IS NOT NULL, to_regclass($2) IS NOT NULL";
+        let found = client.query_typed_one(ask, &[(&self.quoted(), Type::TEXT), (&table, Type::TEXT)]).await?;
+        // Not `IF NOT EXISTS`: that asks for the right to create schemas even where an administrator has made this one.
+        if !found.try_get::<_, bool>(0)? {
+            client.batch_execute(&self.sql("CREATE SCHEMA {s}")).await?;
+        }
+        if !found.try_get::<_, bool>(1)? {
+            let create = self.sql(
+                "CREATE TABLE {s}.migrations (
+                     version integer PRIMARY KEY, checksum bytea NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())",
+            );
+            client.batch_execute(&create).await?;
+        }
+        Ok(())
     }
 }

@@ -71,7 +71,8 @@ impl RelayBuilder {
         self
     }
 
-    /// Most messages in the sink's hands at once. Default 128; twice as many are read ahead.
+    /// Most messages in the sink's hands at once. Default 128. Three times as many are held in memory at most, those in hand included:
+    /// with payloads of [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES) choose less.
     pub const fn inflight(mut self, inflight: usize) -> Self {
         self.config.inflight = inflight;
         self
@@ -119,6 +120,12 @@ impl RelayBuilder {
     /// [`ConfigError`] naming the field that cannot work, or that there is no runtime.
     pub fn spawn(self) -> Result<Relay, ConfigError> {
         self.config.check()?;
+        for (field, timeout) in [("publish_timeout", self.publish_timeout), ("database_timeout", self.database_timeout)]
+        {
+            if timeout.is_zero() {
+                return Err(ConfigError::Field { field, reason: "above zero" });
+            }
+        }
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
         let (events, _) = broadcast::channel(EVENTS);
         let (stats_in, stats) = watch::channel(Stats::default());

@@ -6,7 +6,7 @@ use tokio_postgres::{Client, Error, Row, types::Type};
 use uuid::Uuid;
 
 use crate::{
-    database::seconds,
+    database::{interval, seconds},
     idempotency::IdempotencyKeys,
     inbox::{Inbox, SWEEP_ROWS},
     message::{MessageId, OutgoingMessage},
@@ -114,9 +114,9 @@ impl Store {
         Self {
             token,
             owner,
-            lease: lease.as_secs_f64(),
-            retention: retention.settled.as_secs_f64(),
-            parked_retention: retention.parked.as_secs_f64(),
+            lease: interval(lease),
+            retention: interval(retention.settled),
+            parked_retention: interval(retention.parked),
             claim: schema.sql(CLAIM),
             renew: schema.sql(RENEW),
             release: schema.sql(RELEASE),
@@ -134,12 +134,13 @@ impl Store {
         let input = match statement {
             Statement::Claim => self.claim(client).await?,
             Statement::Renew { epoch } => {
-                let params = [
-                    (&signed(epoch) as &(dyn tokio_postgres::types::ToSql + Sync), Type::INT8),
-                    (&self.token, Type::UUID),
-                ];
-                let [epoch, token] = params;
-                let rows = client.execute_typed(&self.renew, &[epoch, token, (&self.lease, Type::FLOAT8)]).await?;
+                let epoch = signed(epoch);
+                let rows = client
+                    .execute_typed(
+                        &self.renew,
+                        &[(&epoch, Type::INT8), (&self.token, Type::UUID), (&self.lease, Type::FLOAT8)],
+                    )
+                    .await?;
                 Input::Renewed { held: rows == 1 }
             }
             Statement::Release { epoch } => {

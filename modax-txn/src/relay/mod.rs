@@ -30,7 +30,7 @@ use crate::{
 /// Most outcomes in one statement: keeps its locks short.
 const RECORD_ROWS: usize = 500;
 /// Time between sweeps; what is swept is hours old, but for parked messages that expire.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// First and longest wait after a failed statement: a primary that fails over is away for seconds, and one probe a second is cheap.
 const DATABASE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// A message is buffered up to this many times the in-flight limit, outcomes to be recorded included.
