@@ -77,6 +77,7 @@ impl App {
         let mut builder = Client::builder(&config.mqtt_client_id)
             .brokers(&config.mqtt_brokers)
             .map_err(|error| BadSetting::new("MQTT_BROKERS", error))?
+            .topology(config.mqtt_topology)
             // A session without a name is never taken up again: left persistent it would queue on the broker for ever.
             .clean_session(!config.instance_is_named);
         if let Some((user, password)) = &config.mqtt_credentials {

@@ -5,6 +5,7 @@
 
 use std::{fmt, time::Duration};
 
+use modax_mqtt_failover::Topology;
 use reqwest::Url;
 
 /// A variable that stops the start.
@@ -59,6 +60,8 @@ pub struct Config {
     pub mqtt_client_id: String,
     /// `MQTT_BROKERS`, first preferred; default `mqtt://localhost:1883`. May hold passwords.
     pub mqtt_brokers: Vec<String>,
+    /// `MQTT_TOPOLOGY`: `cluster` when the brokers share their sessions, so that a failover continues one; default `independent`.
+    pub mqtt_topology: Topology,
     /// `MQTT_USERNAME` and `MQTT_PASSWORD`, for brokers whose URL has none.
     pub mqtt_credentials: Option<(String, Secret)>,
     /// `DATABASE_URL`. Required: there is no default that could be meant.
@@ -97,6 +100,7 @@ impl fmt::Debug for Config {
             .field("instance_id", &self.instance_id)
             .field("mqtt_client_id", &self.mqtt_client_id)
             .field("mqtt_brokers", &self.mqtt_brokers.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
+            .field("mqtt_topology", &self.mqtt_topology)
             .field("mqtt_credentials", &self.mqtt_credentials.is_some())
             .field("database_url", &self.database_url)
             .field("patroni_urls", &self.patroni_urls.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
@@ -156,6 +160,7 @@ impl Config {
         Ok(Self {
             instance_is_named: named.is_some(),
             mqtt_brokers: env.brokers()?,
+            mqtt_topology: env.topology()?,
             mqtt_credentials: env.credentials()?,
             database_url: env.text("DATABASE_URL")?.map(Secret).ok_or_else(|| {
                 BadSetting::new("DATABASE_URL", "is required, for example postgresql://modax@db1,db2,db3/modax")
@@ -207,6 +212,16 @@ impl Env<'_> {
             return Err(BadSetting::new(name, "an item of the list is empty"));
         }
         Ok(Some(items))
+    }
+
+    fn topology(&self) -> Result<Topology, BadSetting> {
+        match self.text("MQTT_TOPOLOGY")?.as_deref() {
+            None | Some("independent") => Ok(Topology::Independent),
+            Some("cluster") => Ok(Topology::Cluster),
+            Some(other) => {
+                Err(BadSetting::new("MQTT_TOPOLOGY", format!("{other:?} is neither independent nor cluster")))
+            }
+        }
     }
 
     fn boolean(&self, name: &'static str) -> Result<Option<bool>, BadSetting> {
@@ -324,6 +339,7 @@ mod tests {
             ("MQTT_BROKERS", "mqtt://a,,mqtt://b"),
             ("MQTT_BROKER_HOST", "mqtt://a"),
             ("MQTT_BROKER_PORT", "0"),
+            ("MQTT_TOPOLOGY", "ring"),
             ("MQTT_PASSWORD", "x"),
             ("MQTT_CA_CERTS", "/ca.pem"),
             ("PATRONI_URLS", ","),

@@ -133,13 +133,14 @@ pub async fn write(app: Arc<App>, alive: Watchdog, stop: watch::Receiver<bool>) 
     loop {
         alive.bump();
         let stopping = *stop.borrow();
+        if !stopping {
+            app.buffer.gather(GATHER).await;
+        }
         let batch = app.buffer.take(Instant::now(), stopping);
         if !batch.is_empty() {
             write_batch(&app, &alive, batch, &stop).await;
         } else if stopping {
             return;
-        } else {
-            app.buffer.gather(GATHER).await;
         }
     }
 }

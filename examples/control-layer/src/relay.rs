@@ -26,6 +26,8 @@ use crate::{
 
 /// Without a broker for so long, the lease goes to another instance: longer than a failover of the client takes.
 const GIVES_UP_AFTER: Duration = Duration::from_secs(2);
+/// After so long with a broker the safety reports are those of the plant: twenty of each device have come.
+const SETTLES_AFTER: Duration = Duration::from_secs(1);
 /// How often that is looked at.
 const LOOKS_EVERY: Duration = Duration::from_millis(200);
 /// Longest wait for what is in flight when the lease is given back.
@@ -39,6 +41,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// The longest of them.
 const RETRY_CAP: Duration = Duration::from_millis(500);
 
+/// The reason in the audit by which an expired command is known.
+const EXPIRED: &str = "expired before it could be published";
+
 /// Publishes to the brokers, and is the last to ask whether a command may still go out.
 struct ToBrokers(Arc<App>);
 
@@ -49,9 +54,10 @@ impl Sink for ToBrokers {
         if message.topic == topic::CONTROL_COMMANDS {
             let command_type = message.headers.get(TYPE_HEADER).map_or("", String::as_str);
             if !is_allowed(app, command_type, Instant::now()) {
-                // Without a broker this instance knows nothing of the plant; one that does may decide, while there is time.
-                if !app.mqtt.status().is_connected() {
-                    return Err(SinkError::retry("no broker"));
+                // Without a broker, or with one since a moment, this instance does not know the plant; while there is time it
+                // may come to know it, or another instance decide.
+                if !knows_the_plant(app) {
+                    return Err(SinkError::retry("no broker, or only since a moment"));
                 }
                 return Err(SinkError::drop("the plant is not safe"));
             }
@@ -69,6 +75,11 @@ impl Sink for ToBrokers {
             outcome => Err(SinkError::retry(format!("not acknowledged: {outcome:?}"))),
         }
     }
+}
+
+fn knows_the_plant(app: &App) -> bool {
+    let status = app.mqtt.status();
+    status.is_connected() && status.since.is_none_or(|since| since.elapsed() >= SETTLES_AFTER)
 }
 
 /// Relays while there is a broker, until `stop`.
@@ -133,7 +144,7 @@ async fn follow(app: &Arc<App>, relay: &Relay, stop: &mut watch::Receiver<bool>)
 async fn note(app: &App, event: Event) {
     let settled = match event {
         Event::Delivered { id, .. } => Some((id, "executed", None)),
-        Event::Expired { id } => Some((id, "failed", Some("expired before it could be published".to_owned()))),
+        Event::Expired { id } => Some((id, "failed", Some(EXPIRED.to_owned()))),
         Event::Rejected { id, reason } => Some(rejected(id, reason)),
         Event::LeaseAcquired { epoch } => {
             app.metrics.leases_acquired.increment();
@@ -180,7 +191,7 @@ async fn settle(
             async move {
                 tx.execute_typed(
                     "UPDATE control_commands SET status = $2, reason = $3, settled_at = clock_timestamp()
-                     WHERE command_id = $1 AND status = 'accepted'",
+                     WHERE command_id = $1 AND (status = 'accepted' OR (status = 'failed' AND $2 = 'executed'))",
                     &[(&command_id, Type::UUID), (&status, Type::TEXT), (&reason, Type::TEXT)],
                 )
                 .await
@@ -217,7 +228,7 @@ async fn reconcile_once(app: &App) -> Result<(), BoxError> {
         .read(ReadPreference::Primary)
         .deadline(Duration::from_secs(2))
         .query(
-            "SELECT command_id FROM control_commands
+            "SELECT command_id, expires_at < clock_timestamp() - interval '5 seconds' FROM control_commands
              WHERE status = 'accepted' AND created_at < clock_timestamp() - interval '1 second' ORDER BY created_at LIMIT 100",
             &[],
         )
@@ -231,12 +242,16 @@ async fn reconcile_once(app: &App) -> Result<(), BoxError> {
         let status = app.outbox.status(&*connection, MessageId::from_uuid(command_id)).await?;
         let (status, reason) = match status.map(|it| it.state) {
             Some(State::Delivered) => ("executed", None),
-            Some(State::Expired) => ("failed", Some("expired before it could be published".to_owned())),
+            Some(State::Expired) => ("failed", Some(EXPIRED.to_owned())),
             Some(State::Rejected { reason }) => {
                 let (_, status, reason) = rejected(MessageId::from_uuid(command_id), reason);
                 (status, reason)
             }
             None => ("failed", Some("its message is not in the outbox".to_owned())),
+            // Nobody has a broker, so nobody says so; and nobody publishes it any more.
+            Some(State::Pending) if row.try_get::<_, Option<bool>>(1)?.unwrap_or(false) => {
+                ("failed", Some(EXPIRED.to_owned()))
+            }
             Some(_) => continue,
         };
         settle(app, command_id, status, reason).await?;
@@ -244,32 +259,34 @@ async fn reconcile_once(app: &App) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Logs what the brokers' client tells, until it is closed.
+/// Logs what the brokers' client tells, one line an event with its name, until it is closed.
 pub async fn log_mqtt(app: Arc<App>) {
     let mut events = app.mqtt.events();
     while let Some(event) = events.next().await {
+        let name = name_of(&event);
         match &event {
-            mqtt::Event::Connected { broker, session_present, .. } => {
-                tracing::info!(%broker, session_present, "connected to a broker");
-            }
             mqtt::Event::FailedOver { to, detected, outage, .. } => {
-                tracing::warn!(%to, detected_ms = millis(*detected), outage_ms = millis(*outage), "failed over to a broker");
-            }
-            mqtt::Event::Disconnected { .. } | mqtt::Event::Suspected { .. } | mqtt::Event::ConnectFailed { .. } => {
-                tracing::info!(?event, "broker");
+                let (detected_ms, outage_ms) = (millis(*detected), millis(*outage));
+                tracing::warn!(event = name, %to, detected_ms, outage_ms, detail = ?event, "broker");
             }
             mqtt::Event::Closed => return,
-            _ => tracing::warn!(?event, "broker"),
+            _ => tracing::info!(event = name, detail = ?event, "broker"),
         }
     }
 }
 
-/// Logs what the database router tells, until it is closed.
+/// Logs what the database router tells, one line an event with its name, until it is closed.
 pub async fn log_database(app: Arc<App>) {
     let mut events = app.router.events();
     while let Some(event) = events.next().await {
-        tracing::warn!(?event, "database");
+        tracing::info!(event = name_of(&event), detail = ?event, "database");
     }
+}
+
+/// The name of an event: the first word of its `Debug`.
+fn name_of(event: &impl std::fmt::Debug) -> String {
+    let text = format!("{event:?}");
+    text.split([' ', '{', '(']).next().unwrap_or_default().to_owned()
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -81,6 +81,33 @@ impl Layer {
         }
     }
 
+    /// Opens a WebSocket by hand and reads until `wanted` comes.
+    pub(crate) async fn hears(&self, path: &str, wanted: &str) -> bool {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let address = self.url.trim_start_matches("http://");
+        let mut socket = tokio::net::TcpStream::connect(address).await.expect("a connection");
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        socket.write_all(request.as_bytes()).await.expect("written");
+        let (mut heard, mut chunk) = (Vec::new(), [0; 4096]);
+        let reading = async {
+            while !String::from_utf8_lossy(&heard).contains(wanted) {
+                let n = socket.read(&mut chunk).await.expect("read");
+                assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&heard));
+                heard.extend_from_slice(&chunk[..n]);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), reading).await.is_ok()
+    }
+
+    /// GET with an API key.
+    pub(crate) async fn get_with_key(&self, path: &str, key: &str) -> StatusCode {
+        let request = self.http.get(format!("{}{path}", self.url)).header("X-API-Key", key);
+        request.send().await.expect("an answer").status()
+    }
+
     /// A counter of `/metrics`.
     pub(crate) async fn counter(&self, name: &str) -> u64 {
         let text = self.text("/metrics").await;

@@ -114,6 +114,7 @@ async fn a_command_is_taken_once_when_safe_refused_when_not_and_late_for_nobody(
     the_same_key_is_the_same_command(&database, &a, &b, &device).await?;
     what_is_unsafe_is_refused_and_audited(&database, &a, &b, &device).await?;
     the_read_routes_answer_as_the_panel_expects(&a).await;
+    live_messages_come_over_websockets(&a).await;
     a_silent_device_makes_it_unsafe_until_it_is_taken_out(&broker, &a, &b).await?;
     a_database_that_is_away_is_said_within_three_seconds(&database, &a, &device).await?;
     for layer in [&a, &b] {
@@ -195,6 +196,11 @@ async fn the_read_routes_answer_as_the_panel_expects(a: &Layer) {
     }
 }
 
+async fn live_messages_come_over_websockets(a: &Layer) {
+    assert!(a.hears("/ws", r#""type":"sensor_data""#).await);
+    assert!(a.hears("/api/v1/ws/device/ESP32_1", r#""type":"safety_status""#).await);
+}
+
 async fn a_silent_device_makes_it_unsafe_until_it_is_taken_out(broker: &Mosquitto, a: &Layer, b: &Layer) -> Outcome {
     let silent = Device::start(DeviceConfig::new("ESP32_2", [broker.url()])).await.expect("a device");
     for layer in [a, b] {
@@ -239,5 +245,36 @@ async fn a_database_that_is_away_is_said_within_three_seconds(
     })
     .await?;
     assert!(device.status().acted <= acted + 1, "{:?}: one key acted more than once", device.status());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_servers_it_starts_alive_and_not_ready_and_asks_for_its_key() -> Outcome {
+    let ground = Ground::start().await?;
+    let (nobody, nothing) = (format!("mqtt://127.0.0.1:{}", ground.port()), ground.port());
+    let url = format!("postgresql://modax@127.0.0.1:{nothing}/modax");
+    let pairs = [
+        ("MQTT_BROKERS", nobody.as_str()),
+        ("DATABASE_URL", url.as_str()),
+        ("API_KEY_ENABLED", "true"),
+        ("API_KEY", "geheim"),
+    ];
+    let layer = Layer::start(&ground, "lonely", &pairs).await?;
+    layer.until("it is alive", "/live", |status, _| status == StatusCode::OK).await;
+    for path in ["/ready", "/status", "/health", "/api/v1/ready", "/api/v1/status"] {
+        layer.until(path, path, |status, _| status == StatusCode::SERVICE_UNAVAILABLE).await;
+    }
+    assert!(layer.text("/metrics").await.contains("modax_control_mqtt_connected 0"));
+    for path in ["/devices", "/", "/api/v1/ai/status", "/ws", "/control/commands/x"] {
+        assert_eq!(layer.get(path).await.0, StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(layer.get_with_key(path, "falsch").await, StatusCode::UNAUTHORIZED, "{path}");
+        assert_ne!(layer.get_with_key(path, "geheim").await, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    let (status, _, _) = layer.command(&json!({"command_type": "start"}), None).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    let status = layer.process.terminate(Duration::from_secs(25)).await?;
+    assert_eq!(status.code(), Some(0), "{}", layer.process.log_tail(20));
+    assert!(!layer.process.log_tail(1_000).contains("geheim"));
+    ground.stop().await;
     Ok(())
 }
