@@ -5,7 +5,7 @@
 #   postgres DIRECTORY  a data directory; whichever postmaster owns it at the end belongs to us. Patroni's postmasters
 #                       are nobody's children and change with every failover, so they cannot be recorded by id.
 # At end of file: TERM to all (QUIT to a postmaster, which then leaves no shared memory behind), KILL to what is left
-# after 3 s, all descendants included. Then the directory $1 is removed, unless $2 is "keep".
+# after 2 s, all descendants included. Then the directory $1 is removed, unless $2 is "keep".
 #
 # Uses the shell alone, because it must also work where nothing has been brought yet.
 trap '' HUP INT QUIT TERM PIPE
@@ -91,7 +91,7 @@ for member in $family; do
 done
 send CONT
 rounds=0
-while [ $rounds -lt 15 ]; do
+while [ $rounds -lt 10 ]; do
     alive=no
     send 0
     [ $alive = no ] && break
