@@ -21,6 +21,9 @@ pub trait Check: Send + Sync + 'static {
     ///
     /// # Errors
     /// Whatever is wrong. The text is withheld from every public rendering, see [`CheckError::public`].
+    ///
+    /// # Cancel safety
+    /// Must be cancel safe: the future is dropped at any `await` when the check's timeout passes.
     async fn check(&self) -> Result<(), CheckError>;
 }
 

@@ -107,6 +107,7 @@ impl Driver {
     }
 
     pub(crate) fn hurry(&self) {
+        self.start_drain();
         self.advance(Leaving::Hurried);
     }
 
@@ -275,6 +276,9 @@ fn tell(shared: &Shared, event: Event) {
 #[cfg(feature = "tracing")]
 fn trace(event: &Event) {
     match event {
+        Event::CheckChanged { check, from, to } if *to == crate::Status::Healthy => {
+            tracing::info!(target: "modax::health", %check, ?from, %to, "check changed");
+        }
         Event::CheckChanged { check, from, to } => {
             tracing::warn!(target: "modax::health", %check, ?from, %to, "check changed");
         }

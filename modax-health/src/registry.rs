@@ -148,7 +148,8 @@ impl Registry {
         self.inner.driver.start_drain();
     }
 
-    /// Ends every [`drain`](Self::drain) at once: for the second signal of an impatient operator.
+    /// Ends every [`drain`](Self::drain) at once, also one that is yet to begin: for the second signal of an impatient
+    /// operator. The instance is unready from here on in any case.
     pub fn hurry(&self) {
         self.inner.driver.hurry();
     }

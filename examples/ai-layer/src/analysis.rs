@@ -114,78 +114,38 @@ fn details(window: &Window, findings: &[Finding], unusual: &Unusual, instance_id
 
 /// The fixed rules; each limit is exceeded, not reached.
 fn rules(window: &Window) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut check = |rule, value: f64, limit: f64, score, what: &str, advice| {
-        if value > limit {
-            let text = format!("{what} {value:.2} above {limit}");
-            findings.push(Finding { rule, value, limit, score, text, advice });
-        }
-    };
     let highest = |values: &[f64]| values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let lowest = |values: &[f64]| values.iter().copied().fold(f64::INFINITY, f64::min);
+    let spike = highest(&window.current_max);
     let spread = highest(&window.current_mean) - lowest(&window.current_mean);
+    let mean = window.vibration_mean.magnitude;
+    let peak = window.vibration_max.magnitude;
     let [most, least] = extremes(window.vibration_mean);
-    let temperature = highest(&window.temperature_max);
-    check(
-        "current_spike",
-        highest(&window.current_max),
-        12.0,
-        0.9,
-        "motor current in A:",
-        "Check the motor for a blocked or dull tool",
-    );
-    check(
-        "current_imbalance",
-        spread,
-        2.0,
-        0.6,
-        "difference between the motors' currents in A:",
-        "Check the load and the alignment of the motors",
-    );
-    check(
-        "vibration_mean",
-        window.vibration_mean.magnitude,
-        5.0,
-        0.6,
-        "mean vibration in m/s²:",
-        "Check bearings, balance and mounting",
-    );
-    check(
-        "vibration_peak",
-        window.vibration_max.magnitude,
-        10.0,
-        0.9,
-        "vibration peak in m/s²:",
-        "Check for loose parts before going on",
-    );
-    check(
-        "vibration_axis",
-        most,
-        2.0 * least,
-        0.5,
-        "vibration along one axis against twice the least, in m/s²:",
-        "Check the mounting along the axis that vibrates most",
-    );
-    if temperature > 70.0 {
-        check(
-            "temperature_high",
-            temperature,
-            70.0,
-            0.8,
-            "temperature in °C:",
-            "Let the machine cool down; check the cooling",
-        );
-    } else {
-        check(
-            "temperature_raised",
-            temperature,
-            60.0,
+    let degrees = highest(&window.temperature_max);
+    let (hot, warm) = if degrees > 70.0 { (degrees, f64::NAN) } else { (f64::NAN, degrees) };
+    // Rule, value, limit, score, what it is, what to do. No comparison with NaN holds: hot is not warm as well.
+    let rows = [
+        ("current_spike", spike, 12.0, 0.9, "motor current in A", "Check the motor for a blocked or dull tool"),
+        ("current_imbalance", spread, 2.0, 0.6, "difference of the motors' currents in A", "Check load and alignment"),
+        ("vibration_mean", mean, 5.0, 0.6, "mean vibration in m/s²", "Check bearings, balance and mounting"),
+        ("vibration_peak", peak, 10.0, 0.9, "vibration peak in m/s²", "Check for loose parts before going on"),
+        (
+            "vibration_axis",
+            most,
+            2.0 * least,
             0.5,
-            "temperature in °C:",
-            "Watch the temperature; check the cooling",
-        );
-    }
-    findings
+            "vibration of one axis against twice the least, in m/s²",
+            "Check the mounting along that axis",
+        ),
+        ("temperature_high", hot, 70.0, 0.8, "temperature in °C", "Let the machine cool down; check the cooling"),
+        ("temperature_raised", warm, 60.0, 0.5, "temperature in °C", "Watch the temperature; check the cooling"),
+    ];
+    let broken = rows.into_iter().filter(|(_, value, limit, ..)| value > limit);
+    let finding = |(rule, value, limit, score, what, advice)| {
+        let text = format!("{what}: {value:.2} is above {limit:.2}");
+        Finding { rule, value, limit, score, text, advice }
+    };
+    broken.map(finding).collect()
 }
 
 /// The largest and the smallest of the three axes, by amount.

@@ -73,13 +73,6 @@ async fn run(config: Config) -> Result<(), RunError> {
     // Before anything slow: a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let registry = Registry::builder()
-        .check(CheckConfig::new("analysis", || async { analysis::self_test() }))
-        .prober(prober(config.drain_time))
-        .build()
-        .map_err(|error| RunError::Setting(BadSetting::new("DRAIN_TIME", error)))?;
-    let app = Arc::new(App::new(config.instance_id.clone()));
-    let routes = api::router(app, &registry);
     let mut addresses = tokio::net::lookup_host((config.api_host.as_str(), config.api_port))
         .await
         .map_err(|error| RunError::Setting(BadSetting::new("API_HOST", error)))?;
@@ -87,6 +80,13 @@ async fn run(config: Config) -> Result<(), RunError> {
     let listener = TcpListener::bind(address).await?;
     tracing::info!(addr = %listener.local_addr()?, instance_id = config.instance_id, "listening");
 
+    let registry = Registry::builder()
+        .check(CheckConfig::new("analysis", || async { analysis::self_test() }))
+        .prober(prober(config.drain_time))
+        .build()
+        .map_err(|error| RunError::Setting(BadSetting::new("DRAIN_TIME", error)))?;
+    let app = Arc::new(App::new(config.instance_id.clone()));
+    let routes = api::router(app, &registry);
     let (closing, mut closed) = watch::channel(false);
     let mut server = tokio::spawn(async move {
         let graceful = async move {

@@ -118,6 +118,17 @@ async fn a_second_signal_cuts_the_drain_short() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hurry_before_the_drain_leaves_too_and_the_drain_does_not_wait() {
+    let registry = Registry::builder().check(passing("db")).build().unwrap();
+    until("ready", || registry.is_ready()).await;
+
+    registry.hurry();
+
+    assert!(!registry.is_ready() && registry.state().is_draining());
+    assert!(registry.drain().await.hurried);
+}
+
+#[tokio::test(start_paused = true)]
 async fn events_tell_transitions_and_a_slow_reader_how_many_it_missed() {
     let broken = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let check = {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use modax_health::{CheckConfig, Need, Prober, Scope, Status, Watchdog};
+use modax_health::{CheckConfig, Condition, Need, Prober, Scope, Status, Watchdog};
 
 use crate::world::{Behaviour, World};
 
@@ -158,4 +158,21 @@ fn time_in_which_the_scheduler_itself_did_not_run_is_not_held_against_a_watchdog
     // It does not get another one.
     world.run_until(Duration::from_secs(70));
     assert!(!world.report().live, "{:#?}", world.report());
+}
+
+#[test]
+fn after_a_pause_of_the_scheduler_results_are_stale_until_the_next_run_ends() {
+    let check = CheckConfig::new("db", || async { Ok::<(), String>(()) });
+    let mut world = World::new(vec![check], vec![], 0);
+    world.run_until(Duration::from_millis(1500));
+    assert!(world.report().ready);
+
+    world.now += Duration::from_secs(60);
+    world.run_until(world.now);
+    let report = world.report();
+    assert!(!report.ready && report.live, "{report:#?}");
+    assert!(matches!(report.checks[0].condition, Condition::Stale { age } if age > Duration::from_secs(59)));
+
+    world.run_until(world.now + Duration::from_millis(10));
+    assert!(world.report().ready, "{:#?}", world.report());
 }

@@ -149,6 +149,11 @@ fn a_hanging_or_stuck_run_is_counted_and_never_doubled() {
 }
 
 #[test]
+fn a_result_that_grew_old_no_longer_counts() {
+    play("stale.txt", include_str!("tables/stale.txt"));
+}
+
+#[test]
 fn liveness_follows_the_watchdogs_and_nothing_else() {
     play("liveness.txt", include_str!("tables/liveness.txt"));
 }
