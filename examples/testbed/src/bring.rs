@@ -184,7 +184,10 @@ pub fn require(names: &[&str]) -> Result<(), BringError> {
 }
 
 fn missing(names: &[String], looked: String) -> BringError {
-    let packages =
-        |name: &String| catalogue::set_of(name).map_or_else(|| "unknown".to_owned(), |set| set.packages.join(" "));
+    let packages = |name: &String| match (catalogue::set_of(name), name.as_str()) {
+        (Some(set), _) => set.packages.join(" "),
+        (None, "setpriv") => "util-linux".to_owned(),
+        (None, _) => "unknown".to_owned(),
+    };
     BringError::Missing { missing: names.iter().map(|name| (name.clone(), packages(name))).collect(), looked }
 }
