@@ -120,6 +120,11 @@ impl Verdict {
             (readings.owed == 0, "no reading was taken, so nothing was shown".to_owned()),
             (commands.acted == 0, "no command reached a device, so nothing was shown".to_owned()),
             (!readings.lost.is_empty(), format!("{} readings lost in all", readings.lost.len())),
+            (
+                !readings.duplicated.is_empty(),
+                format!("{} readings stored more than once ({})", readings.duplicated.len(), spread(readings)),
+            ),
+            (!commands.acted_twice.is_empty(), format!("{} commands acted on twice", commands.acted_twice.len())),
             (!readings.phantoms.is_empty(), format!("{} rows that no device explains", readings.phantoms.len())),
             (!commands.phantoms.is_empty(), format!("{} commands nobody gave", commands.phantoms.len())),
             (!commands.reordered.is_empty(), format!("{} commands out of order", commands.reordered.len())),
@@ -131,6 +136,18 @@ impl Verdict {
         ];
         broken.extend(doubts.into_iter().filter(|(is_so, _)| *is_so).map(|(_, what)| what));
     }
+}
+
+/// Which readings of which devices: `ESP32_FIELD_003 120 to 222`.
+fn spread(readings: &DeviceVerdict) -> String {
+    let mut devices: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for (device, serial, _) in &readings.duplicated {
+        let range = devices.entry(device).or_insert((*serial, *serial));
+        *range = (range.0.min(*serial), range.1.max(*serial));
+    }
+    let ranges: Vec<String> =
+        devices.iter().map(|(device, (first, last))| format!("{device} {first} to {last}")).collect();
+    ranges.join(", ")
 }
 
 fn on(report: &mut Report, scenario: usize, count: impl FnOnce(&mut Scenario)) {
