@@ -78,7 +78,7 @@ impl RelayBuilder {
         self
     }
 
-    /// How a message that the sink could not take is tried again, and when it is parked.
+    /// How a message that the sink could not take is tried again, and when it is parked. Default: see [`RetryPolicy`].
     pub const fn retry(mut self, retry: RetryPolicy) -> Self {
         self.config.retry = retry;
         self

@@ -119,6 +119,9 @@ impl Driver {
     /// Carries out what the state machine asks for; false when it has stopped.
     fn carry_out(&mut self) -> bool {
         let mut goes_on = true;
+        // Before the events: who hears of one may look at the counters next.
+        let stats = self.machine.stats();
+        self.stats.send_if_modified(|old| std::mem::replace(old, stats) != stats);
         while let Some(output) = self.machine.poll_output() {
             match output {
                 Output::Run(statement) => self.start(statement),
@@ -132,8 +135,6 @@ impl Driver {
                 Output::Stopped => goes_on = false,
             }
         }
-        let stats = self.machine.stats();
-        self.stats.send_if_modified(|old| std::mem::replace(old, stats) != stats);
         goes_on
     }
 
