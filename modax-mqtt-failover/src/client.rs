@@ -96,9 +96,6 @@ impl Client {
     #[expect(clippy::unused_async, reason = "room for a queue of wishes on disk, which will have to wait")]
     pub async fn subscribe(&self, filter: &str, qos: Qos) -> Result<Subscription, SubscribeError> {
         check_filter(filter).map_err(|reason| SubscribeError::Filter { reason })?;
-        if qos == Qos::ExactlyOnce {
-            return Err(SubscribeError::QosNotSupported);
-        }
         let filter: Arc<str> = Arc::from(filter);
         let (reader, items) = mpsc::channel(SUBSCRIPTION_BUFFER);
         let command = Command::Subscribe { filter: Arc::clone(&filter), qos, reader };
@@ -174,9 +171,6 @@ impl Client {
 
     fn admit(&self, message: &Message) -> Result<Receipt, PublishError> {
         check_topic(&message.topic).map_err(|reason| PublishError::Topic { reason })?;
-        if message.qos == Qos::ExactlyOnce {
-            return Err(PublishError::QosNotSupported);
-        }
         if message.topic.len().saturating_add(message.payload.len()).saturating_add(4) > MAX_PACKET_BYTES {
             return Err(PublishError::TooLarge);
         }
@@ -234,9 +228,6 @@ pub enum PublishError {
         /// What is wrong with it.
         reason: TopicError,
     },
-    /// QoS 2 is not in this version.
-    #[error("QoS 2 is not supported by this version")]
-    QosNotSupported,
     /// The client was closed; it will never admit again.
     #[error("the client is closed")]
     Closed,
@@ -266,9 +257,6 @@ pub enum SubscribeError {
         /// What is wrong with it.
         reason: TopicError,
     },
-    /// QoS 2 is not in this version.
-    #[error("QoS 2 is not supported by this version")]
-    QosNotSupported,
     /// There is no such subscription to withdraw.
     #[error("not subscribed to this filter")]
     NotSubscribed,

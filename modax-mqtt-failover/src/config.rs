@@ -6,7 +6,7 @@ use crate::{
     broker::{Address, AddressError, Broker},
     liveness::LivenessConfig,
     message::Message,
-    packet::{Credentials, Qos},
+    packet::Credentials,
     policy::{backoff::Backoff, selection::Selection},
     queue::Queue,
 };
@@ -178,9 +178,6 @@ impl Config {
             }
             Some(will) if will.payload.len() > usize::from(u16::MAX) => {
                 Err(ConfigError::Will { reason: "payload is longer than 65535 bytes" })
-            }
-            Some(will) if will.qos == Qos::ExactlyOnce => {
-                Err(ConfigError::Will { reason: "QoS 2 is not in this version" })
             }
             Some(_) | None => Ok(()),
         }

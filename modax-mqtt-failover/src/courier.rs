@@ -114,6 +114,7 @@ impl Courier {
             Input::Acknowledge { id, serial } => {
                 self.session.handle_input(now, session::Input::Acknowledge { id, serial });
             }
+            Input::Abandon { id, serial } => self.session.handle_input(now, session::Input::Abandon { id, serial }),
             Input::Paused(paused) => self.liveness.handle_input(now, liveness::Input::Paused(paused)),
             Input::Stop => self.stop(now),
         }

@@ -162,9 +162,17 @@ impl Delivery {
 
     /// Says that the program is done with it. An acknowledgement that comes after its connection ended is dropped and
     /// counted: the broker sends the message again on the next one.
-    pub fn ack(self) {
-        if let Some(token) = self.token {
+    pub fn ack(mut self) {
+        if let Some(token) = self.token.take() {
             token.acknowledge();
+        }
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let (Some(token), Qos::ExactlyOnce) = (self.token.take(), self.qos) {
+            token.abandon();
         }
     }
 }
@@ -196,7 +204,17 @@ impl AckToken {
 
     pub(crate) fn acknowledge(&self) {
         if self.readers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.shared.acknowledge(Acknowledged { id: self.id, serial: self.serial });
+            self.tell(false);
         }
+    }
+
+    /// One reader dropped it: the broker's next copy is for the program again. QoS 1 needs no word, because there every
+    /// copy is.
+    fn abandon(&self) {
+        self.tell(true);
+    }
+
+    fn tell(&self, abandoned: bool) {
+        self.shared.acknowledge(Acknowledged { id: self.id, serial: self.serial, abandoned });
     }
 }

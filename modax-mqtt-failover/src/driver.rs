@@ -29,7 +29,7 @@ use crate::{
         readers::Readers,
     },
     event::{Event, GapReason},
-    handover::{Command, Shared, State},
+    handover::{Acknowledged, Command, Shared, State},
     message::{MessageId, Outcome},
 };
 
@@ -302,8 +302,9 @@ impl Driver {
         for command in commands {
             self.on_command(command);
         }
-        for acknowledged in acknowledged {
-            self.courier.handle_input(now(), Input::Acknowledge { id: acknowledged.id, serial: acknowledged.serial });
+        for Acknowledged { id, serial, abandoned } in acknowledged {
+            let input = if abandoned { Input::Abandon { id, serial } } else { Input::Acknowledge { id, serial } };
+            self.courier.handle_input(now(), input);
         }
         for message in messages {
             self.courier.handle_input(now(), Input::Publish(message));
@@ -349,6 +350,8 @@ impl Drop for Driver {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.closed = true;
+        state.ended = true;
+        state.acknowledged.clear();
         state.commands.clear();
         let unanswered = std::mem::take(&mut state.receipts);
         drop(state);

@@ -53,6 +53,8 @@ pub(crate) enum Command {
 pub(crate) struct Acknowledged {
     pub(crate) id: PacketId,
     pub(crate) serial: u64,
+    /// Dropped instead.
+    pub(crate) abandoned: bool,
 }
 
 pub(crate) struct State {
@@ -61,7 +63,10 @@ pub(crate) struct State {
     pub(crate) commands: VecDeque<Command>,
     pub(crate) acknowledged: Vec<Acknowledged>,
     pub(crate) filters: BTreeSet<Filter>,
+    /// Admits nothing more.
     pub(crate) closed: bool,
+    /// The driver is gone.
+    pub(crate) ended: bool,
     pub(crate) status: Status,
     /// Counted by the handles and the queue.
     pub(crate) admission: Stats,
@@ -99,6 +104,7 @@ impl Shared {
                 acknowledged: Vec::new(),
                 filters: BTreeSet::new(),
                 closed: false,
+                ended: false,
                 status: Status::default(),
                 admission: Stats::default(),
                 delivery: Stats::default(),
@@ -163,7 +169,12 @@ impl Shared {
     }
 
     pub(crate) fn acknowledge(&self, acknowledged: Acknowledged) {
-        self.lock().acknowledged.push(acknowledged);
+        let mut state = self.lock();
+        if state.ended {
+            return;
+        }
+        state.acknowledged.push(acknowledged);
+        drop(state);
         self.wake.notify_one();
     }
 }

@@ -16,7 +16,9 @@
 //! - **Order**: first transmissions of one topic and QoS are in publish order, and later ones wait until the earlier
 //!   unacknowledged ones have been sent again on the new connection. Repeats may follow. There is no order across QoS
 //!   levels, nor end to end across bridged or clustered brokers.
-//! - **At least once**: QoS 1 may arrive twice, and after a change of broker it sometimes does.
+//! - **Once**: QoS 1 may arrive twice, and after a change of broker it sometimes does. QoS 2 is exactly once within one
+//!   session of one broker; where that session is lost, or another independent broker takes over, it falls back to at
+//!   least once.
 //! - **Never**: a silent drop, an unbounded queue, a wait without a deadline, a verdict of death because *we* were late.
 //! - On a *cluster* the cluster's own election counts first: seconds may pass before any node acknowledges.
 //!
@@ -73,7 +75,7 @@
 //!
 //! # Limits
 //!
-//! MQTT 3.1.1 over TCP; QoS 0 and 1. Built and tested on Linux; TCP_USER_TIMEOUT is set there only. macOS and Windows
+//! MQTT 3.1.1 over TCP. Built and tested on Linux; TCP_USER_TIMEOUT is set there only. macOS and Windows
 //! are meant to work and are not built here.
 #![cfg_attr(
     not(test),

@@ -66,6 +66,12 @@ impl Message {
         self.qos(Qos::AtLeastOnce)
     }
 
+    /// QoS 2: once within one session of one broker; where a session is lost, or another independent broker takes over,
+    /// it may arrive twice.
+    pub fn exactly_once(self) -> Self {
+        self.qos(Qos::ExactlyOnce)
+    }
+
     /// Any level.
     pub fn qos(mut self, qos: Qos) -> Self {
         self.qos = qos;

@@ -147,6 +147,7 @@ impl Session {
                 Some(_) => {}
                 None => self.outputs.push_back(Output::LateAck),
             },
+            Input::Abandon { id, serial } => self.incoming.abandon(id, serial),
             Input::Flushed(packets) => self.flushed(now, packets),
             Input::Probe if self.is_up() => self.send(Packet::PingReq),
             Input::Goodbye if self.state != State::Down => self.send(Packet::Disconnect),

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use modax_mqtt_failover::{Client, Event, Message, Outcome, Topology};
+use modax_mqtt_failover::{Client, Event, Message, Outcome, Qos, Received, Topology};
 use modax_testbed::{Ground, Mosquitto, wait};
 use rumqttc::{AsyncClient, MqttOptions, Packet, QoS};
 use tokio::sync::Notify;
@@ -82,9 +82,10 @@ struct Load {
 }
 
 impl Load {
-    fn start(client: &Client, rate: u32) -> Self {
+    /// One of the topics has QoS `highest`, the others QoS 1.
+    fn start(client: &Client, rate: u32, highest: Qos) -> Self {
         let stop = Arc::new(Notify::new());
-        let task = tokio::spawn(publish(client.clone(), rate, Arc::clone(&stop)));
+        let task = tokio::spawn(publish(client.clone(), rate, highest, Arc::clone(&stop)));
         Self { stop, task }
     }
 
@@ -94,7 +95,7 @@ impl Load {
     }
 }
 
-async fn publish(client: Client, rate: u32, stop: Arc<Notify>) -> Vec<Outcome> {
+async fn publish(client: Client, rate: u32, highest: Qos, stop: Arc<Notify>) -> Vec<Outcome> {
     let mut tick = tokio::time::interval(Duration::from_secs(1) / rate);
     let mut receipts = Vec::new();
     for number in 0_u64.. {
@@ -103,6 +104,7 @@ async fn publish(client: Client, rate: u32, stop: Arc<Notify>) -> Vec<Outcome> {
             () = stop.notified() => break,
         }
         let message = Message::new(format!("drill/{}", number % TOPICS), number.to_string());
+        let message = if number % TOPICS == TOPICS - 1 { message.qos(highest) } else { message };
         receipts.push(client.publish(message).await.expect("admitted"));
     }
     let mut outcomes = Vec::new();
@@ -167,7 +169,7 @@ async fn three() -> (Ground, Vec<Mosquitto>, Vec<Oracle>) {
 async fn f01_brokers_killed_under_load_lose_nothing_that_was_admitted() {
     let (ground, brokers, oracles) = three().await;
     let client = Client::builder("drill").brokers(brokers.iter().map(Mosquitto::url)).unwrap().build().unwrap();
-    let load = Load::start(&client, RATE);
+    let load = Load::start(&client, RATE, Qos::ExactlyOnce);
     acked_since(&client, 0).await;
 
     for _ in 0..3 {
@@ -198,7 +200,7 @@ async fn f02_a_stopped_broker_is_left_at_default_settings_and_nothing_is_lost() 
     let (ground, brokers, oracles) = three().await;
     let client = Client::builder("drill").brokers(brokers.iter().map(Mosquitto::url)).unwrap().build().unwrap();
     let mut events = client.events();
-    let load = Load::start(&client, RATE);
+    let load = Load::start(&client, RATE, Qos::ExactlyOnce);
     acked_since(&client, 0).await;
 
     let port = serving(&client).await;
@@ -230,8 +232,7 @@ async fn a_broker_with_our_session_goes_on_with_it_after_a_restart() {
     let options = modax_testbed::MosquittoOptions { persistence: true, ..Default::default() };
     let broker = ground.mosquitto_with(options).await.expect("mosquitto");
     let client = Client::builder("drill").brokers([broker.url()]).unwrap().build().unwrap();
-    let mut commands =
-        client.subscribe("drill/commands", modax_mqtt_failover::Qos::AtLeastOnce).await.unwrap().auto_ack();
+    let mut commands = client.subscribe("drill/commands", Qos::AtLeastOnce).await.unwrap().auto_ack();
     assert!(client.publish(Message::new("drill/x", "0")).await.unwrap().acked().await.is_acked());
     wait::until(DEADLINE, "the session on disk", || async {
         let folder = std::fs::read_dir(ground.dir()).ok()?;
@@ -250,7 +251,7 @@ async fn a_broker_with_our_session_goes_on_with_it_after_a_restart() {
     assert!(client.status().session_present, "the fault that is tested is a session that was kept");
     assert!(client.publish(Message::new("drill/commands", "1")).await.unwrap().acked().await.is_acked());
     let received = tokio::time::timeout(DEADLINE, commands.next()).await.expect("in time");
-    assert!(matches!(received, Some(modax_mqtt_failover::Received::Delivery(_))), "{received:?}");
+    assert!(matches!(received, Some(Received::Delivery(_))), "{received:?}");
     client.close(DEADLINE).await;
     ground.stop().await;
 }
@@ -271,8 +272,8 @@ async fn f01_a_cluster_node_killed_under_load_loses_nothing() {
             eprintln!("{event:?}");
         }
     });
-    let mut messages = client.subscribe("drill/#", modax_mqtt_failover::Qos::AtLeastOnce).await.unwrap().auto_ack();
-    let load = Load::start(&client, CLUSTER_RATE);
+    let mut messages = client.subscribe("drill/#", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    let load = Load::start(&client, CLUSTER_RATE, Qos::AtLeastOnce);
     acked_since(&client, 0).await;
 
     let port = serving(&client).await;
@@ -289,7 +290,7 @@ async fn f01_a_cluster_node_killed_under_load_loses_nothing() {
         (0..outcomes.len()).map(|number| number.to_string()).collect();
     while !missing.is_empty() {
         match tokio::time::timeout(DEADLINE, messages.next()).await {
-            Ok(Some(modax_mqtt_failover::Received::Delivery(delivery))) => {
+            Ok(Some(Received::Delivery(delivery))) => {
                 missing.remove(&*String::from_utf8_lossy(delivery.payload()));
             }
             Ok(Some(other)) => eprintln!("{other:?}"),

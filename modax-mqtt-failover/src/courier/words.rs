@@ -72,6 +72,13 @@ pub enum Input {
         /// Its serial number.
         serial: u64,
     },
+    /// The program dropped a QoS 2 delivery instead.
+    Abandon {
+        /// Its packet identifier.
+        id: PacketId,
+        /// Its serial number.
+        serial: u64,
+    },
     /// Whether reading stopped because a reader is slow.
     Paused(bool),
     /// Say goodbye and stop for good.

@@ -60,6 +60,13 @@ impl Incoming {
         }
     }
 
+    /// The program dropped a QoS 2 delivery: the broker's next copy is delivered again.
+    pub(super) fn abandon(&mut self, id: PacketId, serial: u64) {
+        if self.stages.get(&id).is_some_and(|stage| *stage == (serial, Stage::Delivered)) {
+            self.stages.remove(&id);
+        }
+    }
+
     /// The broker let go of a QoS 2 message.
     pub(super) fn release(&mut self, id: PacketId) {
         if matches!(self.stages.get(&id), Some((_, Stage::Delivered | Stage::Received))) {

@@ -16,7 +16,8 @@ impl Session {
         let same_broker = self.last_broker == Some(broker);
         let same_store = same_broker || (self.topology == Topology::Cluster && !first);
         let ours = session_present && same_store && !self.connect.clean_session;
-        let certain = ours && !std::mem::take(&mut self.doubtful);
+        let doubtful = std::mem::take(&mut self.doubtful);
+        let certain = ours && !doubtful;
         self.last_broker = Some(broker);
         if !ours {
             self.generation = self.generation.saturating_add(1);

@@ -44,6 +44,13 @@ pub enum Input {
         /// Its serial number.
         serial: u64,
     },
+    /// The program dropped a QoS 2 delivery instead.
+    Abandon {
+        /// Its packet identifier.
+        id: PacketId,
+        /// Its serial number.
+        serial: u64,
+    },
     /// So many packets of this connection have been written to the socket, whole.
     Flushed(u64),
     /// Ask whether the broker is there.

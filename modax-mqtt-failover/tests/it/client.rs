@@ -110,9 +110,12 @@ async fn messages_of_every_level_arrive_and_are_settled() {
 
     let none = client.publish(Message::new("0/x", "").at_most_once()).await.unwrap();
     let one = client.publish(Message::new("1/x", "").at_least_once().retained()).await.unwrap();
+    let two = client.publish(Message::new("2/y", "").exactly_once()).await.unwrap();
 
     assert!(within("an outcome", none.acked()).await.is_acked());
     assert!(within("an outcome", one.acked()).await.is_acked());
+    assert!(within("an outcome", two.acked()).await.is_acked());
+    assert!(broker.publishes().iter().any(|publish| publish.topic == "2/y" && publish.qos == 2));
     for topic in ["0/x", "1/x"] {
         match within("a delivery", messages.next()).await {
             Some(Received::Delivery(delivery)) => {

@@ -57,6 +57,7 @@ impl Player {
             ["subscribe", filter, level] => Input::Subscribe { filter: Arc::from(filter), qos: qos(level) },
             ["unsubscribe", filter] => Input::Unsubscribe { filter: Arc::from(filter) },
             ["ack", number, serial] => Input::Acknowledge { id: id(number), serial: serial.parse().unwrap() },
+            ["abandon", number, serial] => Input::Abandon { id: id(number), serial: serial.parse().unwrap() },
             ["flushed", packets] => Input::Flushed(packets.parse().unwrap()),
             ["probe"] => Input::Probe,
             ["goodbye"] => Input::Goodbye,

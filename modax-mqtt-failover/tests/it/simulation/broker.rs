@@ -18,6 +18,11 @@ pub(crate) struct Stored {
     /// Sent to the client and not acknowledged, and what waits for it.
     pub(crate) outgoing: BTreeMap<PacketId, Publish>,
     pub(crate) waiting: VecDeque<Publish>,
+    /// QoS 2 messages received and not released, and all that this session has received.
+    pub(crate) received: BTreeSet<PacketId>,
+    pub(crate) exactly_once: BTreeSet<u64>,
+    /// A CONNECT was not answered, so that the client cannot know that this is still the session it knew.
+    pub(crate) doubted: bool,
     next: u16,
 }
 
@@ -102,6 +107,18 @@ impl Broker {
                     seen.push(sequence);
                 }
                 let Some(id) = publish.id else { return Vec::new() };
+                if publish.qos == Qos::ExactlyOnce {
+                    let session = self.session.get_or_insert_default();
+                    if session.received.insert(id) {
+                        let first = session.exactly_once.insert(sequence);
+                        assert!(first || session.doubted, "message {sequence} arrived twice in one session");
+                    }
+                    return if draw(16) < mood.acks_missing {
+                        Vec::new()
+                    } else {
+                        vec![(now, Packet::PubRec { id, code: 0 })]
+                    };
+                }
                 assert!(connection.unanswered.insert(id), "packet id {id} is in use");
                 if draw(16) < mood.acks_missing {
                     return Vec::new();
@@ -118,6 +135,10 @@ impl Broker {
                 }
                 answers.extend(connection.held.drain(..).rev().map(|held| (now, held)));
                 answers
+            }
+            Packet::PubRel(id) => {
+                self.session.get_or_insert_default().received.remove(&id);
+                if draw(16) < mood.acks_missing { Vec::new() } else { vec![(now, Packet::PubComp(id))] }
             }
             Packet::Subscribe { id, filters } => {
                 let codes = filters.iter().map(|(_, qos)| qos.level().min(1)).collect();

@@ -29,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) messages: u64,
     pub(crate) faults: bool,
     pub(crate) stalls: bool,
+    /// Whether the messages of one topic have QoS 2.
+    pub(crate) exactly_once: bool,
 }
 
 impl Plan {
@@ -36,7 +38,15 @@ impl Plan {
         let topology = if seed % 3 == 2 { Topology::Cluster } else { Topology::Independent };
         let brokers = usize::try_from(seed % 4).expect("small").max(1);
         let faults_for = Duration::from_secs(20);
-        Self { brokers, topology, faults_for, messages: 60, faults: true, stalls: seed.is_multiple_of(5) }
+        Self {
+            brokers,
+            topology,
+            faults_for,
+            messages: 60,
+            faults: true,
+            stalls: seed.is_multiple_of(5),
+            exactly_once: seed.is_multiple_of(2),
+        }
     }
 
     pub(crate) fn starved() -> Self {
@@ -148,6 +158,8 @@ struct Link {
     last_to_broker: Instant,
     last_to_client: Instant,
     vanishing: bool,
+    greeted: bool,
+    welcomed: bool,
 }
 
 impl World {
@@ -295,11 +307,14 @@ impl World {
                 }
             }
             Happening::ToClient { attempt, packet } => {
+                if let Some(link) = self.links.get_mut(&attempt) {
+                    link.welcomed |= matches!(packet, Packet::ConnAck { .. });
+                }
                 self.tell(Input::Heard { attempt });
                 self.tell(Input::Received { attempt, packet });
             }
             Happening::EndAtClient { attempt } => {
-                self.links.remove(&attempt);
+                self.unlink(attempt);
                 self.tell(Input::Closed { attempt, reason: "closed".to_owned(), by_peer: true });
             }
             Happening::Written { attempt, packets } => self.tell(Input::Written { attempt, packets, stalled: None }),
@@ -322,6 +337,9 @@ impl World {
         let topic = format!("topic/{}", number % 3);
         let mut message = Message::new(topic.clone(), Bytes::copy_from_slice(&number.to_be_bytes()));
         let expires = self.draw(10) == 0;
+        if self.plan.exactly_once && number % 3 == 2 {
+            message = message.exactly_once();
+        }
         if expires {
             message = message.expires_in(Duration::from_millis(500));
         }
@@ -353,7 +371,7 @@ impl World {
                 }
                 Output::Send { attempt, packet } => self.send(attempt, packet),
                 Output::HangUp { attempt } => {
-                    if let Some(link) = self.links.remove(&attempt) {
+                    if let Some(link) = self.unlink(attempt) {
                         let at = link.last_to_broker.max(self.now);
                         self.at_instant(at, Happening::EndAtBroker { attempt, broker: link.broker });
                     }
@@ -404,6 +422,19 @@ impl World {
         assert!(self.outcomes.insert(id, outcome).is_none(), "two outcomes for one message");
     }
 
+    /// The end of a connection whose CONNECT was not answered leaves a doubt over the session it may have begun.
+    fn unlink(&mut self, attempt: u64) -> Option<Link> {
+        let link = self.links.remove(&attempt)?;
+        if link.greeted && !link.welcomed {
+            for broker in &mut self.brokers {
+                if let Some(session) = broker.session.as_mut() {
+                    session.doubted = true;
+                }
+            }
+        }
+        Some(link)
+    }
+
     fn latency(&mut self) -> Duration {
         Duration::from_micros(100) + self.below(Duration::from_millis(3))
     }
@@ -412,6 +443,7 @@ impl World {
         let latency = self.latency();
         let Some(link) = self.links.get_mut(&attempt) else { return };
         link.sent += 1;
+        link.greeted |= matches!(packet, Packet::Connect(_));
         if packet == Packet::PingReq {
             self.fired.probes += 1;
         }
@@ -429,7 +461,15 @@ impl World {
             return self.tell(Input::Closed { attempt, reason: "refused".to_owned(), by_peer: true });
         }
         let now = self.now;
-        let link = Link { broker, sent: 0, last_to_broker: now, last_to_client: now, vanishing: false };
+        let link = Link {
+            broker,
+            sent: 0,
+            last_to_broker: now,
+            last_to_client: now,
+            vanishing: false,
+            greeted: false,
+            welcomed: false,
+        };
         self.links.insert(attempt, link);
         self.tell(Input::Opened { attempt });
     }
