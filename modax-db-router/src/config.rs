@@ -31,7 +31,7 @@ pub struct Config {
     pub pool_size: usize,
     /// Calls that may wait for a primary at once; more are refused. Default 10,000: some tens of megabytes.
     pub hold_limit: usize,
-    /// How a replica is chosen among equals.
+    /// How a replica is chosen among equals. Default: the less busy of two, which keeps a slow one from filling up.
     pub selection: Selection,
 }
 

@@ -126,6 +126,14 @@ pub enum AcceptError {
     Closed,
 }
 
+impl AcceptError {
+    /// Whether the same call may succeed later without any change by the caller.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::NotWriting)
+    }
+}
+
 /// Why a write was not acknowledged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -139,3 +139,7 @@ pub use stats::Stats;
 pub use tokio_postgres;
 #[cfg(feature = "tokio")]
 pub use write::{Durability, Tx, Writer, Written};
+
+#[cfg(all(doctest, feature = "tokio"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

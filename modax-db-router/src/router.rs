@@ -48,6 +48,7 @@ pub struct RouterBuilder {
 
 impl RouterBuilder {
     /// Asks these Patroni REST APIs (`http://host:8008`) who leads, as a hint that makes a failover visible sooner.
+    /// Default: nobody is asked, because the servers themselves say who is the primary.
     ///
     /// # Errors
     /// [`ConfigError::Patroni`] if one of them is not a plain `http://` URL.

@@ -2,10 +2,15 @@
 //!
 //! A drill that finds no server fails; it does not skip.
 
+#[path = "drill/commit.rs"]
+mod commit;
 #[path = "drill/failover.rs"]
 mod failover;
 #[path = "drill/ledger.rs"]
 mod ledger;
+#[cfg(feature = "patroni")]
+#[path = "drill/patroni.rs"]
+mod patroni;
 #[path = "drill/reads.rs"]
 mod reads;
 #[path = "drill/writes.rs"]

@@ -1,0 +1,67 @@
+//! The answer to COMMIT does not come.
+
+use modax_db_router::{Durability, Event, Router};
+use modax_testbed::Ground;
+use modax_testbed::proxy::{Direction, Fault, Proxy};
+use modax_testbed::servers::postgres::PostgresOptions;
+
+use crate::ledger::{LONG, Ledger, Told, Writers, compare, event, prepare};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f38_a_cut_around_commit_is_settled_and_never_doubles_a_row() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("server");
+    let proxy = Proxy::start(cluster.nodes()[0].addr()).await.expect("proxy");
+    let url = format!("postgresql://modax@{}/modax", proxy.addr());
+    let router = Router::builder(&url).expect("url").build().expect("router");
+    prepare(&router).await;
+
+    let mut ledger = Ledger::new();
+    // The whole message arrived and its answer does not: committed. Its last byte is missing: not committed.
+    for (number, cut) in [(1_i64, b"COMMIT\0".to_vec()), (2, b"COMMIT".to_vec()), (3, b"COMMIT\0".to_vec())] {
+        let before = router.stats();
+        proxy.set(Direction::ToServer, Fault::CutAfterMatch(cut.clone()));
+        let written = router.execute("INSERT INTO ledger VALUES ($1)", &[&number]).await.expect("settled");
+        assert_eq!(proxy.fired().cut, u64::try_from(number).expect("small"), "the fault fired");
+        proxy.clear();
+        let arrived = cut.ends_with(b"\0");
+        assert_eq!(written.attempts, if arrived { 1 } else { 2 }, "runs again only if it did not happen");
+        assert_eq!(router.stats().commits_settled, before.commits_settled + 1);
+        if arrived {
+            assert_eq!(written.durability, Durability::Unknown, "nobody said anything of copies");
+            assert!(written.token.is_some(), "the settled commit has a token all the same");
+        }
+        ledger.insert(number, Told::Committed);
+    }
+    let (committed, unknown) = compare(&cluster.nodes()[0], &ledger).await;
+    assert_eq!((committed, unknown), (3, 0));
+    router.close(LONG).await;
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f38_commits_under_way_in_a_crash_restart_in_place_are_settled() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("server");
+    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
+    let mut events = router.events();
+    prepare(&router).await;
+    let writers = Writers::start(&router, 8);
+    for _ in 0..3 {
+        writers.progress(100).await.expect("writes before");
+        // The same timeline, another life: numbers of lost transactions are given away again.
+        cluster.nodes()[0].kill();
+        event(&mut events, "loss of the primary", |event| matches!(event, Event::PrimaryLost { .. })).await;
+        cluster.nodes()[0].restart().await.expect("restart");
+        event(&mut events, "the restart", |event| matches!(event, Event::FailedOver { .. })).await;
+    }
+    writers.progress(100).await.expect("writes after");
+    let ledger = writers.stop().await;
+    let (committed, unknown) = compare(&cluster.nodes()[0], &ledger).await;
+    assert!(committed >= 400);
+    assert_eq!(unknown, 0, "every floor was seen, so every commit is settled");
+    router.close(LONG).await;
+    ground.stop().await;
+}
