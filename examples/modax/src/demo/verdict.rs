@@ -58,22 +58,47 @@ pub(crate) async fn judge(url: &str, logs: &[DeviceLog], operator: &Log) -> Resu
     Ok(Verdict { readings, commands: FieldOracle::judge(&issued, logs) })
 }
 
-/// Every reading's row, read past the router: an oracle does not ask the code under test.
+/// Every reading's row.
 async fn rows(url: &str) -> Result<Vec<SensorRow>, Failure> {
-    let mut config: tokio_postgres::Config = url.parse()?;
-    config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
-    config.connect_timeout(Duration::from_secs(2));
-    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
-    let connection = tokio::spawn(connection);
-    let rows = client.query("SELECT device_id, to_json(motor_currents)::text FROM sensor_data", &[]).await;
-    connection.abort();
-    rows?
+    query(url, "SELECT device_id, to_json(motor_currents)::text FROM sensor_data")
+        .await?
         .iter()
         .map(|row| {
             let currents: String = row.try_get(1)?;
             Ok(SensorRow { device_id: row.try_get(0)?, motor_currents: serde_json::from_str(&currents)? })
         })
         .collect()
+}
+
+/// Everything the database knows of the readings that are stored more than once, and of the devices' boots: where
+/// whoever looks for the cause begins.
+pub(crate) async fn doubled(url: &str) -> Result<String, Failure> {
+    let readings = "SELECT concat_ws(' ', 'reading', s.device_id, s.motor_currents::text, 'timestamp', \
+                    s.device_timestamp, 'at', s.time, 'boot', s.boot_started_at, 'stored', s.stored_at, 'by', s.stored_by) \
+                    FROM sensor_data s JOIN (SELECT device_id, motor_currents FROM sensor_data GROUP BY 1, 2 \
+                    HAVING count(*) > 1) d USING (device_id, motor_currents) ORDER BY s.device_id, s.motor_currents[2], \
+                    s.motor_currents[1], s.stored_at";
+    let boots = "SELECT concat_ws(' ', 'boot', b::text) FROM device_boots b ORDER BY b.device_id, b.started_at";
+    let mut text = String::new();
+    for statement in [readings, boots] {
+        for row in timeout(LOOK, query(url, statement)).await.map_err(|_| "the database did not answer in time")?? {
+            text.push_str(row.try_get(0)?);
+            text.push('\n');
+        }
+    }
+    Ok(text)
+}
+
+/// Asks the primary, past the router: an oracle does not ask the code under test.
+async fn query(url: &str, statement: &str) -> Result<Vec<tokio_postgres::Row>, Failure> {
+    let mut config: tokio_postgres::Config = url.parse()?;
+    config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
+    config.connect_timeout(Duration::from_secs(2));
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    let rows = client.query(statement, &[]).await;
+    connection.abort();
+    Ok(rows?)
 }
 
 impl Verdict {
