@@ -143,7 +143,7 @@ pub struct Relay {
     events: broadcast::Sender<Event>,
     stats: watch::Receiver<Stats>,
     stop: watch::Sender<Option<tokio::time::Instant>>,
-    task: Option<JoinHandle<()>>,
+    task: Option<JoinHandle<bool>>,
 }
 
 /// How a relay ended.
@@ -185,11 +185,12 @@ impl Relay {
         self.stop.send_replace(Some(until));
         let clean = match self.task.as_mut() {
             // The task watches the deadline itself; the second is for a runtime that is busy.
-            Some(task) => matches!(tokio::time::timeout_at(until + Duration::from_secs(1), task).await, Ok(Ok(()))),
+            Some(task) => {
+                matches!(tokio::time::timeout_at(until + Duration::from_secs(1), task).await, Ok(Ok(true)))
+            }
             None => false,
         };
-        let stats = *self.stats.borrow();
-        Stopped { clean: clean && stats.inflight == 0 && stats.unrecorded == 0, stats }
+        Stopped { clean, stats: *self.stats.borrow() }
     }
 
     /// Counters and gauges of this moment.

@@ -41,13 +41,13 @@ struct Driver {
     running: Option<Running>,
 }
 
-/// Runs until it is stopped or dropped.
+/// Runs until it is stopped or dropped; answers whether it came to its orderly end.
 pub(super) async fn run(
     settings: RelayBuilder,
     events: broadcast::Sender<Event>,
     stats: watch::Sender<Stats>,
     mut stop: watch::Receiver<Option<Instant>>,
-) {
+) -> bool {
     // Names this relay's acquisitions of the lease: two relays never have the same, whatever they are called.
     let token = uuid::Uuid::new_v4();
     let retention =
@@ -81,11 +81,11 @@ pub(super) async fn run(
             Ok(()) = wake.changed() => Some(Input::Woken),
             changed = stop.changed(), if deadline.is_none() => {
                 // Without a handle nobody wants the relay any more; the handle's drop ends this task, too.
-                let Ok(()) = changed else { return };
+                let Ok(()) = changed else { return false };
                 deadline = *stop.borrow_and_update();
                 Some(Input::Stop)
             }
-            () = until(deadline) => return,
+            () = until(deadline) => return false,
             () = until(due) => None,
         };
         match input {
@@ -94,6 +94,7 @@ pub(super) async fn run(
         }
         driver.take_answers();
     }
+    true
 }
 
 /// The clock of the runtime, so that a test that pauses it pauses the relay.

@@ -204,3 +204,32 @@ async fn messages_of_a_key_follow_the_lock_not_the_start_of_their_transactions()
     assert_eq!(log.texts(), ["device 1", "device 2"]);
     assert!(relay.stop(DEADLINE).await.clean);
 }
+
+#[tokio::test]
+async fn a_relay_without_a_database_says_why_and_stops_at_its_deadline_all_the_same() {
+    // A port that nobody listens on: bound, and given up at once.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port").port();
+    let schema = modax_txn::Schema::new("nowhere").expect("a sound name");
+    let url = format!("postgresql://modax@127.0.0.1:{port}/modax");
+    let relay = plant::relay(&schema, &url, Log::default().sink()).spawn().expect("a relay needs no database to start");
+    let mut events = relay.events();
+    event(&mut events, "a failure", |e| matches!(e, Event::DatabaseFailed { reason } if !reason.is_empty())).await;
+    assert!(relay.is_running() && !relay.stats().is_owner);
+    // It owns nothing, so there is nothing to give back.
+    assert!(relay.stop(DEADLINE).await.clean);
+}
+
+#[tokio::test]
+async fn a_stop_that_cannot_wait_for_the_sink_is_not_called_clean() {
+    let url = shared_url();
+    let client = connect(url).await;
+    let schema = schema(&client, "unclean").await;
+    let outbox = Outbox::new(schema.clone());
+    let _ = outbox.enqueue(&client, Message::to("t")).await.expect("enqueued");
+    let never = |_: OutgoingMessage| std::future::pending::<Result<Confirmation, SinkError>>();
+    let relay = plant::relay(&schema, url, never).spawn().expect("a relay");
+    eventually("in hand", || async { relay.stats().inflight == 1 }).await;
+    let stopped = relay.stop(Duration::from_millis(50)).await;
+    assert!(!stopped.clean, "{stopped:?}");
+    assert_eq!(pending(&client, &schema).await, 1, "another relay publishes it");
+}
