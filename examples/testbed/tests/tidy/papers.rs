@@ -70,6 +70,24 @@ fn readmes_are_compiled_as_tests() {
     none("the examples in a crate's README.md are compiled", offenders);
 }
 
+/// The first Rust example of a text, without the lines that rustdoc hides.
+fn example(text: &str, after: &str) -> Vec<String> {
+    let from = text.find(after).map(|at| &text[at..]).unwrap_or_default();
+    let code = from.lines().skip_while(|line| !line.starts_with("```rust")).skip(1);
+    let code = code.take_while(|line| !line.starts_with("```"));
+    code.filter(|line| !line.starts_with("# ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_examples_at_the_front_are_those_that_are_compiled() {
+    let front = read("README.md");
+    let differs = |name: &&&str| {
+        let compiled = example(&read(format!("{name}/README.md")), "");
+        compiled.is_empty() || compiled != example(&front, &format!("### {name}"))
+    };
+    none("README.md shows each crate's example letter for letter", CRATES.iter().filter(differs));
+}
+
 #[test]
 fn the_architecture_names_every_file_on_the_first_floor() {
     let map = read("ARCHITECTURE.md");
