@@ -25,7 +25,9 @@
 //!
 //! Meanwhile the layer also hears what came behind it, and how late it was ([`Lateness`](crate::pace::Lateness)).
 //!
-//! What remains: a copy delayed by more than its boot has been up, with nothing punctual behind it, may be taken for
+//! And what a broker may have kept for a session that was taken up again is first looked for under all known boots.
+//!
+//! What remains: a copy delayed by more than its boot has been up, on another path than those two, may be taken for
 //! a new boot and be stored twice; the layer counts where that may have happened. No reading is lost by any error here: a row is
 //! named by device, time *and* the digest of its payload.
 

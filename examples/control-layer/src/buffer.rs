@@ -32,6 +32,8 @@ pub struct Item {
     pub timestamp: u64,
     /// When it was heard here.
     pub heard_at: Instant,
+    /// Whether it came just after a session was taken up again: the broker may have kept it for us.
+    pub maybe_kept: bool,
     /// What later reports say of how late it was.
     pub lateness: Lateness,
     /// When the database first could not say which boot it belongs to.
@@ -149,6 +151,7 @@ mod tests {
             device_id: "a".to_owned(),
             timestamp,
             heard_at: now,
+            maybe_kept: false,
             lateness: Run::default().hear(timestamp, 0),
             undecided_since: None,
             what: What::Safety(status),

@@ -6,8 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use modax_db_router::{ReadPreference, Tx, WriteError, tokio_postgres};
-use modax_txn::{Claim, EnqueueReceipt, IdempotencyError, IdempotencyKey, Message, MessageId};
+use modax_db_router::{ReadError, ReadPreference, Tx, WriteError, tokio_postgres};
+use modax_txn::{
+    Claim, DEFAULT_IDEMPOTENCY_RETENTION, EnqueueReceipt, IdempotencyError, IdempotencyKey, Message, MessageId,
+};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tokio_postgres::types::Type;
@@ -75,6 +77,13 @@ pub async fn submit(app: &App, audits: &Audits, request: CommandRequest, key: Op
     let id = MessageId::new();
     let command_id = *id.as_uuid();
     if !is_allowed(app, &request.command_type, Instant::now()) {
+        // A repetition of a command that was taken is not another command.
+        if let Some(key) = &key
+            && let Ok(Ok(Some(answer))) = tokio::time::timeout(AUDIT_DEADLINE, taken_before(app, key, &request)).await
+        {
+            app.metrics.commands_replayed.increment();
+            return answer;
+        }
         app.metrics.commands_blocked.increment();
         tracing::warn!(%command_id, command_type = request.command_type, "command blocked: the plant is not safe");
         let audit = tokio::time::timeout(AUDIT_DEADLINE, record_blocked(app, command_id, &request)).await;
@@ -241,6 +250,28 @@ async fn write(app: &App, tx: &Tx, intent: &Intent) -> Result<Done, tokio_postgr
     Ok(Done::New(enqueue(app, tx, intent.message.clone()).await?))
 }
 
+/// The answer to a repetition, if a command was taken under this key.
+async fn taken_before(app: &App, key: &IdempotencyKey, request: &CommandRequest) -> Result<Option<Answer>, ReadError> {
+    let rows = app
+        .router
+        .read(ReadPreference::Primary)
+        .deadline(AUDIT_DEADLINE)
+        .query(
+            "SELECT command_id, command_type, parameters FROM control_commands
+             WHERE idempotency_key = $1 AND created_at > clock_timestamp() - make_interval(secs => $2)
+             ORDER BY created_at DESC LIMIT 1",
+            &[&key.as_str(), &DEFAULT_IDEMPOTENCY_RETENTION.as_secs_f64()],
+        )
+        .await?;
+    Ok(rows.rows.first().map(|row| {
+        let (command_id, command_type, parameters): (Uuid, String, serde_json::Value) =
+            (row.get(0), row.get(1), row.get(2));
+        let same = command_type == request.command_type
+            && parameters == serde_json::json!(request.parameters.clone().unwrap_or_default());
+        if same { Answer::Accepted { command_id, command_type } } else { Answer::Conflict }
+    }))
+}
+
 async fn record_blocked(app: &App, command_id: Uuid, request: &CommandRequest) -> Result<(), WriteError> {
     let parameters = serde_json::json!(request.parameters.clone().unwrap_or_default());
     let (command_type, instance_id) = (request.command_type.clone(), Arc::clone(&app.instance_id));
@@ -326,7 +357,7 @@ pub struct CommandStatus {
 ///
 /// # Cancel safety
 /// Cancel safe: it only reads.
-pub async fn find(app: &App, command_id: Uuid) -> Result<Option<CommandStatus>, modax_db_router::ReadError> {
+pub async fn find(app: &App, command_id: Uuid) -> Result<Option<CommandStatus>, ReadError> {
     let rows = app
         .router
         .read(ReadPreference::Primary)

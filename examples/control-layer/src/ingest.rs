@@ -20,10 +20,13 @@ use crate::{
 
 /// How often a batch is written that is not full: ten commits a second and layer.
 const GATHER: Duration = Duration::from_millis(100);
+/// How long a backlog may take to be read after a session was taken up again.
+const BACKLOG: Duration = Duration::from_secs(10);
 /// Pause after a batch that could not be written; the router has waited for the database before.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Reads one of the three topics until `stop`.
+/// Reads one of the three topics until `stop`; then keeps the subscription until it is aborted, because dropping it would tell
+/// the broker to queue nothing for this instance while it restarts.
 ///
 /// Safety reports are subscribed to with QoS 0 on purpose: a report that had to wait in a broker's queue is not
 /// news, the next one comes 50 ms later, and a queue of old ones would have to be read before it.
@@ -34,7 +37,7 @@ pub async fn listen(app: Arc<App>, filter: &'static str, mut stop: watch::Receiv
             Ok(mut subscription) => loop {
                 let received = tokio::select! {
                     received = subscription.next() => received,
-                    _ = stop.changed() => return,
+                    _ = stop.changed() => return std::future::pending().await,
                 };
                 match received {
                     Some(Received::Delivery(delivery)) => take(&app, filter, delivery),
@@ -84,7 +87,18 @@ fn take_reading(app: &App, data: SensorData, payload: &[u8], now: Instant) {
     }
     let (device_id, timestamp, lateness) = (data.device_id.clone(), data.timestamp, heard.lateness);
     let what = What::Reading { data: Arc::new(data), digest };
-    admit(app, Item { device_id, timestamp, heard_at: now, lateness, undecided_since: None, what });
+    admit(
+        app,
+        Item {
+            device_id,
+            timestamp,
+            heard_at: now,
+            maybe_kept: maybe_kept(app),
+            lateness,
+            undecided_since: None,
+            what,
+        },
+    );
 }
 
 fn take_safety(app: &App, report: &SafetyReport, now: Instant) {
@@ -100,8 +114,25 @@ fn take_safety(app: &App, report: &SafetyReport, now: Instant) {
         tracing::info!(device_id = report.device_id, is_safe = status.is_safe(), ?status, "safety changed");
         let (device_id, timestamp, lateness) = (report.device_id.clone(), report.timestamp, heard.lateness);
         let what = What::Safety(status);
-        admit(app, Item { device_id, timestamp, heard_at: now, lateness, undecided_since: None, what });
+        admit(
+            app,
+            Item {
+                device_id,
+                timestamp,
+                heard_at: now,
+                maybe_kept: maybe_kept(app),
+                lateness,
+                undecided_since: None,
+                what,
+            },
+        );
     }
+}
+
+/// Whether the broker may have kept what comes now while this instance was away.
+fn maybe_kept(app: &App) -> bool {
+    let status = app.mqtt.status();
+    status.session_present && status.since.is_some_and(|since| since.elapsed() < BACKLOG)
 }
 
 /// More devices than a plant has: somebody makes up names.

@@ -129,6 +129,7 @@ async fn drain(registry: &Registry, terminate: &mut Signal, interrupt: &mut Sign
 
 /// The tasks of an instance, by the order in which they stop.
 struct Parts {
+    listeners: Vec<JoinHandle<()>>,
     stop_sources: watch::Sender<bool>,
     sources: Vec<JoinHandle<()>>,
     stop_sinks: watch::Sender<bool>,
@@ -146,10 +147,11 @@ impl Parts {
     ) -> Self {
         let (stop_sources, sources_stop) = watch::channel(false);
         let (stop_sinks, sinks_stop) = watch::channel(false);
-        let mut sources: Vec<JoinHandle<()>> = [topic::SENSOR_DATA, topic::SENSOR_SAFETY, topic::AI_ANALYSIS]
+        let listeners = [topic::SENSOR_DATA, topic::SENSOR_SAFETY, topic::AI_ANALYSIS]
             .into_iter()
             .map(|filter| tokio::spawn(ingest::listen(Arc::clone(app), filter, sources_stop.clone())))
             .collect();
+        let mut sources = Vec::new();
         if app.config.ai_enabled {
             sources.push(tokio::spawn(analysis::run(Arc::clone(app), http, sources_stop.clone())));
         }
@@ -169,7 +171,7 @@ impl Parts {
             tokio::spawn(watch_broker(Arc::clone(app), Arc::clone(start))),
             tokio::spawn(list_devices(Arc::clone(app))),
         ];
-        Self { stop_sources, sources, stop_sinks, sinks, rest }
+        Self { listeners, stop_sources, sources, stop_sinks, sinks, rest }
     }
 
     /// Stops taking, writes what was taken, gives the lease back, says goodbye. Each step has its deadline.
@@ -182,6 +184,9 @@ impl Parts {
             tracing::error!(items = app.buffer.len(), "readings were not stored; another instance may have them");
         }
         let left = app.mqtt.close(STEP / 2).await;
+        for listener in self.listeners {
+            listener.abort();
+        }
         if !left.undelivered.is_empty() {
             tracing::warn!(messages = left.undelivered.len(), "messages were not delivered; the outbox has them");
         }

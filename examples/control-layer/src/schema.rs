@@ -14,7 +14,7 @@ const LOCK: i64 = 0x6d6f_6461_785f_636c;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Partitions are made for yesterday (late readings) to so many days from now, twice a day: a database that is away over a
 /// long weekend does not meet a day without one.
-const DAYS_AHEAD: i64 = 7;
+const DAYS_AHEAD: i32 = 7;
 
 /// Why the tables are not ready.
 #[derive(Debug)]
@@ -113,24 +113,25 @@ pub async fn make_partitions(router: &Router) -> Result<u64, WriteError> {
             lock(&tx).await?;
             let missing = tx
                 .query_typed(
-                    "SELECT 'sensor_data_p' || to_char(day, 'YYYYMMDD'), to_char(day, 'YYYY-MM-DD'),
+                    "SELECT tab || '_p' || to_char(day, 'YYYYMMDD'), tab, col, to_char(day, 'YYYY-MM-DD'),
                             to_char(day + interval '1 day', 'YYYY-MM-DD')
-                     FROM generate_series(date_trunc('day', clock_timestamp() AT TIME ZONE 'UTC') - interval '1 day',
-                                          date_trunc('day', clock_timestamp() AT TIME ZONE 'UTC') + make_interval(days => $1::int),
-                                          interval '1 day') AS day
-                     WHERE to_regclass('sensor_data_p' || to_char(day, 'YYYYMMDD')) IS NULL",
-                    &[(&i32::try_from(DAYS_AHEAD).unwrap_or(7), Type::INT4)],
+                     FROM (VALUES ('sensor_data', 'time'), ('safety_events', 'time'), ('ai_analysis', 'window_start')) AS t (tab, col),
+                          (SELECT date_trunc('day', clock_timestamp() AT TIME ZONE 'UTC') AS today) AS now,
+                          generate_series(today - interval '1 day', today + make_interval(days => $1), interval '1 day') AS day
+                     WHERE to_regclass(tab || '_p' || to_char(day, 'YYYYMMDD')) IS NULL",
+                    &[(&DAYS_AHEAD, Type::INT4)],
                 )
                 .await?;
             for row in &missing {
-                let (name, from, to): (String, String, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-                // Names and days are made by the statement above from a date alone.
+                let (name, table, column): (&str, &str, &str) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+                let (from, to): (&str, &str) = (row.try_get(3)?, row.try_get(4)?);
+                // All names and days are made by the statement above.
                 tx.batch_execute(&format!(
-                    "CREATE TABLE {name} (LIKE sensor_data INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
-                     WITH moved AS (DELETE FROM sensor_data_default
-                                    WHERE time >= '{from} 00:00+00' AND time < '{to} 00:00+00' RETURNING *)
+                    "CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS INCLUDING CONSTRAINTS);
+                     WITH moved AS (DELETE FROM {table}_default
+                                    WHERE {column} >= '{from} 00:00+00' AND {column} < '{to} 00:00+00' RETURNING *)
                      INSERT INTO {name} SELECT * FROM moved;
-                     ALTER TABLE sensor_data ATTACH PARTITION {name} FOR VALUES FROM ('{from} 00:00+00') TO ('{to} 00:00+00')",
+                     ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ('{from} 00:00+00') TO ('{to} 00:00+00')",
                 ))
                 .await?;
             }

@@ -49,7 +49,8 @@ CREATE TABLE safety_events (
     is_safe           boolean NOT NULL,
     reported_by       text NOT NULL,
     PRIMARY KEY (device_id, time)
-);
+) PARTITION BY RANGE (time);
+CREATE TABLE safety_events_default PARTITION OF safety_events DEFAULT;
 
 -- Whoever inserts (device, window) asks the AI layer; the answer comes into the same row.
 CREATE TABLE ai_analysis (
@@ -63,9 +64,10 @@ CREATE TABLE ai_analysis (
     analysis     jsonb,
     reason       text,
     PRIMARY KEY (device_id, window_start)
-);
+) PARTITION BY RANGE (window_start);
+CREATE TABLE ai_analysis_default PARTITION OF ai_analysis DEFAULT;
 
--- The audit of all commands. `command_id` is also the id of the message in the outbox.
+-- The audit of all commands; few enough to be kept in one table. `command_id` is also the id of the message in the outbox.
 CREATE TABLE control_commands (
     command_id      uuid PRIMARY KEY,
     command_type    text NOT NULL,
@@ -78,6 +80,7 @@ CREATE TABLE control_commands (
     expires_at      timestamptz,
     settled_at      timestamptz
 );
+CREATE INDEX control_commands_key ON control_commands (idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX control_commands_open ON control_commands (created_at) WHERE status = 'accepted';
 
 -- Commands are published in the order in which their transactions took this row's lock.

@@ -72,10 +72,16 @@ async fn write(tx: &Tx, instance_id: &str, items: &[Item], decide: bool) -> Resu
     let (mut boots, database_now) = load_boots(tx, &devices).await?;
     let now = Instant::now();
 
+    let kept = find_kept(tx, items, &boots).await?;
+
     let before = boots.clone();
     let mut stored = Stored::default();
     let (mut readings, mut changes, mut back) = (Rows::default(), Vec::new(), BTreeSet::new());
     for (position, item) in items.iter().enumerate() {
+        if kept.contains(&position) {
+            stored.copies += 1;
+            continue;
+        }
         // As if it had come as punctually as the most punctual report of its run.
         let age = millis(now.saturating_duration_since(item.heard_at)).saturating_add(item.lateness.known());
         let arrived = database_now.saturating_sub(age);
@@ -100,7 +106,7 @@ async fn write(tx: &Tx, instance_id: &str, items: &[Item], decide: bool) -> Resu
     }
     stored.boots = save_boots(tx, &before, &boots).await?;
     stored.rows = readings.insert(tx, instance_id).await?;
-    stored.copies = readings.len().saturating_sub(stored.rows);
+    stored.copies += readings.len().saturating_sub(stored.rows);
     stored.possibly_twice = readings.count_possibly_twice(tx).await?;
     for (device_id, at, status) in changes {
         insert_change(tx, instance_id, device_id, at, status).await?;
@@ -170,6 +176,44 @@ async fn load_boots<'a>(
         known.entry(device_id).or_default().push(boot);
     }
     Ok((known.into_iter().map(|(device_id, boots)| (device_id, Boots::new(boots))).collect(), now))
+}
+
+/// Which of the readings that the broker may have kept are in the database already, under whichever boot.
+///
+/// Only of those: payloads may repeat themselves after a reboot, and then only the time tells two readings apart.
+async fn find_kept(
+    tx: &Tx,
+    items: &[Item],
+    boots: &BTreeMap<&str, Boots>,
+) -> Result<BTreeSet<usize>, tokio_postgres::Error> {
+    let (mut positions, mut devices, mut times, mut digests) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (position, item) in items.iter().enumerate() {
+        let What::Reading { digest, .. } = &item.what else { continue };
+        let (true, Some(known)) = (item.maybe_kept, boots.get(item.device_id.as_str())) else { continue };
+        let timestamp = i64::try_from(item.timestamp).unwrap_or(i64::MAX);
+        for boot in known.known() {
+            positions.push(i64::try_from(position).unwrap_or(i64::MAX));
+            devices.push(item.device_id.as_str());
+            times.push(time(boot.started.saturating_add(timestamp)));
+            digests.push(digest.as_slice());
+        }
+    }
+    if positions.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let rows = tx
+        .query_typed(
+            "SELECT DISTINCT k.position FROM unnest($1, $2, $3, $4) AS k (position, device_id, time, digest)
+             JOIN sensor_data AS s USING (device_id, time, digest)",
+            &[
+                (&positions, Type::INT8_ARRAY),
+                (&devices, Type::TEXT_ARRAY),
+                (&times, Type::TIMESTAMPTZ_ARRAY),
+                (&digests, Type::BYTEA_ARRAY),
+            ],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(usize::try_from(row.try_get::<_, i64>(0)?).unwrap_or(usize::MAX))).collect()
 }
 
 /// Writes the boots that have changed; answers how many are new.
