@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::commit::UnknownBecause;
 use crate::plan::LeftOut;
 use crate::policy::retry::Reaction;
-use crate::topology::{NodeId, WritesClosed};
+use crate::topology::{NodeId, NodeState, WritesClosed};
 
 /// Why the configuration cannot serve. Never contains a password.
 #[derive(Debug, thiserror::Error)]
@@ -74,12 +74,14 @@ pub enum ConfigError {
 #[non_exhaustive]
 pub enum AcquireError {
     /// No server could be written within the deadline. Nothing was sent.
-    #[error("no primary within {waited:?}: {why}")]
+    #[error("no primary within {waited:?}: {why}{}", list(.nodes))]
     NoPrimary {
         /// Why writes were closed at the end of the wait.
         why: WritesClosed,
         /// How long this call waited.
         waited: Duration,
+        /// The servers and their states then: a refused login shows here.
+        nodes: Vec<(NodeId, NodeState)>,
     },
     /// The primary is known, and no connection to it could be had within the deadline. Nothing was sent.
     #[error("no connection to {node} within {waited:?}")]
@@ -139,12 +141,14 @@ impl AcceptError {
 #[non_exhaustive]
 pub enum WriteError {
     /// No server could be written within the deadline. Nothing was committed.
-    #[error("no primary within {waited:?}: {why}")]
+    #[error("no primary within {waited:?}: {why}{}", list(.nodes))]
     NoPrimary {
         /// Why writes were closed at the end of the wait.
         why: WritesClosed,
         /// How long this call waited.
         waited: Duration,
+        /// The servers and their states then: a refused login shows here.
+        nodes: Vec<(NodeId, NodeState)>,
         /// What the last attempt met, if there was one.
         #[source]
         source: Option<tokio_postgres::Error>,
@@ -263,6 +267,12 @@ impl ReadError {
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::NoNode { .. } | Self::NoAnswer { .. })
     }
+}
+
+/// ` (db1:5432 login rejected, db2:5432 not reachable)`.
+fn list(nodes: &[(NodeId, NodeState)]) -> String {
+    let states: Vec<String> = nodes.iter().map(|(node, state)| format!("{node} {state}")).collect();
+    if states.is_empty() { String::new() } else { format!(" ({})", states.join(", ")) }
 }
 
 /// The server's own words where there are any: tokio-postgres prints only `db error`.

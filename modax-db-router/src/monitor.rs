@@ -263,7 +263,9 @@ impl Monitor {
 
     fn fail(&mut self, node: usize, sent: Instant, failure: ProbeFailure) {
         if let Some(watch) = self.watches.get_mut(node) {
-            watch.failures = watch.failures.saturating_add(1);
+            // A server that is full is alive, and the pools' connections to it go on; only its role is not refreshed.
+            let alive = failure == ProbeFailure::TooManyConnections && watch.seen.is_some();
+            watch.failures = watch.failures.saturating_add(u32::from(!alive));
             watch.failure = Some((failure, sent));
         }
     }

@@ -56,7 +56,7 @@ impl fmt::Display for LeftOut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Preference => f.write_str("not wanted by the read preference"),
-            Self::State(state) => write!(f, "{state:?}"),
+            Self::State(state) => write!(f, "{state}"),
             Self::TooStale(Some(age)) => write!(f, "its data may be {age:?} old"),
             Self::TooStale(None) => f.write_str("the age of its data cannot be proved"),
             Self::BehindToken => f.write_str("it has not replayed the token's write"),

@@ -149,11 +149,7 @@ impl Router {
     /// # Cancel safety
     /// As [`write`](Self::write).
     pub async fn execute(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Written<u64>, WriteError> {
-        let work = |tx: Tx| async move {
-            let statement = tx.connection.prepare(sql).await?;
-            tx.execute(&statement, params).await
-        };
-        self.write(work).await
+        self.write(|tx: Tx| async move { tx.execute_last(sql, params).await }).await
     }
 
     /// Runs `work` in a transaction on the primary, and returns when it is committed.

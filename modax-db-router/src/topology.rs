@@ -67,6 +67,21 @@ pub enum NodeState {
     Unconfirmed,
 }
 
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usable => f.write_str("usable"),
+            Self::Unseen => f.write_str("not seen yet"),
+            Self::Unreachable(failure) => write!(f, "{failure}"),
+            Self::Draining => f.write_str("draining"),
+            Self::Fenced => f.write_str("on a history left behind"),
+            Self::Unproven => f.write_str("history not proved"),
+            Self::SplitBrain => f.write_str("one of several that write"),
+            Self::Unconfirmed => f.write_str("not confirmed yet"),
+        }
+    }
+}
+
 /// One server in a [`Topology`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -209,6 +224,11 @@ impl Topology {
     #[must_use]
     pub const fn lineage(&self) -> &Lineage {
         &self.lineage
+    }
+
+    /// All servers and what they may be used for.
+    pub(crate) fn states(&self) -> Vec<(NodeId, NodeState)> {
+        self.nodes.iter().map(|node| (node.id.clone(), node.state)).collect()
     }
 
     /// The server with that address.

@@ -89,10 +89,13 @@ impl Shared {
         source: Option<tokio_postgres::Error>,
     ) -> AcquireError {
         let waited = now().saturating_duration_since(began);
-        let primary = self.topology().primary().map(|node| node.id.clone());
-        match (why, primary) {
-            (None, Some(node)) => AcquireError::NoConnection { node, waited, source },
-            (why, _) => AcquireError::NoPrimary { why: why.unwrap_or(WritesClosed::NoPrimary), waited },
+        let topology = self.topology();
+        match (why, topology.primary()) {
+            (None, Some(primary)) => AcquireError::NoConnection { node: primary.id.clone(), waited, source },
+            (why, _) => {
+                let why = why.unwrap_or(WritesClosed::NoPrimary);
+                AcquireError::NoPrimary { why, waited, nodes: topology.states() }
+            }
         }
     }
 

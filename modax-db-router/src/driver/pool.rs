@@ -194,7 +194,8 @@ impl NodePool {
     pub(crate) async fn take(&self) -> Result<Checkout, PoolError<DialError>> {
         let object = self.pool.get().await?;
         self.outstanding.fetch_add(1, Ordering::Relaxed);
-        Ok(Checkout { object, end: Condition::Doomed, outstanding: Arc::clone(&self.outstanding) })
+        let outstanding = Arc::clone(&self.outstanding);
+        Ok(Checkout { object, end: Condition::Doomed, outstanding, evidence: Mutex::new(None) })
     }
 
     /// Connections handed out now.
@@ -220,7 +221,11 @@ pub(crate) struct Checkout {
     object: Object<Dialer>,
     end: Condition,
     outstanding: Arc<AtomicUsize>,
+    evidence: Mutex<Option<BeforeRow>>,
 }
+
+/// The row that was taken behind the last statement of a transaction.
+pub(crate) type BeforeRow = [Option<String>; 5];
 
 impl Checkout {
     pub(crate) fn client(&self) -> &tokio_postgres::Client {
@@ -248,6 +253,15 @@ impl Checkout {
     /// Forgets a prepared statement that does not fit any more.
     pub(crate) fn forget_statements(&self) {
         self.object.client.statement_cache.clear();
+    }
+
+    /// Keeps what was pipelined behind the last statement until COMMIT is sent.
+    pub(crate) fn keep_evidence(&self, row: Option<BeforeRow>) {
+        *self.evidence.lock().unwrap_or_else(PoisonError::into_inner) = row;
+    }
+
+    pub(crate) fn evidence(&self) -> Option<BeforeRow> {
+        self.evidence.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Returns the connection to its pool, clean.

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join;
 use tokio_postgres::error::Severity;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, SimpleQueryMessage};
 
 use super::acquire::Acquired;
-use super::pool::Checkout;
+use super::pool::{BeforeRow, Checkout};
 use super::{Shared, now};
 use crate::commit::{Evidence, UnknownBecause};
 use crate::error::WriteError;
@@ -71,6 +72,18 @@ struct Before {
     synchronous: Option<bool>,
     commit_level: Option<String>,
     loaded: Option<String>,
+}
+
+impl Tx {
+    /// Runs the only statement of a transaction, with the evidence behind it in the same flight.
+    pub(crate) async fn execute_last(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
+        let statement = self.connection.prepare(sql).await?;
+        let client = self.connection.client();
+        let (done, row) = join(client.execute(&statement, params), client.simple_query(BEFORE_COMMIT)).await;
+        let done = done?;
+        self.connection.keep_evidence(columns(&row?));
+        Ok(done)
+    }
 }
 
 impl Shared {
@@ -159,9 +172,14 @@ impl Shared {
     }
 
     async fn commit<T>(&self, place: &Place, checkout: Checkout, value: T) -> Attempt<T> {
-        let asked = checkout.client().simple_query(BEFORE_COMMIT);
-        let before = match tokio::time::timeout_at(place.deadline.into(), asked).await {
-            Ok(Ok(messages)) => read_before(&messages, place.incarnation),
+        let ask = async {
+            match checkout.evidence() {
+                Some(row) => Ok(Some(row)),
+                None => checkout.client().simple_query(BEFORE_COMMIT).await.map(|messages| columns(&messages)),
+            }
+        };
+        let before = match tokio::time::timeout_at(place.deadline.into(), ask).await {
+            Ok(Ok(row)) => row.and_then(|row| read_before(row, place.incarnation)),
             // Also when the work swallowed an error: the transaction is aborted, and COMMIT would "succeed".
             Ok(Err(error)) => return self.refused(place, checkout, error).await,
             Err(_) => {
@@ -303,8 +321,8 @@ pub(crate) fn columns<const N: usize>(messages: &[SimpleQueryMessage]) -> Option
     Some(std::array::from_fn(|index| row.try_get(index).ok().flatten().map(str::to_owned)))
 }
 
-fn read_before(messages: &[SimpleQueryMessage], origin: Incarnation) -> Option<Before> {
-    let [xid, lsn, synchronous, commit_level, loaded] = columns::<5>(messages)?;
+fn read_before(row: BeforeRow, origin: Incarnation) -> Option<Before> {
+    let [xid, lsn, synchronous, commit_level, loaded] = row;
     let xid = xid.map(|text| text.parse()).transpose().ok()?;
     let evidence = Evidence { xid, lsn: lsn?.parse().ok()?, origin };
     Some(Before { evidence, synchronous: synchronous.map(|text| text == "t"), commit_level, loaded })

@@ -4,6 +4,7 @@ mod commit_rule;
 mod compile;
 mod config;
 mod harness;
+mod hostile;
 mod plans;
 mod retry;
 mod simulation;

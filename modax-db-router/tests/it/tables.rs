@@ -4,7 +4,8 @@
 //! - `nodes NAME…` first;
 //! - `NAME primary tl=N lsn=HEX start=N [floor=HEX] [system=N] [draining]`: from here on it answers so;
 //! - `NAME standby tl=N lsn=HEX start=N [received=N] [system=N]`: the same for a server in recovery;
-//! - `NAME frozen`, `NAME down`, `NAME starting`: it does not answer, nobody listens, it says that it starts;
+//! - `NAME frozen`, `down`, `starting`, `full`: it does not answer, nobody listens, it says that it starts, or that it
+//!   has no connection left;
 //! - `run MILLISECONDS`, `pause`, `resume`, `accept NAME`;
 //! - `writes NAME` or `closed WHY`: who may be written, or why nobody;
 //! - `state NAME STATE`: what a server may be used for;
@@ -96,6 +97,7 @@ impl<'a> Table<'a> {
                 self.answers[node] = match how {
                     "frozen" => Answer::Silence,
                     "down" => Answer::Fails(ProbeFailure::Unreachable),
+                    "full" => Answer::Fails(ProbeFailure::TooManyConnections),
                     "starting" => Answer::Fails(ProbeFailure::NotAccepting),
                     other => panic!("what is {other}?"),
                 };
@@ -150,6 +152,7 @@ tables! {
     a_number_of_a_timeline_alone_never_wins "fork.txt";
     a_switchover_holds_writes_without_a_split "switchover.txt";
     a_restart_in_place_is_followed "restart.txt";
+    f42_a_full_server_is_not_taken_for_a_dead_one "full.txt";
     an_operator_ends_an_outage_by_accepting_a_history "accept.txt";
     a_standby_is_read_only_where_it_is_proved "standbys.txt";
     the_first_primary_is_taken_when_everybody_was_heard "start.txt";
