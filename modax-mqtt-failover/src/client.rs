@@ -27,6 +27,17 @@ use crate::{
 /// Items a subscription buffers by itself; more waits in the client.
 const SUBSCRIPTION_BUFFER: usize = 256;
 
+/// The disk's answer to one admission.
+type Written = oneshot::Receiver<Result<(), String>>;
+
+async fn on_disk(receipt: Receipt, written: Written) -> Result<Receipt, PublishError> {
+    match written.await {
+        Ok(Ok(())) => Ok(receipt),
+        Ok(Err(reason)) => Err(PublishError::Disk { reason }),
+        Err(_) => Err(PublishError::Closed),
+    }
+}
+
 /// Largest payload a PUBLISH can carry with its topic: the remaining length has four bytes (MQTT 3.1.1, 2.2.3).
 const MAX_PACKET_BYTES: usize = 268_435_455;
 
@@ -50,7 +61,8 @@ impl Client {
         ClientBuilder::new(client_id.into())
     }
 
-    /// Admits `message` to the queue and returns its receipt; does not wait for a broker.
+    /// Admits `message` to the queue and returns its receipt; does not wait for a broker. With [`Queue::disk`](crate::Queue::disk) it is on
+    /// disk when this returns.
     ///
     /// With [`WhenFull::Wait`] and a full queue it waits for room, at most the message's own time to live where it has
     /// one; bound it with a timeout where it has none.
@@ -59,7 +71,8 @@ impl Client {
     /// [`PublishError`]; nothing was admitted.
     ///
     /// # Cancel safety
-    /// Cancel safe: a future that is dropped before it returns has admitted nothing.
+    /// Cancel safe with a queue in memory: a future that is dropped before it returns has admitted nothing. With a queue
+    /// on disk the message may have been admitted all the same.
     pub async fn publish(&self, message: Message) -> Result<Receipt, PublishError> {
         let deadline = patience(driver::now(), message.expires_in);
         loop {
@@ -67,7 +80,9 @@ impl Client {
             room.as_mut().enable();
             match self.admit(&message) {
                 Err(PublishError::Full) if self.waits() => {}
-                decided => return decided,
+                Err(refused) => return Err(refused),
+                Ok((receipt, None)) => return Ok(receipt),
+                Ok((receipt, Some(written))) => return on_disk(receipt, written).await,
             }
             if !driver::before(deadline, room).await {
                 return Err(PublishError::Full);
@@ -75,13 +90,14 @@ impl Client {
         }
     }
 
-    /// Admits `message` to the queue if there is room now.
+    /// Admits `message` to the queue if there is room now. With [`Queue::disk`](crate::Queue::disk) it is not yet on disk when this returns,
+    /// and it is sent only once it is; should the disk refuse it, its outcome is [`Outcome::Undelivered`].
     ///
     /// # Errors
     /// [`PublishError`]; nothing was admitted.
     #[expect(clippy::needless_pass_by_value, reason = "the same shape as `publish`")]
     pub fn try_publish(&self, message: Message) -> Result<Receipt, PublishError> {
-        self.admit(&message)
+        self.admit(&message).map(|(receipt, _)| receipt)
     }
 
     /// Records that messages matching `filter` are wanted, and returns their stream. The wish holds over every change
@@ -146,6 +162,7 @@ impl Client {
             undelivered: state.admission.undelivered.saturating_add(state.delivery.undelivered),
             unmatched: state.admission.unmatched,
             overflowed: state.admission.overflowed,
+            damaged: state.admission.damaged,
             queue_messages: state.backlog.messages(),
             queue_bytes: state.backlog.bytes(),
             ..state.delivery
@@ -153,7 +170,7 @@ impl Client {
     }
 
     /// Admits nothing more, sends what it has for at most `deadline`, says goodbye to the broker and returns what was
-    /// not delivered. Calling it again, from any clone, returns an empty list.
+    /// not delivered. With [`Queue::disk`](crate::Queue::disk) that also stays on disk, for the next start. Calling it again, from any clone, returns an empty list.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the closing; what is left over is then only in the receipts.
@@ -169,7 +186,7 @@ impl Client {
         self.handle.shared.lock().backlog.policy() == WhenFull::Wait
     }
 
-    fn admit(&self, message: &Message) -> Result<Receipt, PublishError> {
+    fn admit(&self, message: &Message) -> Result<(Receipt, Option<Written>), PublishError> {
         check_topic(&message.topic).map_err(|reason| PublishError::Topic { reason })?;
         if message.topic.len().saturating_add(message.payload.len()).saturating_add(4) > MAX_PACKET_BYTES {
             return Err(PublishError::TooLarge);
@@ -184,8 +201,10 @@ impl Client {
                 state.admission.admitted = state.admission.admitted.saturating_add(1);
                 let (outcome, receipt) = Receipt::new(id);
                 state.receipts.insert(id, outcome);
+                let written = state.disk.as_ref().map(|disk| disk.write(id, message));
                 for (victim, topic) in shed {
                     state.admission.shed = state.admission.shed.saturating_add(1);
+                    state.forget(victim);
                     if let Some(receipt) = state.receipts.remove(&victim) {
                         let _ = receipt.send(Outcome::Shed);
                     }
@@ -193,12 +212,12 @@ impl Client {
                 }
                 drop(state);
                 shared.wake.notify_one();
-                Ok(receipt)
+                Ok((receipt, written))
             }
             Admission::Shed => {
                 state.admission.shed = state.admission.shed.saturating_add(1);
                 shared.emit(Event::Shed { topic: message.topic.to_string() });
-                Ok(Receipt::resolved(MessageId::new(u64::MAX), Outcome::Shed))
+                Ok((Receipt::resolved(MessageId::new(u64::MAX), Outcome::Shed), None))
             }
             Admission::Full => Err(PublishError::Full),
             Admission::NeverFits => Err(PublishError::TooLarge),
@@ -228,6 +247,12 @@ pub enum PublishError {
         /// What is wrong with it.
         reason: TopicError,
     },
+    /// The disk queue could not take it: full, read-only or failing. Nothing of it is kept; what was admitted before is.
+    #[error("the disk queue could not take the message: {reason}")]
+    Disk {
+        /// In the words of the operating system.
+        reason: String,
+    },
     /// The client was closed; it will never admit again.
     #[error("the client is closed")]
     Closed,
@@ -237,7 +262,7 @@ impl PublishError {
     /// Whether the same call may succeed later without any change by the caller.
     #[must_use]
     pub const fn is_transient(&self) -> bool {
-        matches!(self, Self::Full)
+        matches!(self, Self::Full | Self::Disk { .. })
     }
 
     /// Whether the message may have been sent all the same: never, an error means that nothing was admitted.

@@ -59,6 +59,12 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The disk queue could not be opened: another process has it, or the directory cannot be used.
+    #[error("queue: {reason}")]
+    Queue {
+        /// In the words of the operating system.
+        reason: String,
+    },
     /// `build` was called outside a tokio runtime.
     #[error("build() needs a tokio runtime around it")]
     NoRuntime,

@@ -7,11 +7,9 @@
 
 mod words;
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Instant};
 
+use words::Left;
 pub use words::{Input, Output};
 
 use crate::{
@@ -50,15 +48,6 @@ pub struct Courier {
     stats: Stats,
     stopped: bool,
     outputs: VecDeque<Output>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Left {
-    broker: usize,
-    /// When it stopped answering, as far as we can tell.
-    silent_since: Instant,
-    /// From then to the verdict.
-    detected: Duration,
 }
 
 impl Courier {
@@ -107,14 +96,10 @@ impl Courier {
             }
             Input::Heard { .. } | Input::Received { .. } | Input::Written { .. } => {}
             Input::Publish(admitted) => self.session.handle_input(now, session::Input::Publish(admitted)),
-            Input::Subscribe { filter, qos } => {
-                self.session.handle_input(now, session::Input::Subscribe { filter, qos });
-            }
-            Input::Unsubscribe { filter } => self.session.handle_input(now, session::Input::Unsubscribe { filter }),
-            Input::Acknowledge { id, serial } => {
-                self.session.handle_input(now, session::Input::Acknowledge { id, serial });
-            }
-            Input::Abandon { id, serial } => self.session.handle_input(now, session::Input::Abandon { id, serial }),
+            Input::Subscribe { filter, qos } => self.tell_session(now, session::Input::Subscribe { filter, qos }),
+            Input::Unsubscribe { filter } => self.tell_session(now, session::Input::Unsubscribe { filter }),
+            Input::Acknowledge { id, serial } => self.tell_session(now, session::Input::Acknowledge { id, serial }),
+            Input::Abandon { id, serial } => self.tell_session(now, session::Input::Abandon { id, serial }),
             Input::Paused(paused) => self.liveness.handle_input(now, liveness::Input::Paused(paused)),
             Input::Stop => self.stop(now),
         }
@@ -168,6 +153,10 @@ impl Courier {
     /// Everything without an outcome, in order of admission, with how often it was sent. Ends their account.
     pub fn drain(&mut self) -> Vec<(Admitted, u32)> {
         self.session.drain()
+    }
+
+    fn tell_session(&mut self, now: Instant, input: session::Input) {
+        self.session.handle_input(now, input);
     }
 
     fn is_serving(&self, attempt: u64) -> bool {

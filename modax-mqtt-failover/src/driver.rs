@@ -4,6 +4,7 @@
 
 mod closing;
 mod connect;
+mod disk;
 mod link;
 mod readers;
 mod wire;
@@ -47,11 +48,21 @@ pub(crate) async fn before<F: Future<Output = ()>>(deadline: Option<Instant>, wo
     true
 }
 
-/// Starts the task.
+pub(crate) use disk::{Directory, Disk};
+
+/// Starts the task, after what an earlier process left on disk was read.
 pub(crate) fn spawn(mut config: Config, shared: Arc<Shared>) -> Result<(), ConfigError> {
     let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
     if config.seed == 0 {
         config.seed = seed();
+    }
+    if let Some(mut opened) = disk::open(&config.queue, now())? {
+        let mut state = shared.lock();
+        state.backlog.recover(std::mem::take(&mut opened.messages), opened.next);
+        state.admission.damaged = u64::try_from(opened.damaged).unwrap_or(u64::MAX);
+        drop(state);
+        let disk = disk::start(opened, config.queue.fsync_every, &shared)?;
+        shared.lock().disk = Some(disk);
     }
     let driver = Driver {
         courier: Courier::new(&config, now()),
@@ -70,7 +81,7 @@ pub(crate) fn spawn(mut config: Config, shared: Arc<Shared>) -> Result<(), Confi
 }
 
 /// Different in each client: the standard library keys its hashers from the operating system's randomness.
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish()
 }
@@ -279,6 +290,7 @@ impl Driver {
         let mut told = self.settle(&mut state);
         while let Some(expired) = state.backlog.expire(now()) {
             state.admission.expired = state.admission.expired.saturating_add(1);
+            state.forget(expired.id);
             shared.emit(Event::Expired { topic: expired.message.topic().to_owned() });
             let receipt = state.receipts.remove(&expired.id);
             told.extend(receipt.map(|receipt| (receipt, Outcome::Expired { maybe_delivered: false })));
@@ -316,6 +328,7 @@ impl Driver {
         let mut told = Vec::with_capacity(self.settled.len());
         for (id, outcome) in self.settled.drain(..) {
             state.backlog.settle(id);
+            state.forget(id);
             told.extend(state.receipts.remove(&id).map(|receipt| (receipt, outcome)));
         }
         told
@@ -354,8 +367,9 @@ impl Drop for Driver {
         state.acknowledged.clear();
         state.commands.clear();
         let unanswered = std::mem::take(&mut state.receipts);
+        let disk = state.disk.take();
         drop(state);
-        drop(unanswered);
+        drop((unanswered, disk));
         self.readers.clear();
         self.shared.emit(Event::Closed);
         self.shared.room.notify_waiters();

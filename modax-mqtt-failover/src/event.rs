@@ -161,6 +161,8 @@ pub struct Stats {
     pub connect_failures: u64,
     /// Times another broker took over.
     pub failovers: u64,
+    /// Stretches of the disk queue's files that could not be read when it was opened; all other messages were.
+    pub damaged: u64,
     /// Messages in the queue now, in flight included.
     pub queue_messages: usize,
     /// What they cost, in bytes.

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use crate::{
     delivery::Received,
+    driver::Disk,
     event::{Event, Filter, Stats, Status},
     message::{Closed, MessageId, Outcome},
     packet::{PacketId, Qos},
@@ -62,6 +63,8 @@ pub(crate) struct State {
     pub(crate) receipts: BTreeMap<MessageId, oneshot::Sender<Outcome>>,
     pub(crate) commands: VecDeque<Command>,
     pub(crate) acknowledged: Vec<Acknowledged>,
+    /// Where admissions are written down, for a queue on disk.
+    pub(crate) disk: Option<Disk>,
     pub(crate) filters: BTreeSet<Filter>,
     /// Admits nothing more.
     pub(crate) closed: bool,
@@ -72,6 +75,15 @@ pub(crate) struct State {
     pub(crate) admission: Stats,
     /// Counted by the courier.
     pub(crate) delivery: Stats,
+}
+
+impl State {
+    /// The message has its outcome, and is not to be sent by a later process.
+    pub(crate) fn forget(&self, id: MessageId) {
+        if let Some(disk) = &self.disk {
+            disk.settle(id);
+        }
+    }
 }
 
 pub(crate) struct Shared {
@@ -102,6 +114,7 @@ impl Shared {
                 receipts: BTreeMap::new(),
                 commands: VecDeque::new(),
                 acknowledged: Vec::new(),
+                disk: None,
                 filters: BTreeSet::new(),
                 closed: false,
                 ended: false,

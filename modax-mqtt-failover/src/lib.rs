@@ -6,10 +6,10 @@
 //! |---|---|---|
 //! | a broker is killed | acknowledged by another broker | applied again; a [`Received::Gap`] tells the reader that something may be missing |
 //! | a broker hangs, or packets vanish | the same; noticed within 500 ms under traffic and 1.5 s when idle, at default settings | the same |
-//! | all brokers are gone for hours | kept in memory, bounded by count and bytes; what happens when full has a name ([`WhenFull`]) | applied again |
+//! | all brokers are gone for hours | kept in memory or on disk, bounded by count and bytes; what happens when full has a name ([`WhenFull`]) | applied again |
 //! | the next broker does not have our session | published again under a new packet id, never dropped | applied again |
 //! | the same broker comes back with our session | sent again under the same packet id, with DUP, oldest first | not touched |
-//! | this process is killed | what no broker had acknowledged is gone: the queue is in memory | declared again by the program |
+//! | this process is killed (kill -9) | kept when it was admitted to a [disk queue](Queue::disk), and sent in order by the next start; gone with a queue in memory | declared again by the program |
 //!
 //! - **Delivered means acknowledged by a broker.** What a broker acknowledged and then lost with its memory is the
 //!   broker's.
@@ -67,6 +67,11 @@
 //! what session that one may still have under its name (CONNECT clean, DISCONNECT, CONNECT), so that old commands are
 //! not replayed. [`Topology::Cluster`]: any node may have the session, and it goes on there.
 //!
+//! # Once for a handler
+//!
+//! [`dedup::Dedup`] tells first copies from repeats by an identity that the message brings or carries, in bounded
+//! memory.
+//!
 //! # Without tokio
 //!
 //! `default-features = false` leaves the state machines: [`courier::Courier`] carries messages by itself, given a
@@ -96,6 +101,7 @@ pub mod breaker;
 pub mod broker;
 pub mod config;
 pub mod courier;
+pub mod dedup;
 mod event;
 pub mod failover;
 pub mod inflight;
@@ -113,6 +119,9 @@ mod builder;
 mod client;
 #[cfg(feature = "tokio")]
 mod delivery;
+#[cfg(feature = "tokio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+pub mod disk;
 #[cfg(feature = "tokio")]
 mod driver;
 #[cfg(feature = "tokio")]

@@ -3,11 +3,16 @@
 //! Pure: time enters by argument. A message counts against the bounds from admission until its outcome is known, so
 //! that the bound is one on memory and not only on what waits. Only a message that was never handed out is shed.
 
+pub mod log;
+pub mod segment;
+pub mod survey;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::PathBuf,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use crate::message::{Message, MessageId};
@@ -41,12 +46,34 @@ pub struct Queue {
     pub(crate) max_messages: usize,
     pub(crate) max_bytes: usize,
     pub(crate) when_full: WhenFull,
+    pub(crate) directory: Option<PathBuf>,
+    pub(crate) fsync_every: Duration,
 }
 
 impl Queue {
     /// A queue in memory: 10 000 messages (ten seconds of a busy plant gateway) and 64 MiB, waiting when full.
     pub fn memory() -> Self {
-        Self { max_messages: 10_000, max_bytes: 64 << 20, when_full: WhenFull::Wait }
+        Self {
+            max_messages: 10_000,
+            max_bytes: 64 << 20,
+            when_full: WhenFull::Wait,
+            directory: None,
+            fsync_every: Duration::from_millis(5),
+        }
+    }
+
+    /// A queue on disk: what `publish` has admitted survives this process and is sent by the next one that opens the
+    /// same directory, in order. One process at a time. The limits are those of [`memory`](Self::memory), because all
+    /// of it is in memory as well.
+    pub fn disk(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: Some(directory.into()), ..Self::memory() }
+    }
+
+    /// How long a message may wait for others, so that one synchronisation with the disk serves them all; default
+    /// 5 ms, about what one takes. Without meaning for a queue in memory.
+    pub fn fsync_every(mut self, time: Duration) -> Self {
+        self.fsync_every = time;
+        self
     }
 
     /// Messages admitted and without an outcome; at least 1.
@@ -111,6 +138,8 @@ pub enum Admission {
 pub struct Backlog {
     config: Queue,
     next: u64,
+    /// Messages from here on are not on disk yet and must not be sent.
+    unwritten_from: Option<MessageId>,
     bytes: usize,
     waiting: BTreeMap<MessageId, Admitted>,
     taken: BTreeMap<MessageId, usize>,
@@ -138,6 +167,7 @@ impl Backlog {
         Self {
             config,
             next: 0,
+            unwritten_from: None,
             bytes: 0,
             waiting: BTreeMap::new(),
             taken: BTreeMap::new(),
@@ -203,11 +233,35 @@ impl Backlog {
     /// The next message in order of admission that has not expired; it counts until [`settle`](Self::settle).
     pub fn take(&mut self, now: Instant) -> Option<Admitted> {
         let id = *self.waiting.iter().find(|(_, waiting)| waiting.expires_at.is_none_or(|at| at > now))?.0;
+        if self.unwritten_from.is_some_and(|unwritten| id >= unwritten) {
+            return None;
+        }
         let taken = self.remove_waiting(id)?;
         let cost = taken.message.cost_bytes();
         self.bytes = self.bytes.saturating_add(cost);
         self.taken.insert(id, cost);
         Some(taken)
+    }
+
+    /// Begins with what a disk queue held; numbers go on behind `next`. From here on messages are sent only once
+    /// [`written`](Self::written) says that they are on disk.
+    pub fn recover(&mut self, messages: Vec<Admitted>, next: u64) {
+        for admitted in messages {
+            let cost = admitted.message.cost_bytes();
+            self.insert(admitted, cost);
+        }
+        self.next = self.next.max(next);
+        self.unwritten_from = Some(MessageId::new(self.next));
+    }
+
+    /// Messages before `next` are on disk, or were [withdrawn](Self::withdraw).
+    pub fn written(&mut self, next: MessageId) {
+        self.unwritten_from = self.unwritten_from.max(Some(next));
+    }
+
+    /// Takes back an admission that the disk refused.
+    pub fn withdraw(&mut self, id: MessageId) -> Option<Admitted> {
+        self.remove_waiting(id)
     }
 
     /// Ends the account of a message that was taken.

@@ -1,6 +1,6 @@
 //! What a courier is told and what it says.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::{
     event::{Event, Filter, GapReason},
@@ -131,4 +131,14 @@ pub enum Output {
     },
     /// Something happened that people want to know.
     Event(Event),
+}
+
+/// The broker that was left last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Left {
+    pub(super) broker: usize,
+    /// When it stopped answering, as far as we can tell.
+    pub(super) silent_since: Instant,
+    /// From then to the verdict.
+    pub(super) detected: Duration,
 }

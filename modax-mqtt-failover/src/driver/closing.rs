@@ -16,6 +16,8 @@ use crate::{
 
 /// Between the goodbye and the end of the socket.
 const GOODBYE: Duration = Duration::from_millis(250);
+/// For the disk to take the last records; a disk that needs longer is failing.
+const LAST_COMMIT: Duration = Duration::from_secs(5);
 
 pub(super) struct Closing {
     pub(super) deadline: Instant,
@@ -47,6 +49,10 @@ impl Driver {
             let _ = tokio::time::timeout(GOODBYE, poll_fn(|context| link.poll_flush(context, now))).await;
         }
         let left = self.account();
+        let disk = self.shared.lock().disk.take();
+        if let Some(disk) = disk {
+            let _ = tokio::time::timeout(LAST_COMMIT, disk.stop()).await;
+        }
         if let Some(sender) = self.closing.take().and_then(|closing| closing.left) {
             let _ = sender.send(left);
         }

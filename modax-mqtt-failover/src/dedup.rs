@@ -1,0 +1,227 @@
+//! Each message once for a handler: tells first copies from repeats, in bounded memory.
+//!
+//! A broker that does not hear an acknowledgement sends again, and a publisher that changes brokers publishes again:
+//! at least once is all that QoS 1 can give between independent brokers. What a message *is* survives both, so a
+//! window over identities makes it once again. The payload is never altered for it: the identity comes with the
+//! message (a user property in MQTT 5) or out of it (an id that the payload carries anyway).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    num::NonZeroUsize,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+/// What makes two copies the same message.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Identity {
+    /// Counted by its producer, so that very old ones can be told from new ones by number alone.
+    Counted {
+        /// Who published it.
+        producer: Arc<str>,
+        /// Random, made with the producer's queue: its numbers begin anew with the queue.
+        epoch: u64,
+        /// Its number, growing by one.
+        sequence: u64,
+    },
+    /// An id without order, for example a UUID out of the payload.
+    Opaque(Bytes),
+}
+
+/// What a [`Dedup`] says of one delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// Not seen before: handle it.
+    First,
+    /// Seen before: acknowledge it and do nothing.
+    Repeat,
+    /// Its number is below the window, so it may be either. Handling it risks a second time, dropping it a loss: the
+    /// caller decides.
+    TooOldToTell,
+}
+
+/// What a [`Dedup`] has said so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DedupStats {
+    /// First copies.
+    pub first: u64,
+    /// Repeats.
+    pub repeats: u64,
+    /// Deliveries below the window.
+    pub too_old: u64,
+    /// Identities and producers forgotten to stay within bounds.
+    pub forgotten: u64,
+}
+
+/// A window over identities.
+///
+/// ```
+/// # use modax_mqtt_failover::{Bytes, dedup::{Dedup, Identity, Verdict}};
+/// let mut dedup = Dedup::new(10_000.try_into().unwrap());
+/// let command = Identity::Opaque(Bytes::from_static(b"7b1e6b0a"));
+/// assert_eq!(dedup.check(&command), Verdict::First);
+/// assert_eq!(dedup.check(&command), Verdict::Repeat);
+/// ```
+#[derive(Debug)]
+pub struct Dedup {
+    window: NonZeroUsize,
+    producers: BTreeMap<(Arc<str>, u64), Producer>,
+    /// Counts checks, to know which producer was silent longest.
+    clock: u64,
+    opaque: BTreeSet<Bytes>,
+    opaque_order: VecDeque<Bytes>,
+    stats: DedupStats,
+}
+
+#[derive(Debug, Default)]
+struct Producer {
+    /// Every number below it has left the window.
+    floor: u64,
+    seen: BTreeSet<u64>,
+    used: u64,
+}
+
+impl Dedup {
+    /// Producers remembered at once; the one silent longest is forgotten for another.
+    pub const MAX_PRODUCERS: usize = 1024;
+
+    /// Remembers `window` identities of each producer, and as many without a producer.
+    ///
+    /// Choose it above what can be on its way at once: a producer's queue, and what a broker keeps for a client that
+    /// is away.
+    #[must_use]
+    pub fn new(window: NonZeroUsize) -> Self {
+        Self {
+            window,
+            producers: BTreeMap::new(),
+            clock: 0,
+            opaque: BTreeSet::new(),
+            opaque_order: VecDeque::new(),
+            stats: DedupStats::default(),
+        }
+    }
+
+    /// Says what this delivery is, and remembers it.
+    ///
+    /// Call it when the effect is certain to happen, or its transaction to be rolled back together with the caller's
+    /// own memory: an identity that was checked is a repeat from then on.
+    pub fn check(&mut self, identity: &Identity) -> Verdict {
+        let verdict = match identity {
+            Identity::Counted { producer, epoch, sequence } => self.check_counted(producer, *epoch, *sequence),
+            Identity::Opaque(id) => self.check_opaque(id),
+        };
+        let count = match verdict {
+            Verdict::First => &mut self.stats.first,
+            Verdict::Repeat => &mut self.stats.repeats,
+            Verdict::TooOldToTell => &mut self.stats.too_old,
+        };
+        *count = count.saturating_add(1);
+        verdict
+    }
+
+    /// What was said so far.
+    #[must_use]
+    pub const fn stats(&self) -> DedupStats {
+        self.stats
+    }
+
+    fn check_counted(&mut self, name: &Arc<str>, epoch: u64, sequence: u64) -> Verdict {
+        self.clock = self.clock.saturating_add(1);
+        let key = (Arc::clone(name), epoch);
+        if !self.producers.contains_key(&key) && self.producers.len() >= Self::MAX_PRODUCERS {
+            let silent = self.producers.iter().min_by_key(|(_, producer)| producer.used).map(|(key, _)| key.clone());
+            if let Some(silent) = silent {
+                self.producers.remove(&silent);
+                self.stats.forgotten = self.stats.forgotten.saturating_add(1);
+            }
+        }
+        let producer = self.producers.entry(key).or_default();
+        producer.used = self.clock;
+        if producer.seen.contains(&sequence) {
+            return Verdict::Repeat;
+        }
+        if sequence < producer.floor {
+            return Verdict::TooOldToTell;
+        }
+        producer.seen.insert(sequence);
+        if producer.seen.len() > self.window.get()
+            && let Some(lowest) = producer.seen.pop_first()
+        {
+            producer.floor = lowest.saturating_add(1);
+        }
+        Verdict::First
+    }
+
+    fn check_opaque(&mut self, id: &Bytes) -> Verdict {
+        // A slice of a received buffer would keep all of that buffer alive for as long as the window remembers it.
+        let own = Bytes::copy_from_slice(id);
+        if !self.opaque.insert(own.clone()) {
+            return Verdict::Repeat;
+        }
+        self.opaque_order.push_back(own);
+        if self.opaque_order.len() > self.window.get()
+            && let Some(oldest) = self.opaque_order.pop_front()
+        {
+            self.opaque.remove(&oldest);
+            self.stats.forgotten = self.stats.forgotten.saturating_add(1);
+        }
+        Verdict::First
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn counted(producer: &str, epoch: u64, sequence: u64) -> Identity {
+        Identity::Counted { producer: producer.into(), epoch, sequence }
+    }
+
+    fn dedup(window: usize) -> Dedup {
+        Dedup::new(NonZeroUsize::new(window).unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_first_twice_and_nothing_unseen_is_a_repeat(sequences in prop::collection::vec((0..2u64, 0..60u64), 1..200), window in 1..40usize) {
+            let mut dedup = dedup(window);
+            let mut seen = BTreeSet::new();
+            for (epoch, sequence) in sequences {
+                match dedup.check(&counted("p", epoch, sequence)) {
+                    Verdict::First => prop_assert!(seen.insert((epoch, sequence))),
+                    Verdict::Repeat => prop_assert!(seen.contains(&(epoch, sequence))),
+                    Verdict::TooOldToTell => {
+                        let newer = seen.iter().filter(|(e, s)| *e == epoch && *s > sequence).count();
+                        prop_assert!(newer >= window, "only {newer} newer ones were seen");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_producer_whose_queue_began_anew_is_not_taken_for_its_old_self() {
+        let mut dedup = dedup(10);
+        assert_eq!(dedup.check(&counted("p", 1, 0)), Verdict::First);
+        assert_eq!(dedup.check(&counted("p", 2, 0)), Verdict::First);
+        assert_eq!(dedup.check(&counted("p", 1, 0)), Verdict::Repeat);
+    }
+
+    #[test]
+    fn memory_stays_bounded_whatever_arrives() {
+        let mut dedup = dedup(5);
+        for n in 0..3000 {
+            dedup.check(&counted(&format!("producer {n}"), 0, n));
+            dedup.check(&Identity::Opaque(Bytes::from(n.to_string())));
+        }
+        assert_eq!(dedup.producers.len(), Dedup::MAX_PRODUCERS);
+        assert_eq!((dedup.opaque.len(), dedup.opaque_order.len()), (5, 5));
+        assert_eq!(dedup.stats().forgotten, 3000 - 1024 + 3000 - 5);
+    }
+}

@@ -1,0 +1,47 @@
+//! A disk queue from outside, while no client has it open: what is in it, whether it is sound, what can be saved.
+
+use std::{io, path::Path};
+
+use crate::{
+    driver::Directory,
+    queue::{
+        log::{CommitError, Log},
+        segment::Record,
+        survey::survey,
+    },
+};
+
+pub use crate::queue::{
+    segment::{Damage, StoredMessage},
+    survey::{FileSurvey, Survey},
+};
+
+/// Reads the queue in `directory` and changes nothing.
+///
+/// # Errors
+/// Whatever the directory says; also when a client has it open. Damage is no error: see [`Survey::is_sound`].
+pub fn inspect(directory: impl AsRef<Path>) -> io::Result<Survey> {
+    let mut directory = Directory::existing(directory.as_ref())?;
+    survey(&mut directory)
+}
+
+/// Copies every readable message without an outcome into a new queue in `to`, which must be empty or absent, and returns
+/// what the old one holds. The old one is left as it is.
+///
+/// # Errors
+/// Whatever the directories say; also when a client has one of them open, or `to` is in use.
+pub fn salvage(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<Survey> {
+    let found = inspect(from)?;
+    let (mut log, before) = Log::open(Directory::open(to.as_ref())?, u64::MAX, Box::new(crate::driver::seed))?;
+    if !before.messages.is_empty() || !before.damaged.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the queue to copy into is not empty"));
+    }
+    for message in &found.waiting {
+        log.push(Record::Message(message.clone())).map_err(io::Error::other)?;
+    }
+    log.commit().map_err(|error| match error {
+        CommitError::Write(cause) | CommitError::Sync(cause) => cause,
+        CommitError::Closed => io::Error::other(error),
+    })?;
+    Ok(found)
+}

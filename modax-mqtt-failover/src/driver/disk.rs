@@ -1,0 +1,297 @@
+//! The disk queue's thread: writes what is admitted and settled, many records a synchronisation.
+//!
+//! Publishers wait for their commit, so that an admission is on disk before anybody is told of it. After a failed
+//! synchronisation nothing more is appended to the files in question: all live messages go into a new one first.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Weak, mpsc},
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::{
+    config::ConfigError,
+    handover::Shared,
+    message::{Message, MessageId, Outcome},
+    packet::Qos,
+    queue::{
+        Admitted, Queue,
+        log::{Log, Storage},
+        segment::{Record, StoredMessage},
+    },
+};
+
+/// A new file begins at this size: small enough to be deleted soon, large enough to be begun seldom.
+const SEGMENT_BYTES: u64 = 8 << 20;
+/// A commit is not delayed for more records than this.
+const BATCH: usize = 8192;
+/// The lock's file name; it holds nothing.
+const LOCK: &str = "lock";
+
+type Written = oneshot::Sender<Result<(), String>>;
+
+enum Job {
+    Message(StoredMessage, Written),
+    Settled(u64),
+    /// Commit, let go of the directory, and answer.
+    Stop(oneshot::Sender<()>),
+}
+
+/// The way to the thread; it ends when this is dropped.
+pub(crate) struct Disk {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Disk {
+    /// Has `admitted` written; the answer comes when it is on disk, or refused.
+    pub(crate) fn write(&self, id: MessageId, message: &Message) -> oneshot::Receiver<Result<(), String>> {
+        let (written, answer) = oneshot::channel();
+        // A thread that is gone drops the sender, and the answer is an error.
+        let _ = self.jobs.send(Job::Message(store(id, message), written));
+        answer
+    }
+
+    /// Has it noted, soon, that the message with this identity is not to be sent again.
+    pub(crate) fn settle(&self, id: MessageId) {
+        let _ = self.jobs.send(Job::Settled(id.number()));
+    }
+
+    /// Ends the thread after a last commit; the answer comes when the directory is free.
+    pub(crate) fn stop(self) -> oneshot::Receiver<()> {
+        let (stopped, answer) = oneshot::channel();
+        let _ = self.jobs.send(Job::Stop(stopped));
+        answer
+    }
+}
+
+/// A queue that was opened: its files, and what they held.
+pub(crate) struct Opened {
+    log: Log<Directory>,
+    pub(crate) messages: Vec<Admitted>,
+    pub(crate) next: u64,
+    /// Stretches of files that could not be read.
+    pub(crate) damaged: usize,
+}
+
+/// Opens and locks the directory of `queue`; `None` for a queue in memory.
+pub(crate) fn open(queue: &Queue, now: Instant) -> Result<Option<Opened>, ConfigError> {
+    let Some(path) = queue.directory.as_deref() else { return Ok(None) };
+    let failed = |error: io::Error| ConfigError::Queue { reason: error.to_string() };
+    let directory = Directory::open(path).map_err(failed)?;
+    let (log, recovered) = Log::open(directory, SEGMENT_BYTES, Box::new(super::seed)).map_err(failed)?;
+    let messages = recovered.messages.into_iter().map(|stored| restore(stored, now)).collect();
+    Ok(Some(Opened { log, messages, next: recovered.next_sequence, damaged: recovered.damaged.len() }))
+}
+
+/// Starts the thread.
+pub(crate) fn start(opened: Opened, fsync_every: Duration, shared: &Arc<Shared>) -> Result<Disk, ConfigError> {
+    let (jobs, todo) = mpsc::channel();
+    let shared = Arc::downgrade(shared);
+    let writer = Writer { log: opened.log, todo, fsync_every, shared };
+    let failed = |error: io::Error| ConfigError::Queue { reason: error.to_string() };
+    thread::Builder::new().name("mqtt-queue".to_owned()).spawn(move || writer.run()).map_err(failed)?;
+    Ok(Disk { jobs })
+}
+
+struct Writer {
+    log: Log<Directory>,
+    todo: mpsc::Receiver<Job>,
+    fsync_every: Duration,
+    shared: Weak<Shared>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        while let Ok(first) = self.todo.recv() {
+            let mut waiting = Vec::new();
+            let mut stopped = self.take(first, &mut waiting);
+            let until = super::now().checked_add(self.fsync_every);
+            for _ in 0..BATCH {
+                let Some(left) = until.map(|at| at.saturating_duration_since(super::now())) else { break };
+                match self.todo.recv_timeout(left) {
+                    Ok(job) if stopped.is_none() => stopped = self.take(job, &mut waiting),
+                    Ok(_) | Err(_) => break,
+                }
+            }
+            self.commit(waiting);
+            if let Some(stopped) = stopped {
+                // The lock goes with the log: whoever hears the answer may open the directory.
+                drop(self.log);
+                let _ = stopped.send(());
+                return;
+            }
+        }
+        self.commit(Vec::new());
+    }
+
+    fn take(&mut self, job: Job, waiting: &mut Vec<(u64, Written)>) -> Option<oneshot::Sender<()>> {
+        match job {
+            Job::Message(message, written) => {
+                let sequence = message.sequence;
+                match self.log.push(Record::Message(message)) {
+                    Ok(()) => waiting.push((sequence, written)),
+                    Err(error) => self.answer(vec![(sequence, written)], &Err(error.to_string())),
+                }
+                None
+            }
+            Job::Settled(sequence) => {
+                // Ten bytes fit any file.
+                let _ = self.log.push(Record::Settled(sequence));
+                None
+            }
+            Job::Stop(stopped) => Some(stopped),
+        }
+    }
+
+    fn commit(&mut self, waiting: Vec<(u64, Written)>) {
+        let mended = if self.log.is_closed() { self.log.renew() } else { Ok(()) };
+        let committed = mended.and_then(|()| self.log.commit()).map_err(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            format!("{error}{cause}")
+        });
+        self.answer(waiting, &committed);
+    }
+
+    fn answer(&self, waiting: Vec<(u64, Written)>, result: &Result<(), String>) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut state = shared.lock();
+        for (sequence, _) in &waiting {
+            let id = MessageId::new(*sequence);
+            if result.is_err() {
+                state.backlog.withdraw(id);
+                if let Some(receipt) = state.receipts.remove(&id) {
+                    let _ = receipt.send(Outcome::Undelivered { maybe_delivered: false });
+                }
+                state.admission.admitted = state.admission.admitted.saturating_sub(1);
+            }
+            state.backlog.written(MessageId::new(sequence.saturating_add(1)));
+        }
+        drop(state);
+        for (_, written) in waiting {
+            // A publisher that gave up waiting has its message admitted all the same.
+            let _ = written.send(result.clone());
+        }
+        shared.wake.notify_one();
+        if result.is_err() {
+            shared.room.notify_waiters();
+        }
+    }
+}
+
+fn store(id: MessageId, message: &Message) -> StoredMessage {
+    let expires_at = message.expires_in.map(|time| unix_ms().saturating_add(millis(time)));
+    StoredMessage {
+        sequence: id.number(),
+        qos_level: message.qos.level(),
+        retained: message.retained,
+        expires_at_unix_ms: expires_at,
+        topic: message.topic().to_owned(),
+        payload: message.payload.clone(),
+    }
+}
+
+fn restore(stored: StoredMessage, now: Instant) -> Admitted {
+    let left = stored.expires_at_unix_ms.map(|at| Duration::from_millis(at.saturating_sub(unix_ms())));
+    let mut message = Message::new(stored.topic, stored.payload);
+    message.qos = Qos::from_level(stored.qos_level).unwrap_or(Qos::AtLeastOnce);
+    message.retained = stored.retained;
+    message.expires_in = left;
+    let expires_at = left.and_then(|left| now.checked_add(left));
+    Admitted { id: MessageId::new(stored.sequence), message, at: now, expires_at }
+}
+
+/// The wall clock: the only one that survives a restart, and used for nothing else.
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A folder on a real disk, locked against other processes for as long as this lives.
+pub(crate) struct Directory {
+    path: PathBuf,
+    current: Option<File>,
+    _lock: File,
+}
+
+impl Directory {
+    /// Locks a directory that is there, for reading.
+    pub(crate) fn existing(path: &Path) -> io::Result<Self> {
+        if path.is_dir() { Self::open(path) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        lock_exclusively(&lock)?;
+        Ok(Self { path: path.to_owned(), current: None, _lock: lock })
+    }
+
+    /// A file's name is on disk only when its folder is.
+    fn sync_names(&self) -> io::Result<()> {
+        if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }
+    }
+
+    fn current(&mut self) -> io::Result<&mut File> {
+        self.current.as_mut().ok_or_else(|| io::Error::other("no file was begun"))
+    }
+}
+
+#[cfg(unix)]
+fn lock_exclusively(file: &File) -> io::Result<()> {
+    use rustix::fs::{FlockOperation, flock};
+    flock(file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|error| io::Error::new(io::Error::from(error).kind(), "another process has this queue open"))
+}
+
+#[cfg(not(unix))]
+fn lock_exclusively(_file: &File) -> io::Result<()> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "a queue on disk is supported on Unix only"))
+}
+
+impl Storage for Directory {
+    fn list(&mut self) -> io::Result<Vec<String>> {
+        let names = fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect()
+    }
+
+    fn read(&mut self, name: &str) -> io::Result<Bytes> {
+        fs::read(self.path.join(name)).map(Bytes::from)
+    }
+
+    fn create(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(self.path.join(name))?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        self.sync_names()?;
+        self.current = Some(file);
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.current()?.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.current()?.sync_data()
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        use io::Seek;
+        let file = self.current()?;
+        file.set_len(length)?;
+        file.seek(io::SeekFrom::Start(length)).map(|_| ())
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))
+    }
+}

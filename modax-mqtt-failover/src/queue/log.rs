@@ -1,0 +1,681 @@
+//! The disk queue's log: which records are on disk, in which file, and what may be deleted.
+//!
+//! Everything the queue holds is in memory as well; the log is what makes it survive the process. A message is on
+//! disk when [`commit`](Log::commit) has returned, and gone from it some time after it was settled: files are deleted
+//! whole, oldest first. Messages that keep an old file alive are written again at the end when the files have become
+//! several times larger than what is live, so that one message nobody takes cannot fill a disk.
+//!
+//! Order is by sequence, never by place: a message may stand twice and counts once.
+//!
+//! No file is touched here: [`Storage`] does that, in a driver or in a simulation that crashes it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+};
+
+use bytes::Bytes;
+
+use super::segment::{Damage, EncodeError, Found, HEADER_BYTES, Record, Scan, SegmentId, StoredMessage, encode};
+
+/// Where a log keeps its files: a folder, or a test's idea of one.
+pub trait Storage {
+    /// Names of all files.
+    ///
+    /// # Errors
+    /// Whatever the folder says.
+    fn list(&mut self) -> io::Result<Vec<String>>;
+    /// Content of one file.
+    ///
+    /// # Errors
+    /// Whatever the file says.
+    fn read(&mut self, name: &str) -> io::Result<Bytes>;
+    /// Makes a file with this content, on disk together with its name, and takes it as the one to append to.
+    ///
+    /// # Errors
+    /// Whatever the folder says; the file may exist all the same.
+    fn create(&mut self, name: &str, content: &[u8]) -> io::Result<()>;
+    /// Writes behind the end of the file last made. What an error leaves behind is cut off by
+    /// [`truncate`](Self::truncate).
+    ///
+    /// # Errors
+    /// A full or failing disk.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Waits until what was appended is on disk.
+    ///
+    /// # Errors
+    /// A failing disk. What was written since the last success may be lost, and asking again proves nothing.
+    fn sync(&mut self) -> io::Result<()>;
+    /// Cuts the file last made to this length.
+    ///
+    /// # Errors
+    /// Whatever the file says.
+    fn truncate(&mut self, length: u64) -> io::Result<()>;
+    /// Deletes a file.
+    ///
+    /// # Errors
+    /// Whatever the folder says.
+    fn remove(&mut self, name: &str) -> io::Result<()>;
+}
+
+/// What [`Log::open`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Messages without an outcome, in order of admission.
+    pub messages: Vec<StoredMessage>,
+    /// The first sequence never used.
+    pub next_sequence: u64,
+    /// Stretches that held no readable record, with the name of their file. One at the end of a file may be no more
+    /// than a write cut short, of which nobody was told that it was on disk.
+    pub damaged: Vec<(String, Damage)>,
+}
+
+/// Why a commit did not happen. Nothing of it is on disk as far as the caller is concerned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// The disk took no more (full, read-only). Earlier messages stand; the same commit may work later.
+    #[error("queue file could not be written")]
+    Write(#[source] io::Error),
+    /// The disk failed to say that it has what it was given. Nothing is written again before [`Log::renew`].
+    #[error("queue file could not be synchronised with the disk")]
+    Sync(#[source] io::Error),
+    /// An earlier failure is not mended yet: [`Log::renew`].
+    #[error("queue files are closed after a failure")]
+    Closed,
+}
+
+struct Live {
+    segment: u64,
+    message: StoredMessage,
+}
+
+/// The files of one queue.
+pub struct Log<S> {
+    storage: S,
+    segment_bytes: u64,
+    salts: Box<dyn FnMut() -> u64 + Send>,
+    /// Oldest first; the last is the one appended to. Length in bytes of each.
+    segments: BTreeMap<u64, (SegmentId, u64)>,
+    live: BTreeMap<u64, Live>,
+    live_in: BTreeMap<u64, BTreeSet<u64>>,
+    pending: Vec<Record>,
+    closed: bool,
+}
+
+impl<S> fmt::Debug for Log<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log")
+            .field("segments", &self.segments.len())
+            .field("live", &self.live.len())
+            .field("pending", &self.pending.len())
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Storage> Log<S> {
+    /// Reads all files and goes on behind them, in a new one: what stands in the old ones is never written over.
+    ///
+    /// `segment_bytes` is the size at which a new file begins; `salts` gives random numbers.
+    ///
+    /// # Errors
+    /// Whatever `storage` says. Damage is no error: it is reported in [`Recovered`].
+    pub fn open(
+        mut storage: S,
+        segment_bytes: u64,
+        mut salts: Box<dyn FnMut() -> u64 + Send>,
+    ) -> io::Result<(Self, Recovered)> {
+        let mut ids: Vec<_> = storage.list()?.iter().filter_map(|name| SegmentId::from_file_name(name)).collect();
+        ids.sort_unstable();
+        let mut found = Reading::default();
+        for id in &ids {
+            found.read(*id, storage.read(&id.file_name())?);
+        }
+        let next = ids.last().map_or(0, |id| id.number().saturating_add(1));
+        let current = SegmentId::new(next, salts());
+        storage.create(&current.file_name(), &current.header())?;
+        let mut segments = found.segments;
+        segments.insert(next, (current, length(HEADER_BYTES)));
+        let mut log = Self {
+            storage,
+            segment_bytes,
+            salts,
+            segments,
+            live: BTreeMap::new(),
+            live_in: BTreeMap::new(),
+            pending: Vec::new(),
+            closed: false,
+        };
+        let mut recovered =
+            Recovered { next_sequence: found.next_sequence, damaged: found.damaged, ..Recovered::default() };
+        for (sequence, live) in found.messages {
+            if !found.settled.contains(&sequence) {
+                recovered.messages.push(live.message.clone());
+                log.keep(live.segment, live.message);
+            }
+        }
+        log.delete_settled_files();
+        Ok((log, recovered))
+    }
+
+    /// Takes a record for the next commit.
+    ///
+    /// # Errors
+    /// [`EncodeError`] for a message that no file can hold; it is not taken.
+    pub fn push(&mut self, record: Record) -> Result<(), EncodeError> {
+        encode(SegmentId::new(0, 0), &record, &mut Vec::new())?;
+        self.pending.push(record);
+        Ok(())
+    }
+
+    /// Writes what was pushed and waits until it is on disk: one write and one synchronisation for all of it.
+    ///
+    /// # Errors
+    /// [`CommitError`]; what was pushed is given up then, except that settled messages stay settled in memory and may
+    /// be sent once more after a restart.
+    pub fn commit(&mut self) -> Result<(), CommitError> {
+        let records = std::mem::take(&mut self.pending);
+        let written = if self.closed { Err(CommitError::Closed) } else { self.write(&records) };
+        for record in records {
+            match record {
+                Record::Settled(sequence) => self.settle(sequence),
+                Record::Message(message) if written.is_ok() => self.keep(self.current().number(), message),
+                Record::Message(_) => {}
+            }
+        }
+        if written.is_ok() {
+            self.delete_settled_files();
+        }
+        written
+    }
+
+    /// Begins anew after a failure: all live messages go into a new file, and the old ones are deleted once that is
+    /// on disk. What the kernel still shows of the old files is not trusted, since it may never have reached the disk.
+    ///
+    /// # Errors
+    /// [`CommitError`]; nothing was deleted then.
+    pub fn renew(&mut self) -> Result<(), CommitError> {
+        let old: Vec<u64> = self.segments.keys().copied().collect();
+        self.closed = true;
+        let number = self.begin_segment().map_err(CommitError::Write)?;
+        let messages: Vec<_> = self.live.values().map(|live| Record::Message(live.message.clone())).collect();
+        self.write_to_current(&messages)?;
+        self.closed = false;
+        for live in self.live.values_mut() {
+            live.segment = number;
+        }
+        self.live_in = BTreeMap::from([(number, self.live.keys().copied().collect())]);
+        for number in old {
+            if !self.delete(number) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`renew`](Self::renew) must come before the next commit.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Bytes of all files.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.segments.values().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Messages on disk without an outcome.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        self.live.len()
+    }
+
+    fn current(&self) -> SegmentId {
+        self.segments.values().next_back().map_or(SegmentId::new(0, 0), |(id, _)| *id)
+    }
+
+    fn write(&mut self, records: &[Record]) -> Result<(), CommitError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let full = self.segments.values().next_back().is_none_or(|(_, bytes)| *bytes >= self.segment_bytes);
+        if full {
+            self.begin_segment().map_err(CommitError::Write)?;
+            self.write_again_what_pins_old_files()?;
+        }
+        self.write_to_current(records)
+    }
+
+    fn begin_segment(&mut self) -> io::Result<u64> {
+        let id = SegmentId::new(self.current().number().saturating_add(1), (self.salts)());
+        if let Err(error) = self.storage.create(&id.file_name(), &id.header()) {
+            // Half a file may be there, and it may be what later appends go to: no append before `renew`.
+            self.closed = true;
+            self.segments.insert(id.number(), (id, length(HEADER_BYTES)));
+            return Err(error);
+        }
+        self.segments.insert(id.number(), (id, length(HEADER_BYTES)));
+        Ok(id.number())
+    }
+
+    /// Writes live messages of the oldest files again, when all files together are more than four times what is live.
+    fn write_again_what_pins_old_files(&mut self) -> Result<(), CommitError> {
+        let live: usize =
+            self.live.values().map(|live| live.message.payload.len() + live.message.topic.len() + 64).sum();
+        let allowed = length(live).saturating_mul(4).max(self.segment_bytes.saturating_mul(4));
+        if self.bytes() <= allowed {
+            return Ok(());
+        }
+        let current = self.current().number();
+        let Some(oldest) = self.segments.keys().next().copied().filter(|oldest| *oldest != current) else {
+            return Ok(());
+        };
+        let sequences = self.live_in.get(&oldest).cloned().unwrap_or_default();
+        let messages = sequences.iter().filter_map(|sequence| self.live.get(sequence));
+        let records: Vec<_> = messages.map(|live| Record::Message(live.message.clone())).collect();
+        self.write_to_current(&records)?;
+        for sequence in sequences {
+            if let Some(live) = self.live.remove(&sequence) {
+                self.keep(current, live.message);
+            }
+        }
+        self.live_in.remove(&oldest);
+        Ok(())
+    }
+
+    fn write_to_current(&mut self, records: &[Record]) -> Result<(), CommitError> {
+        let id = self.current();
+        let mut bytes = Vec::new();
+        for record in records {
+            // `push` has tried it: this cannot fail.
+            let _tried = encode(id, record, &mut bytes);
+        }
+        let before = self.segments.get(&id.number()).map_or(0, |(_, bytes)| *bytes);
+        if let Err(error) = self.storage.append(&bytes) {
+            // Part of it may stand there. Were it left, a message that was refused would be sent after a restart.
+            self.closed = self.storage.truncate(before).is_err();
+            return Err(CommitError::Write(error));
+        }
+        if let Err(error) = self.storage.sync() {
+            self.closed = true;
+            return Err(CommitError::Sync(error));
+        }
+        self.segments.insert(id.number(), (id, before.saturating_add(length(bytes.len()))));
+        Ok(())
+    }
+
+    fn keep(&mut self, segment: u64, message: StoredMessage) {
+        let sequence = message.sequence;
+        if let Some(before) = self.live.insert(sequence, Live { segment, message }) {
+            self.forget(before.segment, sequence);
+        }
+        self.live_in.entry(segment).or_default().insert(sequence);
+    }
+
+    fn settle(&mut self, sequence: u64) {
+        if let Some(live) = self.live.remove(&sequence) {
+            self.forget(live.segment, sequence);
+        }
+    }
+
+    fn forget(&mut self, segment: u64, sequence: u64) {
+        if let Some(sequences) = self.live_in.get_mut(&segment) {
+            sequences.remove(&sequence);
+            if sequences.is_empty() {
+                self.live_in.remove(&segment);
+            }
+        }
+    }
+
+    /// Oldest first and no further than the first file that is still needed: a later file may hold the record that
+    /// settles a message of an earlier one.
+    fn delete_settled_files(&mut self) {
+        let current = self.current().number();
+        let numbers: Vec<u64> = self.segments.keys().copied().collect();
+        for number in numbers {
+            if number == current || self.live_in.contains_key(&number) || !self.delete(number) {
+                break;
+            }
+        }
+    }
+
+    /// Whether the file is gone. One that cannot be deleted is tried again with the next commit.
+    fn delete(&mut self, number: u64) -> bool {
+        let Some((id, _)) = self.segments.get(&number) else { return true };
+        match self.storage.remove(&id.file_name()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => false,
+            Ok(()) | Err(_) => {
+                self.segments.remove(&number);
+                true
+            }
+        }
+    }
+}
+
+/// What has been read of the files so far.
+#[derive(Default)]
+struct Reading {
+    segments: BTreeMap<u64, (SegmentId, u64)>,
+    messages: BTreeMap<u64, Live>,
+    settled: BTreeSet<u64>,
+    damaged: Vec<(String, Damage)>,
+    next_sequence: u64,
+}
+
+impl Reading {
+    fn read(&mut self, id: SegmentId, content: Bytes) {
+        self.segments.insert(id.number(), (id, length(content.len())));
+        for found in Scan::new(id, content) {
+            let sequence = match found {
+                Found::Damage(damage) => {
+                    self.damaged.push((id.file_name(), damage));
+                    continue;
+                }
+                Found::Record { record: Record::Settled(sequence), .. } => {
+                    self.settled.insert(sequence);
+                    sequence
+                }
+                Found::Record { record: Record::Message(message), .. } => {
+                    let sequence = message.sequence;
+                    self.messages.insert(sequence, Live { segment: id.number(), message });
+                    sequence
+                }
+            };
+            self.next_sequence = self.next_sequence.max(sequence.saturating_add(1));
+        }
+    }
+}
+
+fn length(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A folder that fails on demand, and forgets at a crash what was never synchronised.
+    #[derive(Clone, Default)]
+    struct Folder(Arc<Mutex<Inner>>);
+
+    #[derive(Default)]
+    struct Inner {
+        files: BTreeMap<String, (Vec<u8>, usize)>,
+        current: String,
+        /// Operations until one fails; and how often one did.
+        fail_after: Option<u32>,
+        failed: u32,
+    }
+
+    impl Inner {
+        fn may_fail(&mut self) -> io::Result<()> {
+            if let Some(left) = &mut self.fail_after {
+                if *left == 0 {
+                    self.fail_after = None;
+                    self.failed += 1;
+                    return Err(io::Error::other("made to fail"));
+                }
+                *left -= 1;
+            }
+            Ok(())
+        }
+    }
+
+    impl Folder {
+        fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+            f(&mut self.0.lock().unwrap())
+        }
+
+        /// Power loss: of what was not synchronised, `kept` of 256 parts remain.
+        fn crash(&self, kept: u8) {
+            self.with(|inner| {
+                inner.fail_after = None;
+                for (content, synced) in inner.files.values_mut() {
+                    let rest = content.len() - *synced;
+                    content.truncate(*synced + rest * usize::from(kept) / 256);
+                    *synced = content.len();
+                }
+            });
+        }
+    }
+
+    impl Storage for Folder {
+        fn list(&mut self) -> io::Result<Vec<String>> {
+            Ok(self.with(|inner| inner.files.keys().cloned().collect()))
+        }
+        fn read(&mut self, name: &str) -> io::Result<Bytes> {
+            Ok(self.with(|inner| inner.files[name].0.clone().into()))
+        }
+        fn create(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
+            self.with(|inner| {
+                inner.files.insert(name.into(), (content[..7].to_vec(), 0));
+                inner.may_fail()?;
+                inner.files.insert(name.into(), (content.to_vec(), content.len()));
+                inner.current = name.into();
+                Ok(())
+            })
+        }
+        fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+            self.with(|inner| {
+                let failure = inner.may_fail();
+                let part = if failure.is_ok() { bytes.len() } else { bytes.len() / 2 };
+                let name = inner.current.clone();
+                inner.files.get_mut(&name).unwrap().0.extend_from_slice(&bytes[..part]);
+                failure
+            })
+        }
+        fn sync(&mut self) -> io::Result<()> {
+            self.with(|inner| {
+                inner.may_fail()?;
+                let name = inner.current.clone();
+                let file = inner.files.get_mut(&name).unwrap();
+                file.1 = file.0.len();
+                Ok(())
+            })
+        }
+        fn truncate(&mut self, length: u64) -> io::Result<()> {
+            self.with(|inner| {
+                inner.may_fail()?;
+                let name = inner.current.clone();
+                let file = inner.files.get_mut(&name).unwrap();
+                file.0.truncate(usize::try_from(length).unwrap());
+                file.1 = file.1.min(file.0.len());
+                Ok(())
+            })
+        }
+        fn remove(&mut self, name: &str) -> io::Result<()> {
+            self.with(|inner| {
+                inner.may_fail()?;
+                inner.files.remove(name);
+                Ok(())
+            })
+        }
+    }
+
+    fn message(sequence: u64, payload: usize) -> StoredMessage {
+        StoredMessage {
+            sequence,
+            qos_level: 1,
+            retained: false,
+            expires_at_unix_ms: None,
+            topic: "t".into(),
+            payload: vec![u8::try_from(sequence % 251).unwrap(); payload].into(),
+        }
+    }
+
+    fn open(folder: &Folder) -> (Log<Folder>, Recovered) {
+        let mut salt = 40_u64;
+        let salts = Box::new(move || {
+            salt += 1;
+            salt
+        });
+        Log::open(folder.clone(), 600, salts).unwrap()
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(u8),
+        Settle(prop::sample::Index),
+        Commit,
+        FailAfter(u8),
+        Crash(u8),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            6 => any::<u8>().prop_map(Step::Push),
+            4 => any::<prop::sample::Index>().prop_map(Step::Settle),
+            4 => Just(Step::Commit),
+            1 => (0..6u8).prop_map(Step::FailAfter),
+            1 => any::<u8>().prop_map(Step::Crash),
+        ];
+        prop::collection::vec(step, 1..120)
+    }
+
+    /// What must hold, kept beside the log without looking into it.
+    #[derive(Default)]
+    struct Model {
+        owed: BTreeSet<u64>,
+        /// Settled, but perhaps only in memory: these may come back.
+        may_return: BTreeSet<u64>,
+        pushed: Vec<u64>,
+        settling: Vec<u64>,
+        /// Pushed for a commit that a crash interrupted.
+        unsure: BTreeSet<u64>,
+    }
+
+    impl Model {
+        fn commit(&mut self, done: bool) {
+            let pushed = std::mem::take(&mut self.pushed);
+            if done {
+                self.owed.extend(pushed);
+            } else {
+                self.unsure.extend(pushed);
+            }
+            for sequence in std::mem::take(&mut self.settling) {
+                self.owed.remove(&sequence);
+                if !done {
+                    self.may_return.insert(sequence);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn f31_f32_f33_what_was_committed_and_not_settled_comes_back_whatever_failed(steps in steps()) {
+            let folder = Folder::default();
+            let (mut log, _) = open(&folder);
+            let mut model = Model::default();
+            let mut next = 0;
+            for step in steps {
+                match step {
+                    Step::Push(size) => {
+                        log.push(Record::Message(message(next, usize::from(size)))).unwrap();
+                        model.pushed.push(next);
+                        next += 1;
+                    }
+                    Step::Settle(which) if !model.owed.is_empty() => {
+                        let sequence = *model.owed.iter().nth(which.index(model.owed.len())).unwrap();
+                        if !model.settling.contains(&sequence) {
+                            log.push(Record::Settled(sequence)).unwrap();
+                            model.settling.push(sequence);
+                        }
+                    }
+                    Step::Settle(_) => {}
+                    Step::Commit => {
+                        if log.is_closed() && log.renew().is_ok() {
+                            // All that is live was written anew: nothing settled can return from the old files
+                            // unless one of them could not be deleted.
+                        }
+                        let done = log.commit().is_ok();
+                        model.commit(done);
+                    }
+                    Step::FailAfter(operations) => folder.with(|inner| inner.fail_after = Some(operations.into())),
+                    Step::Crash(kept) => {
+                        folder.crash(kept);
+                        // Not committed: pushed messages were never promised, settled ones may return.
+                        model.unsure.extend(model.pushed.drain(..));
+                        model.settling.clear();
+                        let (opened, recovered) = open(&folder);
+                        log = opened;
+                        let back: BTreeSet<u64> = recovered.messages.iter().map(|m| m.sequence).collect();
+                        prop_assert!(model.owed.is_subset(&back), "lost {:?}", model.owed.difference(&back));
+                        for found in &recovered.messages {
+                            prop_assert_eq!(found, &message(found.sequence, found.payload.len()));
+                            let s = found.sequence;
+                            prop_assert!(model.owed.contains(&s) || model.may_return.contains(&s) || model.unsure.contains(&s));
+                        }
+                        prop_assert!(recovered.messages.is_sorted_by_key(|m| m.sequence));
+                        prop_assert!(back.iter().all(|s| *s < recovered.next_sequence));
+                        next = next.max(recovered.next_sequence);
+                        model.owed = back;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_message_nobody_takes_does_not_keep_every_file() {
+        let folder = Folder::default();
+        let (mut log, _) = open(&folder);
+        log.push(Record::Message(message(0, 10))).unwrap();
+        for sequence in 1..2000 {
+            log.push(Record::Message(message(sequence, 100))).unwrap();
+            log.commit().unwrap();
+            log.push(Record::Settled(sequence)).unwrap();
+        }
+        log.commit().unwrap();
+
+        assert!(log.bytes() < 10 * 600, "{} bytes", log.bytes());
+        assert_eq!(open(&folder).1.messages, vec![message(0, 10)]);
+    }
+
+    #[test]
+    fn f33_after_a_failed_sync_nothing_is_admitted_until_all_is_written_anew() {
+        let folder = Folder::default();
+        let (mut log, _) = open(&folder);
+        log.push(Record::Message(message(0, 10))).unwrap();
+        log.commit().unwrap();
+        folder.with(|inner| inner.fail_after = Some(1)); // the append works, its sync does not
+        log.push(Record::Message(message(1, 10))).unwrap();
+        assert!(matches!(log.commit(), Err(CommitError::Sync(_))));
+        assert_eq!(folder.with(|inner| inner.failed), 1, "the fault fired");
+
+        log.push(Record::Message(message(2, 10))).unwrap();
+        assert!(matches!(log.commit(), Err(CommitError::Closed)));
+        log.renew().unwrap();
+        log.push(Record::Message(message(3, 10))).unwrap();
+        log.commit().unwrap();
+
+        folder.crash(0);
+        let sequences: Vec<_> = open(&folder).1.messages.iter().map(|m| m.sequence).collect();
+        assert_eq!(sequences, [0, 3]);
+    }
+
+    #[test]
+    fn f31_a_full_disk_refuses_the_commit_and_keeps_what_was_there() {
+        let folder = Folder::default();
+        let (mut log, _) = open(&folder);
+        log.push(Record::Message(message(0, 10))).unwrap();
+        log.commit().unwrap();
+        folder.with(|inner| inner.fail_after = Some(0));
+        log.push(Record::Message(message(1, 10))).unwrap();
+        assert!(matches!(log.commit(), Err(CommitError::Write(_))));
+        assert_eq!(folder.with(|inner| inner.failed), 1, "the fault fired");
+        log.push(Record::Message(message(2, 10))).unwrap();
+        log.commit().unwrap();
+
+        let (_, recovered) = open(&folder);
+        assert_eq!(recovered.messages, vec![message(0, 10), message(2, 10)]);
+        assert_eq!(recovered.damaged, vec![]);
+    }
+}

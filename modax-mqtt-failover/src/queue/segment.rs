@@ -1,0 +1,454 @@
+//! Format of one queue file: bytes in, records out, and the other way round. No file is touched here.
+//!
+//! A file is a header and then frames, one a record:
+//!
+//! | frame | bytes | what |
+//! |---|---|---|
+//! | mark | 4 | `MQR1`, to find the next frame behind damage |
+//! | length | 4 | of the body, little endian |
+//! | head check | 4 | CRC-32C of salt, mark and length |
+//! | body check | 4 | CRC-32C of salt and body |
+//! | body | length | kind, sequence, and for a message its flags, expiry, topic and payload |
+//!
+//! The head has a check of its own, so that a frame can be told from a payload that looks like one. Both
+//! checks cover the file's random salt, so that a payload that holds another queue file, or a block that once
+//! belonged to one, is never taken for a frame of this file. They do not cover the frame's place: bytes lost or added
+//! in the middle cost only the frames they hit. A copy of a frame of this very file is harmless, because a sequence
+//! counts once. The salt stands in the file's name as well, so that a damaged header costs nothing.
+//!
+//! CRC-32C finds every change of up to three bits at these lengths, and every burst of up to 32; it is a guard against
+//! accidents, not against somebody who writes to the file on purpose.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+/// Bytes before the first frame.
+pub const HEADER_BYTES: usize = 32;
+/// Bytes of a frame before its body.
+pub const FRAME_BYTES: usize = 16;
+/// Largest body: a full MQTT packet (MQTT 3.1.1, 2.2.3) and our own fields. Checked before anything is allocated.
+pub const MAX_BODY_BYTES: usize = 268_435_455 + 64;
+
+const FILE_MARK: [u8; 8] = *b"MODAXMQ1";
+const FRAME_MARK: [u8; 4] = *b"MQR1";
+const KIND_MESSAGE: u8 = 1;
+const KIND_SETTLED: u8 = 2;
+const FLAG_QOS: u8 = 0b011;
+const FLAG_RETAINED: u8 = 0b100;
+const FLAG_EXPIRES: u8 = 0b1000;
+
+/// Which file of a queue, and the salt of its checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentId {
+    number: u64,
+    salt: u64,
+}
+
+impl SegmentId {
+    /// The file with this number; `salt` is random, made when the file is.
+    #[must_use]
+    pub const fn new(number: u64, salt: u64) -> Self {
+        Self { number, salt }
+    }
+
+    /// Its place in the order of files.
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.number
+    }
+
+    /// Name of the file.
+    #[must_use]
+    pub fn file_name(self) -> String {
+        format!("{:016x}-{:016x}.queue", self.number, self.salt)
+    }
+
+    /// The file with this name, if it is one of a queue.
+    #[must_use]
+    pub fn from_file_name(name: &str) -> Option<Self> {
+        let (number, salt) = name.strip_suffix(".queue")?.split_once('-')?;
+        let is_number = |text: &str| text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let parse = |text: &str| if is_number(text) { u64::from_str_radix(text, 16).ok() } else { None };
+        Some(Self { number: parse(number)?, salt: parse(salt)? })
+    }
+
+    /// What the file begins with.
+    #[must_use]
+    pub fn header(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES);
+        bytes.extend_from_slice(&FILE_MARK);
+        bytes.extend_from_slice(&self.number.to_le_bytes());
+        bytes.extend_from_slice(&self.salt.to_le_bytes());
+        let check = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&check.to_le_bytes());
+        bytes.resize(HEADER_BYTES, 0);
+        bytes
+    }
+}
+
+/// One message as it stands on disk.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredMessage {
+    /// Place in the order of admission, over all files and restarts.
+    pub sequence: u64,
+    /// 0, 1 or 2.
+    pub qos_level: u8,
+    /// Whether the broker is to keep it.
+    pub retained: bool,
+    /// When it expires, in milliseconds of Unix time: the only clock that survives a restart.
+    pub expires_at_unix_ms: Option<u64>,
+    /// Where it goes.
+    pub topic: String,
+    /// What it says.
+    pub payload: Bytes,
+}
+
+impl fmt::Debug for StoredMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredMessage")
+            .field("sequence", &self.sequence)
+            .field("qos_level", &self.qos_level)
+            .field("retained", &self.retained)
+            .field("topic", &self.topic)
+            .field("payload_bytes", &self.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a frame says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A message was admitted.
+    Message(StoredMessage),
+    /// The outcome of the message with this sequence is known; it is not sent again.
+    Settled(u64),
+}
+
+/// A message that cannot be written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// More than 65535 bytes of topic.
+    #[error("topic is longer than 65535 bytes")]
+    Topic,
+    /// More than [`MAX_BODY_BYTES`].
+    #[error("message is larger than an MQTT packet can be")]
+    Size,
+}
+
+/// Appends `record` to `out` as a frame of the file `segment`.
+///
+/// # Errors
+/// [`EncodeError`]; `out` is unchanged then.
+pub fn encode(segment: SegmentId, record: &Record, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    let start = out.len();
+    out.extend_from_slice(&[0; FRAME_BYTES]);
+    if let Err(error) = encode_body(record, out) {
+        out.truncate(start);
+        return Err(error);
+    }
+    let body = out.get(start.saturating_add(FRAME_BYTES)..).unwrap_or_default();
+    let Some(length) = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_BODY_BYTES) else {
+        out.truncate(start);
+        return Err(EncodeError::Size);
+    };
+    let frame = frame(segment, length, body_check(segment, body));
+    if let Some(place) = out.get_mut(start..start.saturating_add(FRAME_BYTES)) {
+        place.copy_from_slice(&frame);
+    }
+    Ok(())
+}
+
+fn encode_body(record: &Record, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    match record {
+        Record::Settled(sequence) => {
+            out.push(KIND_SETTLED);
+            out.extend_from_slice(&sequence.to_le_bytes());
+        }
+        Record::Message(message) => {
+            let topic_bytes = u16::try_from(message.topic.len()).map_err(|_| EncodeError::Topic)?;
+            if message.payload.len() > MAX_BODY_BYTES {
+                return Err(EncodeError::Size);
+            }
+            let mut flags = message.qos_level & FLAG_QOS;
+            flags |= if message.retained { FLAG_RETAINED } else { 0 };
+            flags |= if message.expires_at_unix_ms.is_some() { FLAG_EXPIRES } else { 0 };
+            out.push(KIND_MESSAGE);
+            out.extend_from_slice(&message.sequence.to_le_bytes());
+            out.push(flags);
+            out.extend_from_slice(&message.expires_at_unix_ms.unwrap_or(0).to_le_bytes());
+            out.extend_from_slice(&topic_bytes.to_le_bytes());
+            out.extend_from_slice(message.topic.as_bytes());
+            out.extend_from_slice(&message.payload);
+        }
+    }
+    Ok(())
+}
+
+fn frame(segment: SegmentId, length: u32, body_check: u32) -> [u8; FRAME_BYTES] {
+    let mut frame = [0; FRAME_BYTES];
+    let parts = [FRAME_MARK, length.to_le_bytes(), head_check(segment, length).to_le_bytes(), body_check.to_le_bytes()];
+    for (place, part) in frame.chunks_exact_mut(4).zip(parts) {
+        place.copy_from_slice(&part);
+    }
+    frame
+}
+
+fn seed(segment: SegmentId) -> u32 {
+    crc32c::crc32c(&segment.salt.to_le_bytes())
+}
+
+fn head_check(segment: SegmentId, length: u32) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(seed(segment), &FRAME_MARK), &length.to_le_bytes())
+}
+
+fn body_check(segment: SegmentId, body: &[u8]) -> u32 {
+    crc32c::crc32c_append(seed(segment), body)
+}
+
+/// A stretch of a file that holds no readable record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
+    /// Whether it reaches the end of the file: then it may be no more than a write that a crash cut short.
+    pub at_end: bool,
+}
+
+/// What a file holds, in the order of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A record whose checks hold.
+    Record {
+        /// Where its frame begins.
+        offset: u64,
+        /// What it says.
+        record: Record,
+    },
+    /// Bytes that are no record.
+    Damage(Damage),
+}
+
+/// Reads a file: every record whose checks hold, and every stretch between them that is none.
+#[derive(Clone, Debug)]
+pub struct Scan {
+    segment: SegmentId,
+    bytes: Bytes,
+    at: usize,
+}
+
+impl Scan {
+    /// A scan of the whole content of the file `segment`. Its header is not needed, since the name says it all.
+    #[must_use]
+    pub const fn new(segment: SegmentId, bytes: Bytes) -> Self {
+        Self { segment, bytes, at: HEADER_BYTES }
+    }
+
+    /// The body length of the frame at `at`, if a frame begins there.
+    fn length_at(&self, at: usize) -> Option<usize> {
+        let head = self.bytes.get(at..at.checked_add(FRAME_BYTES)?)?;
+        let (mark, rest) = head.split_first_chunk::<4>()?;
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        let (check, _) = rest.split_first_chunk::<4>()?;
+        let length = u32::from_le_bytes(*length);
+        let holds = *mark == FRAME_MARK && u32::from_le_bytes(*check) == head_check(self.segment, length);
+        usize::try_from(length).ok().filter(|length| holds && *length <= MAX_BODY_BYTES)
+    }
+
+    fn record_at(&self, at: usize, length: usize) -> Option<Record> {
+        let start = at.checked_add(FRAME_BYTES)?;
+        let body = self.bytes.get(start..start.checked_add(length)?)?;
+        let (_, check) = self.bytes.get(at..start)?.split_last_chunk::<4>()?;
+        if u32::from_le_bytes(*check) != body_check(self.segment, body) {
+            return None;
+        }
+        decode(&self.bytes.slice(start..start.checked_add(length)?))
+    }
+
+    /// Where the next frame begins, from `from` on.
+    fn next_frame(&self, from: usize) -> Option<usize> {
+        let rest = self.bytes.get(from..)?;
+        let marks = rest.windows(FRAME_MARK.len()).enumerate().filter(|(_, window)| *window == FRAME_MARK);
+        marks.filter_map(|(step, _)| from.checked_add(step)).find(|at| self.length_at(*at).is_some())
+    }
+}
+
+impl Iterator for Scan {
+    type Item = Found;
+
+    fn next(&mut self) -> Option<Found> {
+        let start = self.at;
+        if start >= self.bytes.len() {
+            return None;
+        }
+        let offset = u64::try_from(start).ok()?;
+        if let Some(length) = self.length_at(start)
+            && let Some(record) = self.record_at(start, length)
+        {
+            self.at = start.saturating_add(FRAME_BYTES).saturating_add(length);
+            return Some(Found::Record { offset, record });
+        }
+        // Not by the length, even where the head holds: bytes may be missing inside, and the next frame stand nearer.
+        let end = self.next_frame(start.saturating_add(1)).unwrap_or(self.bytes.len());
+        self.at = end;
+        let bytes = u64::try_from(end.saturating_sub(start)).ok()?;
+        Some(Found::Damage(Damage { offset, bytes, at_end: end >= self.bytes.len() }))
+    }
+}
+
+fn decode(body: &Bytes) -> Option<Record> {
+    let (kind, rest) = body.split_first()?;
+    let (sequence, rest) = rest.split_first_chunk::<8>()?;
+    let sequence = u64::from_le_bytes(*sequence);
+    if *kind == KIND_SETTLED {
+        return rest.is_empty().then_some(Record::Settled(sequence));
+    }
+    if *kind != KIND_MESSAGE {
+        return None;
+    }
+    let (flags, rest) = rest.split_first()?;
+    let (expiry, rest) = rest.split_first_chunk::<8>()?;
+    let (topic_bytes, rest) = rest.split_first_chunk::<2>()?;
+    let topic_bytes = usize::from(u16::from_le_bytes(*topic_bytes));
+    let topic = std::str::from_utf8(rest.get(..topic_bytes)?).ok()?.to_owned();
+    let payload_at = body.len().checked_sub(rest.len())?.checked_add(topic_bytes)?;
+    Some(Record::Message(StoredMessage {
+        sequence,
+        qos_level: Some(flags & FLAG_QOS).filter(|level| *level <= 2)?,
+        retained: flags & FLAG_RETAINED != 0,
+        expires_at_unix_ms: (flags & FLAG_EXPIRES != 0).then_some(u64::from_le_bytes(*expiry)),
+        topic,
+        payload: body.slice(payload_at..),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SEGMENT: SegmentId = SegmentId::new(7, 0x5eed_5eed_5eed_5eed);
+
+    fn file(records: &[Record]) -> Vec<u8> {
+        file_of(SEGMENT, records)
+    }
+
+    fn file_of(segment: SegmentId, records: &[Record]) -> Vec<u8> {
+        let mut bytes = segment.header();
+        for record in records {
+            encode(segment, record, &mut bytes).unwrap();
+        }
+        bytes
+    }
+
+    fn records() -> impl Strategy<Value = Vec<Record>> {
+        let message = (any::<u64>(), 0..3u8, any::<bool>(), any::<Option<u64>>(), "[a-z/]{0,20}", any::<Vec<u8>>());
+        let record = prop_oneof![
+            message.prop_map(|(sequence, qos_level, retained, expires_at_unix_ms, topic, payload)| {
+                let payload = payload.into();
+                Record::Message(StoredMessage { sequence, qos_level, retained, expires_at_unix_ms, topic, payload })
+            }),
+            any::<u64>().prop_map(Record::Settled),
+        ];
+        prop::collection::vec(record, 1..20)
+    }
+
+    fn found(bytes: Vec<u8>) -> (Vec<Record>, Vec<Damage>) {
+        let (mut records, mut damage) = (Vec::new(), Vec::new());
+        for found in Scan::new(SEGMENT, bytes.into()) {
+            match found {
+                Found::Record { record, .. } => records.push(record),
+                Found::Damage(stretch) => damage.push(stretch),
+            }
+        }
+        (records, damage)
+    }
+
+    fn is_subsequence(part: &[Record], whole: &[Record]) -> bool {
+        let mut whole = whole.iter();
+        part.iter().all(|record| whole.any(|other| other == record))
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read_again(records in records()) {
+            prop_assert_eq!(found(file(&records)), (records, vec![]));
+        }
+
+        #[test]
+        fn f32_a_torn_tail_costs_only_the_record_it_tore(records in records(), cut in any::<prop::sample::Index>()) {
+            let mut bytes = file(&records);
+            let ends: Vec<usize> = (0..=records.len()).map(|n| file(&records[..n]).len()).collect();
+            bytes.truncate(HEADER_BYTES + cut.index(bytes.len() - HEADER_BYTES));
+            let whole = ends.iter().filter(|end| **end <= bytes.len()).count() - 1;
+            let torn = bytes.len() - ends[whole];
+
+            let (read, damage) = found(bytes);
+
+            prop_assert_eq!(&read[..], &records[..whole]);
+            prop_assert_eq!(damage.iter().map(|d| d.bytes).sum::<u64>(), torn as u64);
+            prop_assert!(damage.iter().all(|d| d.at_end));
+        }
+
+        #[test]
+        fn f32_a_flipped_bit_costs_at_most_the_record_it_hit(records in records(), at in any::<prop::sample::Index>(), bit in 0..8u32) {
+            let mut bytes = file(&records);
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+
+            let (read, damage) = found(bytes);
+
+            prop_assert!(is_subsequence(&read, &records));
+            let expected = if at < HEADER_BYTES { records.len() } else { records.len() - 1 };
+            prop_assert_eq!(read.len(), expected);
+            prop_assert_eq!(damage.is_empty(), at < HEADER_BYTES);
+        }
+
+        #[test]
+        fn f32_bytes_lost_in_the_middle_cost_only_the_records_they_hit(records in records(), from in any::<prop::sample::Index>(), count in 1..60usize) {
+            let mut bytes = file(&records);
+            let ends: Vec<usize> = (0..=records.len()).map(|n| file(&records[..n]).len()).collect();
+            let from = HEADER_BYTES + from.index(bytes.len() - HEADER_BYTES);
+            let to = (from + count).min(bytes.len());
+            bytes.drain(from..to);
+            let hit = ends.windows(2).filter(|end| end[0] < to && from < end[1]).count();
+
+            let (read, _) = found(bytes);
+
+            prop_assert!(is_subsequence(&read, &records));
+            prop_assert!(read.len() >= records.len() - hit, "{} of {} with {hit} hit", read.len(), records.len());
+        }
+
+        #[test]
+        fn bytes_that_were_never_a_file_are_all_damage(bytes in any::<Vec<u8>>()) {
+            let length = bytes.len().saturating_sub(HEADER_BYTES) as u64;
+            let (read, damage) = found(bytes);
+            prop_assert!(read.is_empty());
+            prop_assert_eq!(damage.iter().map(|d| d.bytes).sum::<u64>(), length);
+        }
+
+        #[test]
+        fn another_queue_file_inside_a_payload_is_not_read_as_records(inner in records()) {
+            let outer = Record::Message(StoredMessage {
+                sequence: 1, qos_level: 1, retained: false, expires_at_unix_ms: None,
+                topic: "backup".into(), payload: file_of(SegmentId::new(7, 1), &inner).into(),
+            });
+            let mut bytes = file(std::slice::from_ref(&outer));
+            bytes[HEADER_BYTES] ^= 1; // the outer frame is lost, so the scan looks for the next one inside it
+
+            prop_assert_eq!(found(bytes).0, vec![]);
+        }
+    }
+
+    #[test]
+    fn a_file_name_says_number_and_salt_and_nothing_else_is_taken_for_one() {
+        assert_eq!(SegmentId::from_file_name(&SEGMENT.file_name()), Some(SEGMENT));
+        for name in ["", "lock", "1-2.queue", "0000000000000007-+eed5eed5eed5eed.queue", "x.queue"] {
+            assert_eq!(SegmentId::from_file_name(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The queue on disk: what was admitted survives the process, in order, and nobody else has it meanwhile.
+
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use modax_mqtt_failover::{Client, ConfigError, Message, PublishError, Queue, disk};
+use modax_testbed::broker::{Script, ScriptedBroker};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// A directory of its own, gone with the value.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("modax-queue-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn queue(&self) -> PathBuf {
+        self.0.join("queue")
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<_> = std::fs::read_dir(self.queue()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "queue"));
+        files.sort();
+        files
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn client(url: &str, directory: &Path) -> Result<Client, ConfigError> {
+    let queue = Queue::disk(directory).max_messages(100_000).fsync_every(Duration::from_millis(1));
+    Client::builder("disk").brokers([url])?.queue(queue).build()
+}
+
+fn numbers(broker: &ScriptedBroker) -> Vec<u64> {
+    let number = |payload: &[u8]| String::from_utf8_lossy(payload).parse().unwrap();
+    broker.publishes().iter().map(|publish| number(&publish.payload)).collect()
+}
+
+async fn emptied(client: &Client) {
+    within("an empty queue", async {
+        while client.stats().queue_messages > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_closed_client_could_not_deliver_is_sent_by_the_next_in_order_and_once() {
+    let folder = Folder::new("restart");
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    broker.stop();
+    let first = client(&broker.url(), &folder.queue()).unwrap();
+    for number in 0..50_u64 {
+        let message = Message::new("disk", number.to_string());
+        let message = if number == 7 { message.expires_in(Duration::from_millis(1)) } else { message };
+        drop(within("on disk", first.publish(message)).await.unwrap());
+    }
+    let left = within("the close", first.close(Duration::ZERO)).await;
+    assert!(left.undelivered.len() >= 49, "{}", left.undelivered.len());
+
+    broker.restart().unwrap();
+    let second = client(&broker.url(), &folder.queue()).unwrap();
+    let receipt = within("on disk", second.publish(Message::new("disk", "50"))).await.unwrap();
+    assert!(within("an outcome", receipt.acked()).await.is_acked());
+    emptied(&second).await;
+    let expected: Vec<u64> = (0..=50).filter(|number| *number != 7).collect();
+    assert_eq!(numbers(&broker), expected);
+    within("the close", second.close(DEADLINE)).await;
+
+    let third = client(&broker.url(), &folder.queue()).unwrap();
+    assert_eq!(third.stats().queue_messages, 0, "settled messages came back");
+    within("the close", third.close(DEADLINE)).await;
+    assert!(disk::inspect(folder.queue()).unwrap().waiting.is_empty());
+}
+
+#[tokio::test]
+async fn one_process_at_a_time_has_the_queue() {
+    let folder = Folder::new("lock");
+    let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
+
+    assert!(matches!(client("mqtt://127.0.0.1:9", &folder.queue()), Err(ConfigError::Queue { .. })));
+    assert!(disk::inspect(folder.queue()).is_err());
+
+    within("the close", first.close(Duration::ZERO)).await;
+    let second = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
+    within("the close", second.close(Duration::ZERO)).await;
+}
+
+/// Not a test of its own: the process that [`f32_a_killed_publisher_leaves_all_it_was_told_is_admitted`] kills.
+#[tokio::test]
+async fn publisher_to_be_killed() {
+    let Some(directory) = std::env::var_os("MODAX_QUEUE_TO_BE_KILLED") else { return };
+    let client = client("mqtt://127.0.0.1:9", Path::new(&directory)).unwrap();
+    let mut number = client.stats().queue_messages;
+    loop {
+        drop(client.publish(Message::new("disk", number.to_string())).await.unwrap());
+        println!("admitted {number}");
+        number += 1;
+    }
+}
+
+#[tokio::test]
+async fn f32_a_killed_publisher_leaves_all_it_was_told_is_admitted() {
+    let folder = Folder::new("killed");
+    let mut admitted = 0;
+    for round in 1..=5_u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "disk::publisher_to_be_killed", "--nocapture"])
+            .env("MODAX_QUEUE_TO_BE_KILLED", folder.queue())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut seen = 0;
+        for line in lines {
+            let Some(number) = line.rsplit_once("admitted ").and_then(|(_, number)| number.parse::<u64>().ok()) else {
+                continue;
+            };
+            admitted = admitted.max(number + 1);
+            seen += 1;
+            if seen == 20 * round {
+                child.kill().unwrap();
+            }
+        }
+        assert!(!child.wait().unwrap().success(), "the publisher ended by itself");
+        assert!(seen >= 20 * round, "only {seen} admissions");
+    }
+
+    let found = disk::inspect(folder.queue()).unwrap();
+    assert!(found.is_sound(), "{found:?}");
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let client = client(&broker.url(), &folder.queue()).unwrap();
+    emptied(&client).await;
+    let arrived = numbers(&broker);
+    let distinct: BTreeSet<_> = arrived.iter().copied().collect();
+    assert!((0..admitted).all(|number| distinct.contains(&number)), "{admitted} admitted, {} arrived", distinct.len());
+    assert!(arrived.is_sorted(), "out of order");
+    within("the close", client.close(DEADLINE)).await;
+}
+
+#[tokio::test]
+async fn f32_damage_costs_what_it_hits_is_reported_and_the_rest_is_saved() {
+    let folder = Folder::new("damage");
+    let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
+    for number in 0..20_u64 {
+        drop(within("on disk", first.publish(Message::new("disk", number.to_string()))).await.unwrap());
+    }
+    within("the close", first.close(Duration::ZERO)).await;
+    let largest = folder.files().into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut content = std::fs::read(&largest).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 0x10;
+    std::fs::write(&largest, content).unwrap();
+
+    let found = disk::inspect(folder.queue()).unwrap();
+    assert!(!found.is_sound());
+    assert_eq!(found.waiting.len(), 19);
+    let saved = disk::salvage(folder.queue(), folder.0.join("saved")).unwrap();
+    assert_eq!(saved.waiting.len(), 19);
+    assert!(disk::inspect(folder.0.join("saved")).unwrap().is_sound());
+
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let second = client(&broker.url(), &folder.queue()).unwrap();
+    assert_eq!(second.stats().damaged, 1);
+    emptied(&second).await;
+    assert_eq!(numbers(&broker).len(), 19);
+    within("the close", second.close(DEADLINE)).await;
+}
+
+#[tokio::test]
+async fn f31_a_disk_that_refuses_is_a_typed_error_and_what_was_admitted_stays() {
+    let folder = Folder::new("refused");
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    broker.stop();
+    let queue = Queue::disk(folder.queue()).max_bytes(256 << 20).fsync_every(Duration::from_millis(1));
+    let client = Client::builder("disk").brokers([broker.url()]).unwrap().queue(queue).build().unwrap();
+    drop(within("on disk", client.publish(Message::new("disk", "0"))).await.unwrap());
+
+    // The folder is taken away: the file in use goes on, the next one cannot be begun.
+    let away = folder.0.join("away");
+    std::fs::rename(folder.queue(), &away).unwrap();
+    let mut refused = None;
+    for _ in 0..40 {
+        if let Err(error) = within("an answer", client.publish(Message::new("disk", vec![b'1'; 1 << 20]))).await {
+            refused = Some(error);
+            break;
+        }
+    }
+    assert!(matches!(refused, Some(PublishError::Disk { .. })), "the disk never refused: {refused:?}");
+    assert!(refused.is_some_and(|error| error.is_transient()));
+
+    std::fs::rename(&away, folder.queue()).unwrap();
+    let after = within("an answer", client.publish(Message::new("disk", "2"))).await;
+    let receipt = after.expect("it recovers by itself");
+    broker.restart().unwrap();
+    assert!(within("an outcome", receipt.acked()).await.is_acked());
+    assert!(broker.publishes().iter().any(|publish| publish.payload == "0"), "what was admitted before is lost");
+    within("the close", client.close(DEADLINE)).await;
+}
