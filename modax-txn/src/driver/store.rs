@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use tokio_postgres::{Client, Error, Row, types::Type};
+use tokio_postgres::{
+    Client, Error, Row,
+    types::{ToSql, Type},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -43,6 +46,11 @@ WHERE o.status = 'pending'
   AND (o.key IS NULL OR o.expires_at <= clock_timestamp()
        OR (o.key <> ALL ($2) AND NOT EXISTS (SELECT FROM {s}.outbox p WHERE p.status = 'parked' AND p.key = o.key)))
 ORDER BY o.seq LIMIT $3";
+
+/// With this the rows are read along the index of what is pending, whatever the statistics say. Without it, after a long outage of the
+/// sink, the planner believes that little is pending and sorts the whole backlog for each read (measured: 80 ms for 100,000 rows).
+const ALONG_THE_INDEX: &str = "\
+BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off";
 
 /// The fence is the row of the lease itself, locked by this statement: whoever takes the lease over waits for it, or it finds
 /// another epoch and moves nothing.
@@ -182,12 +190,14 @@ impl Store {
     ) -> Result<Input, Error> {
         let exclude: Vec<Uuid> = exclude.iter().map(|id| *id.as_uuid()).collect();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = client
-            .query_typed(
-                &self.fetch,
-                &[(&exclude, Type::UUID_ARRAY), (&full_keys, Type::TEXT_ARRAY), (&limit, Type::INT8)],
-            )
-            .await?;
+        let params: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&exclude, Type::UUID_ARRAY), (&full_keys, Type::TEXT_ARRAY), (&limit, Type::INT8)];
+        // Polled together, so sent together: one round trip.
+        let ((), rows, ()) = tokio::try_join!(
+            client.batch_execute(ALONG_THE_INDEX),
+            client.query_typed(&self.fetch, &params),
+            client.batch_execute("COMMIT"),
+        )?;
         let messages = rows.iter().map(read_message).collect::<Result<Vec<_>, _>>()?;
         Ok(Input::Fetched { messages })
     }
