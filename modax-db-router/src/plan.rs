@@ -70,6 +70,8 @@ impl fmt::Display for LeftOut {
 pub struct Plan {
     /// Servers of equal rank stand together; selection chooses among them.
     pub ranks: Vec<Vec<NodeId>>,
+    /// How many of the candidates are replicas that can show all that was asked; they come first.
+    pub replicas: usize,
     /// Everybody else.
     pub left_out: Vec<(NodeId, LeftOut)>,
     /// The token can never be satisfied.
@@ -119,6 +121,7 @@ pub fn plan(topology: &Topology, request: &ReadRequest, now: Instant) -> Plan {
             Err(why) => plan.left_out.push((node.id.clone(), why)),
         }
     }
+    plan.replicas = replicas.len();
     plan.ranks = [replicas, primary, unproven].into_iter().filter(|rank| !rank.is_empty()).collect();
     plan
 }

@@ -6,17 +6,18 @@ use std::time::{Duration, Instant};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
-use futures_util::future::join3;
+use futures_util::future::{join, join3};
 
 use super::pool::Checkout;
-use super::transaction::broke;
+use super::transaction::{broke, columns};
 use super::{Shared, now};
 use crate::error::ReadError;
-use crate::plan::{Plan, ReadRequest, TokenFate, plan};
+use crate::lsn::WriteToken;
+use crate::plan::{LeftOut, Plan, ReadRequest, TokenFate, plan};
 use crate::policy::retry::{Reaction, react};
 use crate::policy::selection::choose;
 use crate::read::Rows;
-use crate::topology::NodeState;
+use crate::topology::{NodeId, NodeState};
 
 /// Pause after servers that may answer did not, and the shortest one between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -26,17 +27,41 @@ enum Answer {
     Rows(Vec<Row>),
     /// The caller's own error.
     Refused(Error),
+    /// It has not replayed the token's write yet.
+    Behind,
     /// Another server may do better.
     Next(Option<Error>),
     /// The same one will, now that a cached statement was forgotten.
     Same(Error),
 }
 
+/// What is asked of a server.
+struct Question<'a> {
+    sql: &'a str,
+    params: &'a [&'a (dyn ToSql + Sync)],
+    /// The server must show first that it has this write: the picture does not know it of it yet.
+    proof: Option<WriteToken>,
+    deadline: Instant,
+}
+
+/// Who is asked, in which order: replicas known to have what is wanted; then replicas that were behind the token when
+/// last seen, which show in one flight whether they have caught up; then the primary, if it is wanted.
+fn order<'a>(plan: &'a Plan, request: &ReadRequest, turn: u64) -> Vec<(&'a NodeId, Option<WriteToken>)> {
+    let behind = plan.left_out.iter().filter(|(_, why)| plan.token == TokenFate::Kept && *why == LeftOut::BehindToken);
+    let mut behind: Vec<_> = behind.map(|(id, _)| (id, request.at_least)).collect();
+    let shift = turn.checked_rem(behind.len() as u64).and_then(|shift| usize::try_from(shift).ok());
+    behind.rotate_left(shift.unwrap_or(0));
+    let mut asked: Vec<_> = plan.candidates().map(|id| (id, None)).collect();
+    let replicas = plan.replicas.min(asked.len());
+    asked.splice(replicas..replicas, behind);
+    asked
+}
+
 impl Shared {
     /// Who would answer now; the chosen one first.
     pub(crate) fn plan(&self, request: &ReadRequest) -> Plan {
         let mut plan = plan(&self.topology(), request, now());
-        let outstanding = |id: &crate::topology::NodeId| {
+        let outstanding = |id: &NodeId| {
             self.index_of(id).and_then(|node| self.servers.get(node)).map_or(0, |server| server.pool.outstanding())
         };
         for rank in &mut plan.ranks {
@@ -80,9 +105,10 @@ impl Shared {
                 TokenFate::Unproven => return Err(ReadError::TokenUnproven),
                 TokenFate::Foreign => return Err(ReadError::TokenForeign),
             }
-            for id in plan.candidates() {
+            for (id, proof) in order(&plan, request, self.turn()) {
                 let Some(node) = self.index_of(id) else { continue };
-                if let Some(rows) = self.ask(node, deadline, sql, params, &mut last).await? {
+                let question = Question { sql, params, proof, deadline };
+                if let Some(rows) = self.ask(node, &question, &mut last).await? {
                     return Ok(rows);
                 }
                 self.counters.read_retries.fetch_add(1, Ordering::Relaxed);
@@ -120,14 +146,12 @@ impl Shared {
     async fn ask(
         &self,
         node: usize,
-        deadline: Instant,
-        sql: &str,
-        params: &[&(dyn ToSql + Sync)],
-        last: &mut Option<(crate::topology::NodeId, Option<Error>)>,
+        question: &Question<'_>,
+        last: &mut Option<(NodeId, Option<Error>)>,
     ) -> Result<Option<Rows>, ReadError> {
         let Some(server) = self.servers.get(node) else { return Ok(None) };
         for attempt in 1..=2 {
-            let answer = self.ask_once(node, deadline, sql, params).await;
+            let answer = self.ask_once(node, question).await;
             match answer {
                 Answer::Rows(rows) => {
                     // What it said counts only if it was not found on a history left behind meanwhile.
@@ -143,6 +167,7 @@ impl Shared {
                 }
                 Answer::Same(_) if attempt == 1 => {}
                 Answer::Refused(error) | Answer::Same(error) => return Err(ReadError::Statement(error)),
+                Answer::Behind => return Ok(None),
                 Answer::Next(error) => {
                     self.suspect(node);
                     *last = Some((server.id.clone(), error));
@@ -153,7 +178,7 @@ impl Shared {
         Ok(None)
     }
 
-    async fn ask_once(&self, node: usize, deadline: Instant, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Answer {
+    async fn ask_once(&self, node: usize, question: &Question<'_>) -> Answer {
         let Some(server) = self.servers.get(node) else { return Answer::Next(None) };
         let work = async {
             let checkout = match self.take_from(node).await {
@@ -167,16 +192,23 @@ impl Shared {
                 return Answer::Next(None);
             }
             let writable = topology.primary().is_some_and(|primary| primary.id == server.id);
-            let result = run(&checkout, writable, sql, params).await;
+            let result = match question.proof {
+                Some(token) => run_with_proof(&checkout, &token, question).await,
+                None => run(&checkout, writable, question.sql, question.params).await.map(Some),
+            };
             match result {
-                Ok(rows) => {
+                Ok(None) => {
+                    checkout.give_back();
+                    Answer::Behind
+                }
+                Ok(Some(rows)) => {
                     checkout.give_back();
                     Answer::Rows(rows)
                 }
                 Err(error) => read_error(error, checkout),
             }
         };
-        tokio::time::timeout_at(deadline.into(), work).await.unwrap_or(Answer::Next(None))
+        tokio::time::timeout_at(question.deadline.into(), work).await.unwrap_or(Answer::Next(None))
     }
 }
 
@@ -199,6 +231,30 @@ async fn run(
     begun?;
     ended?;
     Ok(rows)
+}
+
+/// One flight: the proof and the rows. `None` if the replica has not replayed the write, or is not receiving the
+/// token's timeline any more, or may not say so (`pg_monitor`).
+async fn run_with_proof(
+    checkout: &Checkout,
+    token: &WriteToken,
+    question: &Question<'_>,
+) -> Result<Option<Vec<Row>>, Error> {
+    let proof = format!(
+        "SELECT pg_last_wal_replay_lsn() >= '{}' AND EXISTS \
+        (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming' AND received_tli = {})",
+        token.lsn(),
+        token.timeline()
+    );
+    let client = checkout.client();
+    // What a replica that is behind says of the statement means nothing: its tables may be older, too.
+    let rows = async {
+        let statement = checkout.prepare(question.sql).await?;
+        client.query(&statement, question.params).await
+    };
+    let (proved, rows) = join(client.simple_query(&proof), rows).await;
+    let has_it = columns::<1>(&proved?).is_some_and(|[yes]| yes.as_deref() == Some("t"));
+    if has_it { rows.map(Some) } else { Ok(None) }
 }
 
 fn read_error(error: Error, checkout: Checkout) -> Answer {

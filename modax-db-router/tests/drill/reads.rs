@@ -35,6 +35,17 @@ async fn f40_a_replica_whose_replay_is_paused_serves_no_read_with_a_token_or_a_b
             assert_ne!(found.node.to_string(), paused);
         }
     }
+    // A replica that has caught up proves it in one flight; nobody waits for the next probe.
+    wait::until(LONG, "a token to be served by a replica", || async {
+        let written = router.execute("SELECT pg_current_xact_id()", &[]).await.expect("written");
+        let token = written.token.expect("a token");
+        let primary = written.node;
+        let read = router.read(ReadPreference::PreferReplica).at_least(&token);
+        tokio::task::yield_now().await;
+        read.query("SELECT 1", &[]).await.expect("read").node != primary
+    })
+    .await
+    .expect("caught up");
     // Old enough by now: the bound leaves the paused one out as well.
     wait::until(LONG, "the paused replica to grow old", || async {
         let topology = router.topology();
