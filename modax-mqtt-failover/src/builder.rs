@@ -95,7 +95,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Published by the broker when we vanish without goodbye. A broker that is left in a failover publishes it too,
+    /// Published by the broker when we vanish without goodbye; default none. A broker that is left in a failover publishes it too,
     /// although we live on elsewhere.
     pub fn will(mut self, will: Message) -> Self {
         self.config.will = Some(will);

@@ -210,8 +210,12 @@ impl Client {
                     }
                     shared.emit(Event::Shed { topic: topic.to_string() });
                 }
+                // An expiry may come before the driver's next look; everything else waits until it is hungry.
+                let wake = std::mem::take(&mut state.hungry) || message.expires_in.is_some();
                 drop(state);
-                shared.wake.notify_one();
+                if wake {
+                    shared.wake.notify_one();
+                }
                 Ok((receipt, written))
             }
             Admission::Shed => {

@@ -75,13 +75,13 @@ pub enum ConfigError {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// Identity of the session. Two live clients with one identity throw each other out.
+    /// Identity of the session; no default, because two live clients with one identity throw each other out.
     pub client_id: Arc<str>,
-    /// In order of preference.
+    /// In order of preference; no default, because nobody but the caller knows them.
     pub brokers: Vec<Broker>,
-    /// Of each broker, in the same order; where absent, [`credentials`](Self::credentials) are used.
+    /// Of each broker, in the same order; default none, and then [`credentials`](Self::credentials) are used.
     pub broker_credentials: Vec<Option<Credentials>>,
-    /// For brokers without their own.
+    /// For brokers without their own; default none, because many plants' brokers want none.
     pub credentials: Option<Credentials>,
     /// Default [`Topology::Independent`].
     pub topology: Topology,
@@ -93,15 +93,16 @@ pub struct Config {
     pub keep_alive: Duration,
     /// Unacknowledged publishes on the wire; default 100, which fills a link with 20 ms round trip at 5000 msg/s.
     pub max_inflight: u16,
-    /// Limits of what waits.
+    /// Limits of what waits; default [`Queue::memory`], because a directory cannot be guessed.
     pub queue: Queue,
-    /// How a silent broker is found out.
+    /// How a silent broker is found out; default: within 500 ms under traffic, see [`LivenessConfig`].
     pub liveness: LivenessConfig,
-    /// Waits between tries.
+    /// Waits between tries; default 100 ms doubling to 2 s with full jitter, see [`Backoff`].
     pub retry: Backoff,
-    /// Published by the broker when we vanish without goodbye.
+    /// Published by the broker when we vanish without goodbye; default none, because a broker that is left in a failover
+    /// publishes it although we live on elsewhere.
     pub will: Option<Message>,
-    /// Seeds the jitter; the driver takes it from the operating system.
+    /// Seeds the jitter; default 0, for which the driver takes a random one, so that clients spread out.
     pub seed: u64,
 }
 

@@ -116,6 +116,9 @@ impl Driver {
         self.input(Input::Start);
         loop {
             self.turn();
+            while !self.settled.is_empty() {
+                self.turn();
+            }
             if self.is_finished() {
                 break;
             }
@@ -212,11 +215,15 @@ impl Driver {
 
     /// Gives the packets that have arrived to the courier, until a reader is full.
     fn decode(&mut self) {
+        let now = now();
         while !self.readers.is_full() {
             let Some(link) = self.link.as_mut() else { break };
             let attempt = link.attempt;
             match link.receive() {
-                Ok(Some(packet)) => self.input(Input::Received { attempt, packet }),
+                Ok(Some(packet)) => {
+                    self.courier.handle_input(now, Input::Received { attempt, packet });
+                    self.perform();
+                }
                 Ok(None) => break,
                 Err(error) => {
                     self.link = None;
@@ -224,7 +231,7 @@ impl Driver {
                 }
             }
         }
-        self.courier.handle_input(now(), Input::Paused(self.readers.is_full()));
+        self.courier.handle_input(now, Input::Paused(self.readers.is_full()));
     }
 
     fn input(&mut self, input: Input) {
@@ -288,7 +295,8 @@ impl Driver {
         let commands = std::mem::take(&mut state.commands);
         let acknowledged = std::mem::take(&mut state.acknowledged);
         let mut told = self.settle(&mut state);
-        while let Some(expired) = state.backlog.expire(now()) {
+        let now = now();
+        while let Some(expired) = state.backlog.expire(now) {
             state.admission.expired = state.admission.expired.saturating_add(1);
             state.forget(expired.id);
             shared.emit(Event::Expired { topic: expired.message.topic().to_owned() });
@@ -297,7 +305,8 @@ impl Driver {
         }
         let has_room = self.link.as_ref().is_some_and(Link::has_room);
         let room = if has_room { self.courier.room() } else { 0 };
-        let messages: Vec<_> = std::iter::from_fn(|| state.backlog.take(now())).take(room).collect();
+        let messages: Vec<_> = std::iter::from_fn(|| state.backlog.take(now)).take(room).collect();
+        state.hungry = messages.len() < room;
         self.expiry = state.backlog.poll_timeout();
         state.status = self.courier.status().clone();
         state.delivery = self.courier.stats();
@@ -316,10 +325,10 @@ impl Driver {
         }
         for Acknowledged { id, serial, abandoned } in acknowledged {
             let input = if abandoned { Input::Abandon { id, serial } } else { Input::Acknowledge { id, serial } };
-            self.courier.handle_input(now(), input);
+            self.courier.handle_input(now, input);
         }
         for message in messages {
-            self.courier.handle_input(now(), Input::Publish(message));
+            self.courier.handle_input(now, Input::Publish(message));
         }
         self.perform();
     }

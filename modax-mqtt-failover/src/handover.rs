@@ -66,6 +66,8 @@ pub(crate) struct State {
     /// Where admissions are written down, for a queue on disk.
     pub(crate) disk: Option<Disk>,
     pub(crate) filters: BTreeSet<Filter>,
+    /// The driver would have taken more messages than there were: the next one has to wake it.
+    pub(crate) hungry: bool,
     /// Admits nothing more.
     pub(crate) closed: bool,
     /// The driver is gone.
@@ -116,6 +118,7 @@ impl Shared {
                 acknowledged: Vec::new(),
                 disk: None,
                 filters: BTreeSet::new(),
+                hungry: true,
                 closed: false,
                 ended: false,
                 status: Status::default(),
