@@ -44,6 +44,9 @@ const RETRY_CAP: Duration = Duration::from_millis(500);
 /// The reason in the audit by which an expired command is known.
 const EXPIRED: &str = "expired before it could be published";
 
+/// The reason in the audit by which a command is known that was safe when it was taken and not when it was to go out.
+const NOT_SAFE: &str = "the plant is not safe";
+
 /// Publishes to the brokers, and is the last to ask whether a command may still go out.
 struct ToBrokers(Arc<App>);
 
@@ -59,7 +62,7 @@ impl Sink for ToBrokers {
                 if !knows_the_plant(app) {
                     return Err(SinkError::retry("no broker, or only since a moment"));
                 }
-                return Err(SinkError::drop("the plant is not safe"));
+                return Err(SinkError::drop(NOT_SAFE));
             }
         }
         let left = message.expires_in.unwrap_or(EXPIRES_IN);
@@ -171,7 +174,7 @@ async fn note(app: &App, event: Event) {
 
 /// The safety check drops a message; everything else that is refused has failed.
 fn rejected(id: MessageId, reason: String) -> (MessageId, &'static str, Option<String>) {
-    let status = if reason.contains("not safe") { "blocked" } else { "failed" };
+    let status = if reason.contains(NOT_SAFE) { "blocked" } else { "failed" };
     (id, status, Some(reason))
 }
 
