@@ -14,7 +14,7 @@ pub(crate) mod settle;
 pub(crate) mod transaction;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -60,7 +60,12 @@ pub(crate) struct Shared {
     pictures: watch::Sender<u64>,
     events: broadcast::Sender<Event>,
     inputs: mpsc::Sender<Input>,
+    /// New calls are refused.
     closed: AtomicBool,
+    /// Nobody is waited for any more.
+    over: AtomicBool,
+    /// Writes and reads under way, with or without a connection.
+    running: AtomicUsize,
     random: AtomicU64,
     turn: AtomicU64,
 }
@@ -90,6 +95,16 @@ impl Shared {
     /// dropped, because the monitor is about to look anyway.
     pub(crate) fn suspect(&self, node: usize) {
         let _ = self.inputs.try_send(Input::Suspect { node });
+    }
+
+    /// Counts the caller as running until it is dropped.
+    pub(crate) fn run(&self) -> Running<'_> {
+        self.running.fetch_add(1, Ordering::AcqRel);
+        Running { shared: self }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     pub(crate) async fn tell(&self, input: Input) -> bool {
@@ -143,6 +158,17 @@ impl Shared {
     }
 }
 
+/// A write or a read under way: [`Driver::close`] waits for it.
+pub(crate) struct Running<'a> {
+    shared: &'a Shared,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.shared.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Owns the tasks: they end with it.
 pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
@@ -152,6 +178,7 @@ pub(crate) struct Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Release);
+        self.shared.over.store(true, Ordering::Release);
         for task in &self.tasks {
             task.abort();
         }
@@ -185,6 +212,8 @@ impl Driver {
             events: broadcast::Sender::new(EVENTS),
             inputs: inputs.clone(),
             closed: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            running: AtomicUsize::new(0),
             random: AtomicU64::new(seed()),
             turn: AtomicU64::new(0),
             config,
@@ -221,10 +250,15 @@ impl Driver {
         // Whoever waits for a change finds the router closed.
         self.shared.routing.send_modify(|moves| *moves += 1);
         self.shared.pictures.send_modify(|moves| *moves += 1);
-        let idle = || self.shared.servers.iter().all(|server| server.pool.outstanding() == 0);
+        let idle = || {
+            let by_hand = self.shared.servers.iter().any(|server| server.pool.outstanding() > 0);
+            self.shared.running.load(Ordering::Acquire) == 0 && !by_hand
+        };
         while !idle() && tokio::time::Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        self.shared.over.store(true, Ordering::Release);
+        self.shared.routing.send_modify(|moves| *moves += 1);
         for server in &self.shared.servers {
             server.pool.close();
         }

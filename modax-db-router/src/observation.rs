@@ -126,7 +126,7 @@ pub enum ProbeFailure {
     NotAccepting,
     /// The server has no connection left for us (53300).
     TooManyConnections,
-    /// Password, `pg_hba.conf` or database name: no retry helps until somebody changes that.
+    /// Password, `pg_hba.conf`, database name or a privilege that was revoked: no retry helps until that is changed.
     Rejected,
     /// It answered, and the answer was not understood.
     Unreadable,
@@ -139,7 +139,7 @@ impl std::fmt::Display for ProbeFailure {
             Self::Unreachable => "not reachable",
             Self::NotAccepting => "starting, stopping or recovering",
             Self::TooManyConnections => "no connection slot left",
-            Self::Rejected => "login rejected",
+            Self::Rejected => "login or probe refused",
             Self::Unreadable => "answer not understood",
         })
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_postgres::types::ToSql;
 
 use crate::config::{Config, Target};
+use crate::driver::acquire::Whom;
 use crate::driver::events::Events;
 #[cfg(feature = "patroni")]
 use crate::driver::patroni::Api;
@@ -202,7 +203,7 @@ impl Router {
     /// # Cancel safety
     /// Cancel safe: nothing was sent for the caller.
     pub async fn primary_within(&self, deadline: Duration) -> Result<Connection, AcquireError> {
-        let acquired = self.shared().acquire(crate::driver::now() + deadline).await?;
+        let acquired = self.shared().acquire(crate::driver::now() + deadline, Whom::Call).await?;
         Ok(acquired.checkout.by_hand())
     }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::driver;
+use crate::driver::acquire::Whom;
 use crate::driver::pool::Checkout;
 use crate::driver::transaction::{After, Attempt};
 use crate::error::{AcquireError, WriteError};
@@ -119,6 +120,7 @@ impl Writer {
         T: Send,
     {
         let counters = &self.router.shared().counters;
+        let _running = self.router.shared().run();
         let result = self.run_attempts(work).await;
         match &result {
             Ok(_) => {}
@@ -140,7 +142,7 @@ impl Writer {
         let mut last = None;
         let mut attempt = 0;
         loop {
-            let acquired = match shared.acquire(deadline).await {
+            let acquired = match shared.acquire(deadline, Whom::Call).await {
                 Ok(acquired) => acquired,
                 Err(error) => return Err(not_acquired(error, attempt, last)),
             };

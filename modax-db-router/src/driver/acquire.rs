@@ -14,6 +14,15 @@ use deadpool::managed::PoolError;
 /// Pause after a server that is said to be the primary did not let us in: its probes have the same pace.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// Who asks for a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whom {
+    /// A call: refused as soon as the router is being closed.
+    Call,
+    /// A running write whose commit must be settled: served as long as a closing router waits for it.
+    Settling,
+}
+
 /// A connection to the primary and the life of the primary it belongs to.
 pub(crate) struct Acquired {
     pub(crate) node: usize,
@@ -23,14 +32,18 @@ pub(crate) struct Acquired {
 
 impl Shared {
     /// Waits for a primary and a connection to it, until `deadline`.
-    pub(crate) async fn acquire(&self, deadline: Instant) -> Result<Acquired, AcquireError> {
+    pub(crate) async fn acquire(&self, deadline: Instant, whom: Whom) -> Result<Acquired, AcquireError> {
         let began = now();
         let mut refusal = None;
         let mut held = None;
         let mut routing = self.routing();
         loop {
             routing.mark_unchanged();
-            if self.is_closed() {
+            let refused = match whom {
+                Whom::Call => self.is_closed(),
+                Whom::Settling => self.is_over(),
+            };
+            if refused {
                 return Err(AcquireError::Closed);
             }
             let topology = self.topology();
@@ -68,7 +81,7 @@ impl Shared {
 
     /// Whether that life of the primary may be written now.
     pub(crate) fn may_write(&self, node: usize, incarnation: &Incarnation) -> bool {
-        !self.is_closed() && self.topology().writable == Ok((node, *incarnation))
+        self.topology().writable == Ok((node, *incarnation))
     }
 
     fn enter_hold(&self) -> Result<tokio::sync::SemaphorePermit<'_>, AcquireError> {

@@ -77,6 +77,7 @@ impl Shared {
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Rows, ReadError> {
+        let _running = self.run();
         let result = self.query_until(request, now() + limit, sql, params).await;
         let counter = if result.is_ok() { &self.counters.reads } else { &self.counters.reads_failed };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::acquire::Whom;
 use super::transaction::columns;
 use super::{Shared, now};
 use crate::commit::{Evidence, Settled, UnknownBecause, Verdict, judge, read_status};
@@ -24,7 +25,7 @@ impl Shared {
         let mut at_the_end = UnknownBecause::Deadline;
         while now() < until {
             // Only a primary that is accepted tells which history counts.
-            let acquired = match self.acquire(until).await {
+            let acquired = match self.acquire(until, Whom::Settling).await {
                 Ok(acquired) => acquired,
                 Err(AcquireError::Closed) => return Err(UnknownBecause::Closed),
                 Err(_) => continue,

@@ -90,7 +90,23 @@ async fn a_write_that_failed_inside_is_never_called_committed() {
     assert!(wrote.is_err());
     let found = router.read(ReadPreference::Primary).query("SELECT number FROM ledger", &[]).await.expect("read");
     assert_eq!(found.rows.iter().map(|row| row.get::<_, i64>(0)).collect::<Vec<_>>(), [2]);
+    // A write under way when the router is closed is finished; a new one is refused.
+    let (began, begins) = tokio::sync::oneshot::channel();
+    let mut began = Some(began);
+    let last = tokio::spawn({
+        let router = router.clone();
+        async move {
+            let work = |tx: Tx| {
+                let _ = began.take().map(|began| began.send(()));
+                async move { tx.execute("INSERT INTO ledger SELECT 3 FROM pg_sleep(0.3)", &[]).await }
+            };
+            router.write(work).await
+        }
+    });
+    begins.await.expect("it began");
     router.close(LONG).await;
+    last.await.expect("task").expect("finished");
+    assert!(matches!(router.execute("SELECT 1", &[]).await, Err(WriteError::Closed)));
     ground.stop().await;
 }
 
