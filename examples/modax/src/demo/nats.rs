@@ -1,6 +1,7 @@
 //! Who leads what in the NATS cluster, and asking a leader to step down: a request of NATS's own protocol, which is
 //! lines of text.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -13,13 +14,16 @@ use tokio::time::timeout;
 use super::http::Http;
 
 /// Something replicated that has a leader.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Led {
     /// `$MQTT_msgs`
     pub(crate) stream: String,
     /// A consumer of the stream (one for each subscription of a session), or the stream itself.
     pub(crate) consumer: Option<String>,
 }
+
+/// Who leads what.
+pub(crate) type Leaders = BTreeMap<Led, String>;
 
 /// Where a node listens beside MQTT: for NATS's own protocol, and for questions about its state.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +42,23 @@ pub(crate) fn doors(ground: &Path, mqtt: SocketAddr) -> Option<Doors> {
     Some(Doors { clients: address("listen:")?, monitor: address("http:")? })
 }
 
-/// What one node leads, by its own account.
-pub(crate) async fn led_by(http: &Http, monitor: SocketAddr, node: &str) -> Option<Vec<Led>> {
+/// Who leads what, by one node's account; an empty name while it is being elected.
+pub(crate) async fn leaders(http: &Http, monitor: SocketAddr) -> Option<Leaders> {
     let url = format!("http://{monitor}/jsz?accounts=true&streams=true&consumers=true");
     let answer = http.get(&url, Duration::from_secs(2)).await.ok()?;
-    Some(parse(&answer.json(), node))
+    Some(parse(&answer.json()))
+}
+
+/// Whether all nodes agree on who leads what, nothing is without a leader, and `node` leads nothing.
+pub(crate) fn settled_without(accounts: &[Leaders], node: &str) -> bool {
+    let mut agreed = Leaders::new();
+    for (led, leader) in accounts.iter().flatten() {
+        let known = agreed.entry(led.clone()).or_insert_with(|| leader.clone());
+        if leader.is_empty() || known != leader || leader == node {
+            return false;
+        }
+    }
+    !agreed.is_empty()
 }
 
 /// Who leads the cluster itself: whoever makes sessions and subscriptions. Only an election changes it.
@@ -52,25 +68,23 @@ pub(crate) async fn meta_leader(http: &Http, monitor: SocketAddr) -> Option<Stri
     (!leader.is_empty()).then_some(leader)
 }
 
-fn parse(jsz: &Value, node: &str) -> Vec<Led> {
-    let leads = |detail: &Value| detail["cluster"]["leader"] == node;
+fn parse(jsz: &Value) -> Leaders {
+    let leader = |detail: &Value| detail["cluster"]["leader"].as_str().unwrap_or_default().to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let mut led = Vec::new();
+    let mut leaders = Leaders::new();
     for stream in list(&jsz["account_details"]).iter().flat_map(|account| list(&account["stream_detail"])) {
         let name = stream["name"].as_str().unwrap_or_default().to_owned();
-        for consumer in list(&stream["consumer_detail"]).iter().filter(|consumer| leads(consumer)) {
-            let consumer = consumer["name"].as_str().map(str::to_owned);
-            led.push(Led { stream: name.clone(), consumer });
+        for consumer in &list(&stream["consumer_detail"]) {
+            let led = Led { stream: name.clone(), consumer: consumer["name"].as_str().map(str::to_owned) };
+            leaders.insert(led, leader(consumer));
         }
-        if leads(&stream) {
-            led.push(Led { stream: name, consumer: None });
-        }
+        leaders.insert(Led { stream: name, consumer: None }, leader(&stream));
     }
-    led
+    leaders
 }
 
 /// Asks the leader of this to let another node lead. The answer is not read: whether it helped is seen in
-/// [`led_by`].
+/// [`leaders`].
 pub(crate) async fn step_down(clients: SocketAddr, led: &Led) -> std::io::Result<()> {
     let subject = match &led.consumer {
         Some(consumer) => format!("$JS.API.CONSUMER.LEADER.STEPDOWN.{}.{consumer}", led.stream),
@@ -103,21 +117,30 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn streams_and_consumers_of_a_node_are_found() {
-        let jsz = json!({ "account_details": [{ "stream_detail": [
-            { "name": "$MQTT_msgs", "cluster": { "leader": "n1" }, "consumer_detail": [
-                { "name": "a", "cluster": { "leader": "n2" } },
-                { "name": "b", "cluster": { "leader": "n1" } },
+    fn jsz(consumer: &str, stream: &str) -> Value {
+        json!({ "account_details": [{ "stream_detail": [
+            { "name": "$MQTT_msgs", "cluster": { "leader": stream }, "consumer_detail": [
+                { "name": "a", "cluster": { "leader": consumer } },
             ] },
-            { "name": "$MQTT_sess", "cluster": { "leader": "n2" } },
-        ] }] });
-        let led = |stream: &str, consumer: Option<&str>| Led {
-            stream: stream.to_owned(),
-            consumer: consumer.map(str::to_owned),
-        };
-        assert_eq!(parse(&jsz, "n1"), [led("$MQTT_msgs", Some("b")), led("$MQTT_msgs", None)]);
-        assert_eq!(parse(&jsz, "n2"), [led("$MQTT_msgs", Some("a")), led("$MQTT_sess", None)]);
-        assert!(parse(&json!({}), "n1").is_empty());
+        ] }] })
+    }
+
+    #[test]
+    fn streams_and_consumers_are_found_with_their_leaders() {
+        let leaders = parse(&jsz("n2", "n1"));
+        let led = |consumer: Option<&str>| Led { stream: "$MQTT_msgs".into(), consumer: consumer.map(str::to_owned) };
+        assert_eq!(leaders.get(&led(None)).map(String::as_str), Some("n1"));
+        assert_eq!(leaders.get(&led(Some("a"))).map(String::as_str), Some("n2"));
+        assert!(parse(&json!({})).is_empty());
+    }
+
+    #[test]
+    fn a_node_is_free_when_all_agree_that_others_lead() {
+        let account = |consumer, stream| parse(&jsz(consumer, stream));
+        assert!(settled_without(&[account("n2", "n1"), account("n2", "n1")], "n3"));
+        assert!(!settled_without(&[account("n2", "n1"), account("n2", "n1")], "n2"));
+        assert!(!settled_without(&[account("n2", "n1"), account("n1", "n1")], "n3"));
+        assert!(!settled_without(&[account("", "n1"), account("", "n1")], "n3"));
+        assert!(!settled_without(&[], "n3"));
     }
 }

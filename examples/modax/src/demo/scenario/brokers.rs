@@ -7,13 +7,15 @@ use tokio::time::sleep;
 
 use super::{Found, Stage, first_event, recovery};
 use crate::demo::cluster::Failure;
-use crate::demo::nats::{led_by, meta_leader, step_down};
+use crate::demo::nats::{leaders, meta_leader, settled_without, step_down};
 use crate::demo::probe::Prober;
 
 /// What the control layers log when they lose or suspect a broker.
 pub(super) const SIGNS: &[&str] = &["suspected", "disconnected", "failed over"];
 /// Leaders move in about a second each; the last one may come back once.
 const MOVE: Duration = Duration::from_secs(30);
+/// Between two looks at who leads what.
+const LOOK: Duration = Duration::from_millis(500);
 /// The bound and time to see how late it was.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -29,7 +31,6 @@ pub(super) async fn cut_off(stage: &Stage) -> Result<Found, Failure> {
     let prober = Prober::start(stage.fresh_readings());
     let recovered = recovery(&prober, start, PATIENCE).await;
     let detected = first_event(&logs, start);
-    sleep(Duration::from_secs(2)).await;
     node.cont();
 
     Ok(Found {
@@ -59,21 +60,30 @@ async fn vacate(stage: &Stage) -> Result<usize, Failure> {
     let victim = (0..stage.cluster.control.len())
         .find(|index| nodes[*index].name() != meta)
         .ok_or("every broker that a control layer prefers leads the cluster")?;
-    let (name, doors) = (nodes[victim].name(), doors[victim]);
+    let name = nodes[victim].name();
     let end = Instant::now() + MOVE;
-    // A leader that was asked to go may be elected again: twice nothing is nothing.
-    let mut empty_looks = 0;
-    while empty_looks < 2 {
+    // A leader that was asked to go may be elected again, and whoever has just been elected may lag: quiet is what
+    // was quiet twice, with the cluster healthy in between.
+    let mut quiet_looks = 0;
+    while quiet_looks < 2 {
         if Instant::now() > end {
             return Err(format!("broker {} still leads something after {} s", victim + 1, MOVE.as_secs()).into());
         }
-        let led = led_by(&stage.http, doors.monitor, name).await;
-        for item in led.iter().flatten() {
-            // Whether it helped is seen at the next look.
-            let _ = step_down(doors.clients, item).await;
+        let mut accounts = Vec::new();
+        for doors in doors {
+            accounts.push(leaders(&stage.http, doors.monitor).await.unwrap_or_default());
         }
-        empty_looks = if led.is_some_and(|led| led.is_empty()) { empty_looks + 1 } else { 0 };
-        sleep(Duration::from_millis(300)).await;
+        if settled_without(&accounts, name) {
+            quiet_looks += 1;
+            stage.cluster.nats.healthy(MOVE).await?;
+        } else {
+            quiet_looks = 0;
+            for (led, _) in accounts[victim].iter().filter(|(_, leader)| *leader == name) {
+                // Whether it helped is seen at the next look.
+                let _ = step_down(doors[victim].clients, led).await;
+            }
+        }
+        sleep(LOOK).await;
     }
     Ok(victim)
 }
