@@ -46,8 +46,9 @@ impl Monitor {
         }
     }
 
-    /// Servers out of recovery that answer and are not refused. In a contest one failed probe, sent after the newest
-    /// of them appeared, is enough to be out: the other one's promotion is proved.
+    /// Servers out of recovery that answer and are not refused. In a contest one refusal to a probe that was sent after
+    /// the newest of them appeared is enough to be out: the other one's promotion is proved. Silence is not: it takes
+    /// `fall` of it, because a busy server that lives must not be taken for a dead one.
     fn live_heads(&self) -> Vec<usize> {
         let heads: Vec<(usize, Instant)> = self
             .watches
@@ -63,7 +64,8 @@ impl Monitor {
             .into_iter()
             .filter(|&(node, _)| {
                 let failed = self.watches.get(node).and_then(|watch| watch.failure);
-                !(contested && failed.is_some_and(|(_, sent)| Some(sent) >= newest))
+                let refused = |(why, sent)| why != ProbeFailure::TimedOut && Some(sent) >= newest;
+                !(contested && failed.is_some_and(refused))
             })
             .map(|(node, _)| node)
             .collect()
