@@ -44,7 +44,7 @@ pub(crate) enum Command {
 /// Which brokers, and who we are to them.
 #[derive(Debug, Args)]
 pub(crate) struct BrokerArgs {
-    /// Brokers, the preferred one first: mqtt://[user:password@]host[:1883],…
+    /// Brokers, the preferred one first: `mqtt://[user:password@]host[:1883]`,…
     #[arg(long, value_name = "URL,…", value_delimiter = ',', required = true)]
     pub(crate) brokers: Vec<String>,
     /// Client id; the broker keeps a session under it.
@@ -183,7 +183,7 @@ pub(crate) struct OutboxDatabaseArgs {
 pub(crate) struct RelayArgs {
     #[command(flatten)]
     pub(crate) outbox: OutboxDatabaseArgs,
-    /// Brokers, the preferred one first: mqtt://[user:password@]host[:1883],…
+    /// Brokers, the preferred one first: `mqtt://[user:password@]host[:1883]`,…
     #[arg(long, value_name = "URL,…", value_delimiter = ',', required = true)]
     pub(crate) brokers: Vec<String>,
     /// Client id at the brokers (default: a random one).
