@@ -88,6 +88,10 @@
     )
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(feature = "tokio"),
+    allow(rustdoc::broken_intra_doc_links, reason = "the manual speaks of the router, which is not built then")
+)]
 
 pub mod commit;
 mod event;

@@ -268,7 +268,8 @@ impl Router {
         if shared.tell(Input::Accept { node: index }).await { Ok(()) } else { Err(AcceptError::Closed) }
     }
 
-    /// Lets new writes wait, as they wait through a failover, until [`resume_writes`](Self::resume_writes).
+    /// Lets new writes wait, as they wait through a failover, until [`resume_writes`](Self::resume_writes). Those
+    /// under way are committed.
     ///
     /// # Cancel safety
     /// Cancel safe.

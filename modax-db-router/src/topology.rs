@@ -227,6 +227,7 @@ impl Topology {
     }
 
     /// All servers and what they may be used for.
+    #[cfg(feature = "tokio")]
     pub(crate) fn states(&self) -> Vec<(NodeId, NodeState)> {
         self.nodes.iter().map(|node| (node.id.clone(), node.state)).collect()
     }

@@ -84,6 +84,19 @@ impl Shared {
         self.topology().writable == Ok((node, *incarnation))
     }
 
+    /// Whether a transaction that is under way in that life of the primary may be committed: also while new ones are
+    /// held for a planned switchover.
+    pub(crate) fn may_commit(&self, node: usize, incarnation: &Incarnation) -> bool {
+        let topology = self.topology();
+        match topology.writable {
+            Ok(primary) => primary == (node, *incarnation),
+            Err(WritesClosed::Paused | WritesClosed::Draining) => {
+                topology.lineage().current().is_some_and(|life| life.incarnation == *incarnation)
+            }
+            Err(_) => false,
+        }
+    }
+
     fn enter_hold(&self) -> Result<tokio::sync::SemaphorePermit<'_>, AcquireError> {
         match self.hold.try_acquire() {
             Ok(permit) => Ok(permit),

@@ -191,7 +191,7 @@ impl Shared {
         let Some(before) = before else {
             return Attempt::Again { after: After::RoleChange, source: None };
         };
-        if !self.may_write(place.node, &place.incarnation) {
+        if !self.may_commit(place.node, &place.incarnation) {
             // Dropping the connection rolls back.
             return Attempt::Again { after: After::RoleChange, source: None };
         }

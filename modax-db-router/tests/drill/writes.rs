@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use modax_db_router::{Durability, ReadPreference, Router, Tx, WriteError, tokio_postgres};
-use modax_testbed::Ground;
+use modax_db_router::{Durability, ReadPreference, Router, Tx, WriteError, WritesClosed, tokio_postgres};
 use modax_testbed::servers::postgres::PostgresOptions;
+use modax_testbed::{Ground, wait};
 
 use crate::ledger::{LONG, prepare};
 
@@ -104,8 +104,15 @@ async fn a_write_that_failed_inside_is_never_called_committed() {
         }
     });
     begins.await.expect("it began");
+    // Held for a switchover: what is under way is committed, what is new waits.
+    router.pause_writes().await;
+    wait::until(LONG, "writes to be held", || async {
+        router.topology().writes_closed() == Some(WritesClosed::Paused)
+    })
+    .await
+    .expect("paused");
     router.close(LONG).await;
-    last.await.expect("task").expect("finished");
+    assert_eq!(last.await.expect("task").expect("finished").attempts, 1);
     assert!(matches!(router.execute("SELECT 1", &[]).await, Err(WriteError::Closed)));
     ground.stop().await;
 }
