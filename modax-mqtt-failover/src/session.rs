@@ -174,16 +174,13 @@ impl Session {
         self.inflight.next_expiry()
     }
 
-    /// How many more messages may be handed in: none without a connection, so that they wait where they can be shed;
-    /// and none for the last eighth of a window that is in use, so that a busy link gets a dozen packets a system call
-    /// and not one. The rest of the window keeps the broker busy meanwhile, and its acknowledgements end the wait.
+    /// How many more messages may be handed in: none without a connection, so that they wait where they can be shed.
     #[must_use]
     pub fn room(&self) -> usize {
         if !self.is_up() || self.unwritten.len() >= UNWRITTEN_LIMIT {
             return 0;
         }
-        let free = self.max_inflight.saturating_sub(self.inflight.len());
-        if free < self.max_inflight / 8 { 0 } else { free }
+        self.max_inflight.saturating_sub(self.inflight.len())
     }
 
     /// Messages sent or to be sent again, without an outcome.
