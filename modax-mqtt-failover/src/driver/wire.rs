@@ -51,6 +51,10 @@ pub(crate) fn encode(packet: &Packet, out: &mut BytesMut) -> Result<(), WireErro
 
 /// Takes one packet from `input`, if there is a whole one.
 pub(crate) fn decode(input: &mut BytesMut) -> Result<Option<Packet>, WireError> {
+    // What only clients send is not even parsed.
+    if input.first().is_some_and(|first| !matches!(first >> 4, 2..=7 | 9 | 11 | 13)) {
+        return Err(WireError("a packet that only clients send".to_owned()));
+    }
     let coded = match v4::Packet::read(input, MAX_PACKET_BYTES) {
         Ok(coded) => coded,
         Err(Error::InsufficientBytes(missing)) => {
@@ -149,5 +153,42 @@ const fn connect_code(code: ConnectReturnCode) -> ConnectCode {
         ConnectReturnCode::ServiceUnavailable => ConnectCode::Unavailable,
         ConnectReturnCode::BadUserNamePassword => ConnectCode::Credentials,
         ConnectReturnCode::NotAuthorized => ConnectCode::NotAuthorised,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn no_bytes_make_it_panic_and_each_packet_takes_some(kind in 0_u8..16, flags in 0_u8..16, length in 0_u8..40,
+            rest in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let mut input = BytesMut::from(&[kind << 4 | flags, length][..]);
+            input.extend_from_slice(&rest);
+            loop {
+                let before = input.len();
+                match decode(&mut input) {
+                    Ok(Some(_)) => prop_assert!(input.len() < before),
+                    Ok(None) | Err(_) => break,
+                }
+            }
+        }
+
+        #[test]
+        fn a_publish_comes_back_as_it_was_sent(topic in "[a-z/]{1,20}", payload in proptest::collection::vec(any::<u8>(), 0..9000),
+            level in 0_u8..3, number in 1_u16.., retain: bool, duplicate: bool) {
+            let qos = Qos::from_level(level).unwrap();
+            let id = PacketId::new(number).filter(|_| qos != Qos::AtMostOnce);
+            let publish = Publish { topic: Arc::from(topic), payload: Bytes::from(payload), qos, retain, duplicate, id };
+            let mut bytes = BytesMut::new();
+            encode(&Packet::Publish(publish.clone()), &mut bytes).unwrap();
+            prop_assert_eq!(decode(&mut bytes).unwrap(), Some(Packet::Publish(publish)));
+            prop_assert!(bytes.is_empty());
+        }
     }
 }

@@ -152,6 +152,27 @@ fn f55_our_own_lateness_condemns_nobody() {
 }
 
 #[test]
+fn f55_a_process_that_is_always_a_little_late_still_comes_to_a_verdict() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+    let begin = bench.now;
+    for _ in 0..20 {
+        let Some(due) = bench.liveness.poll_timeout() else { break };
+        bench.now = bench.now.max(due) + 60 * MS;
+        bench.liveness.handle_timeout(bench.now);
+        while let Some(output) = bench.liveness.poll_output() {
+            match output {
+                Output::Probe => bench.tell(Input::ProbeSent),
+                Output::Dead { .. } => return assert!(bench.now - begin < Duration::from_secs(3)),
+                _ => {}
+            }
+        }
+    }
+    panic!("no verdict after {:?}", bench.now - begin);
+}
+
+#[test]
 fn f54_the_wall_clock_plays_no_part() {
     // Every time in this machine is an `Instant`: a step of the wall clock cannot reach it. What can is a suspended
     // machine, where the monotonic clock may jump: that is lateness of ours.
