@@ -12,7 +12,7 @@ mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use incoming::Incoming;
@@ -30,6 +30,8 @@ use crate::{
 
 /// QoS 0 messages handed to the socket and not yet written; more wait in the queue, where its policy holds.
 const UNWRITTEN_LIMIT: usize = 1024;
+/// So long after an unanswered CONNECT a session that is called present may be one that it began.
+const DOUBT: Duration = Duration::from_secs(600);
 /// Filters in one SUBSCRIBE; some brokers refuse more than a few dozen.
 const FILTERS_A_PACKET: usize = 32;
 
@@ -63,9 +65,11 @@ pub struct Session {
     state: State,
     /// The broker of the last accepted connection.
     last_broker: Option<usize>,
-    /// A CONNECT where our session lives was never answered: it may have begun another session in its place, which the
-    /// next CONNACK would call present.
+    /// The last CONNECT where our session lives was not answered: it may have begun another session in its place, which
+    /// the next CONNACK would call present.
     doubtful: bool,
+    /// The same of an earlier one: a broker that was stopped reads it when it goes on, whatever happened meanwhile.
+    doubtful_until: Option<Instant>,
     /// Grows with each new session on a broker.
     generation: u64,
     next_id: PacketId,
@@ -105,6 +109,7 @@ impl Session {
             state: State::Down,
             last_broker: None,
             doubtful: false,
+            doubtful_until: None,
             generation: 0,
             next_id: PacketId::FIRST,
             inflight: Inflight::default(),
@@ -125,7 +130,7 @@ impl Session {
         match input {
             Input::Greet { broker, wipe } => self.greet(broker, wipe),
             Input::Received(packet) => self.receive(now, packet),
-            Input::Lost => self.lose(),
+            Input::Lost => self.lose(now),
             Input::Publish(admitted) => self.publish(admitted),
             Input::Subscribe { filter, qos } => {
                 self.unwanted.remove(&filter);
@@ -247,7 +252,7 @@ impl Session {
             (Packet::ConnAck { session_present, code }, State::Greeting { broker, wipe }) => {
                 self.outputs.push_back(Output::Answered { code, session_present });
                 if code == ConnectCode::Accepted && !wipe {
-                    self.resume(broker, session_present);
+                    self.resume(now, broker, session_present);
                 }
             }
             (Packet::Publish(publish), State::Up) => self.deliver(publish),
@@ -279,9 +284,12 @@ impl Session {
         self.outputs.push_back(Output::Send(packet));
     }
 
-    fn lose(&mut self) {
-        if let State::Greeting { broker, wipe: false } = self.state {
-            self.doubtful |= self.last_broker == Some(broker) || self.topology == Topology::Cluster;
+    fn lose(&mut self, now: Instant) {
+        if let State::Greeting { broker, wipe: false } = self.state
+            && (self.last_broker == Some(broker) || self.topology == Topology::Cluster)
+        {
+            self.doubtful = true;
+            self.doubtful_until = now.checked_add(DOUBT);
         }
         self.state = State::Down;
         self.inflight.disconnect();

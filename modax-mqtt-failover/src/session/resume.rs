@@ -1,6 +1,6 @@
 //! What follows a CONNACK: which generation it is, what is wanted, what is to be sent again.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use super::{Control, FILTERS_A_PACKET, Output, Request, Session, State};
 use crate::{
@@ -10,14 +10,14 @@ use crate::{
 };
 
 impl Session {
-    pub(super) fn resume(&mut self, broker: usize, session_present: bool) {
+    pub(super) fn resume(&mut self, now: Instant, broker: usize, session_present: bool) {
         self.state = State::Up;
         let first = self.last_broker.is_none();
         let same_broker = self.last_broker == Some(broker);
         let same_store = same_broker || (self.topology == Topology::Cluster && !first);
         let ours = session_present && same_store && !self.connect.clean_session;
         let doubtful = std::mem::take(&mut self.doubtful);
-        let certain = ours && !doubtful;
+        let certain = ours && !doubtful && self.doubtful_until.is_none_or(|until| until <= now);
         self.last_broker = Some(broker);
         if !ours {
             self.generation = self.generation.saturating_add(1);
@@ -25,7 +25,7 @@ impl Session {
             self.incoming.forget();
             self.unwanted.clear();
         }
-        if ours && !certain {
+        if ours && doubtful {
             self.inflight.doubt_receipts();
         }
         let reason = if same_broker { GapReason::SessionLost } else { GapReason::BrokerChanged };
