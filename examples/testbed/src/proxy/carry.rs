@@ -45,9 +45,11 @@ enum Piece {
 pub(super) async fn connection(shared: Arc<Shared>, mut client: TcpStream, number: u64) {
     let mut resets = shared.resets.subscribe();
     let mut server = None;
+    // Biased: a cut followed at once by healing must not let out what was held before the cut.
     let end = tokio::select! {
-        end = carry(&shared, &mut client, &mut server, number) => end,
+        biased;
         _ = resets.changed() => End::Reset,
+        end = carry(&shared, &mut client, &mut server, number) => end,
     };
     match end {
         End::Orderly => {}
