@@ -1,7 +1,7 @@
 # The two commands people need: `make demo` and `make test`. The rest is for those who change the code.
 CARGO ?= cargo
 
-.PHONY: demo test build lint doc features package clean help
+.PHONY: demo test build lint doc features package bench-mqtt help
 
 help: ## This list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,3 +26,6 @@ features: ## Each crate without default features
 
 package: ## Each crate as it would be published, built from the package
 	.ci/steps package
+
+bench-mqtt: ## The MQTT client beside rumqttc: throughput, a killed and a hung broker (about 5 minutes)
+	$(CARGO) bench -p modax-mqtt-failover --bench beside_rumqttc --locked
