@@ -1,5 +1,7 @@
 # The two commands people need: `make demo` and `make test`. The rest is for those who change the code.
 CARGO ?= cargo
+# Where cargo puts the binaries, also when it was told to put them elsewhere.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: demo test build lint doc features package bench-mqtt help
 
@@ -7,7 +9,7 @@ help: ## This list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: build ## Brings real servers, breaks them one after another and counts what was lost (about 5 minutes)
-	target/release/modax demo
+	$(TARGET)/release/modax demo
 
 test: ## Every test: tables, properties, simulation, and drills with at most three faults each on real servers
 	.ci/steps tests
