@@ -1,5 +1,6 @@
 //! The command line: flags, their units and defaults.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(crate) enum Command {
     Pub(PubArgs),
     /// Print each message of a topic filter; acknowledged once its line is flushed.
     Sub(SubArgs),
+    /// Look into the directory of `pub --queue` while no process has it open.
+    Queue(QueueArgs),
     /// Run each line of stdin, {"sql","params"}, as one transaction on the primary.
     Write(WriteArgs),
     /// Run each line of stdin, {"sql","params"}, as a query on the primary or a replica.
@@ -53,6 +56,17 @@ pub(crate) struct BrokerArgs {
     /// The brokers are nodes of one cluster that share sessions (default: independent brokers).
     #[arg(long)]
     pub(crate) cluster: bool,
+    /// Which broker follows one that failed; the one that failed last always comes last.
+    #[arg(long, value_enum, default_value_t = BrokerOrder::Priority)]
+    pub(crate) selection: BrokerOrder,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum BrokerOrder {
+    /// The first of the list that works.
+    Priority,
+    /// The one after it in the list.
+    RoundRobin,
 }
 
 #[derive(Debug, Args)]
@@ -62,7 +76,7 @@ pub(crate) struct PubArgs {
     /// Topic of lines that name none.
     #[arg(long, value_name = "T")]
     pub(crate) topic: Option<String>,
-    /// Quality of service of lines that name none: 0 or 1.
+    /// Quality of service of lines that name none: 0, 1 or 2.
     #[arg(long, default_value_t = 1, value_parser = parse_qos)]
     pub(crate) qos: u8,
     /// Every line is a payload, also one that looks like {"topic","payload","qos"}.
@@ -71,12 +85,22 @@ pub(crate) struct PubArgs {
     /// After the end of input, how long to wait for outcomes, such as 30s or 500ms.
     #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
     pub(crate) max_wait: Duration,
-    /// Also print {"seq","outcome":"admitted","payload"} once a message is in the queue.
+    /// Also print {"seq","outcome":"admitted","payload"} once a message is in the queue; with --queue once it is on
+    /// disk, with its "sequence" there.
     #[arg(long)]
     pub(crate) report_admitted: bool,
-    /// A message not acknowledged within this time is dropped with the outcome "expired".
+    /// A message that could not be sent within this time is given up with the outcome "expired" (default: never).
     #[arg(long, value_parser = parse_duration, value_name = "TIME")]
     pub(crate) expires_in: Option<Duration>,
+    /// Keep messages on disk in DIR until they are acknowledged, so that an admitted one survives this process.
+    ///
+    /// The next start with DIR sends what is left first, and prints {"replayed":true,"sequence","topic","outcome"}
+    /// for each once its outcome is known. One process at a time; made if absent.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) queue: Option<PathBuf>,
+    /// How long a message may wait for others, so that they are written to disk together.
+    #[arg(long, default_value = "5ms", requires = "queue", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) fsync_every: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -86,12 +110,56 @@ pub(crate) struct SubArgs {
     /// Topic filter, with + and # as MQTT has them.
     #[arg(long, value_name = "F")]
     pub(crate) filter: String,
-    /// Highest quality of service to receive at: 0 or 1.
+    /// Highest quality of service to receive at: 0, 1 or 2.
     #[arg(long, default_value_t = 1, value_parser = parse_qos)]
     pub(crate) qos: u8,
     /// End after this many messages.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
+    /// Print each message once: repeats are acknowledged and told on stderr only.
+    ///
+    /// Two messages are the same when topic and all of these fields of their JSON payloads are, such as
+    /// device,boot,timestamp; without FIELD, when topic and payload are. A payload without the fields is printed
+    /// always.
+    #[arg(long, value_name = "FIELD,…", value_delimiter = ',', num_args = 0..)]
+    pub(crate) dedup: Option<Vec<String>>,
+    /// Messages that --dedup remembers.
+    #[arg(long, default_value = "100000", requires = "dedup", value_name = "N")]
+    pub(crate) dedup_window: NonZeroUsize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueueArgs {
+    #[command(subcommand)]
+    pub(crate) action: QueueAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueAction {
+    /// Print its files, each message that waits, and a summary; nothing is changed.
+    Inspect(QueueDirectory),
+    /// Print its files and a summary; exit code 0 when every byte was understood, 1 otherwise. Nothing is changed.
+    ///
+    /// A write that a crash cut short at the end of a file is no damage: nobody was told that it was on disk.
+    Verify(QueueDirectory),
+    /// Copy every readable message that waits into a new directory, and print its files and a summary.
+    Salvage(SalvageArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueueDirectory {
+    /// The directory given to `pub --queue`.
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SalvageArgs {
+    #[command(flatten)]
+    pub(crate) from: QueueDirectory,
+    /// Where to; empty or absent (default: DIR.salvaged).
+    #[arg(long, value_name = "NEW")]
+    pub(crate) to: Option<PathBuf>,
 }
 
 /// Which database.
@@ -215,7 +283,7 @@ pub(crate) struct DemoArgs {
 }
 
 /// Flags of the design that this version does not have yet: they are refused by name, never ignored.
-const LATER_FLAGS: &[&str] = &["--queue", "--fsync-every", "--mqtt5", "--standby", "--dedup", "--selection"];
+const LATER_FLAGS: &[&str] = &["--mqtt5", "--standby"];
 
 /// One sentence for what is wrong with the command line; it names the flag.
 pub(crate) fn explain(error: &clap::Error) -> String {
@@ -241,8 +309,8 @@ fn parse_qos(text: &str) -> Result<u8, String> {
     match text {
         "0" => Ok(0),
         "1" => Ok(1),
-        "2" => Err("--qos 2 is not supported by this version".to_owned()),
-        _ => Err("expected 0 or 1".to_owned()),
+        "2" => Ok(2),
+        _ => Err("expected 0, 1 or 2".to_owned()),
     }
 }
 
@@ -299,14 +367,13 @@ mod tests {
     #[test]
     fn what_comes_later_is_refused_by_name() {
         let publish = ["modax", "pub", "--brokers", "mqtt://a", "--client-id", "c"];
-        for flag in ["--queue", "--fsync-every", "--mqtt5", "--tls-ca", "--standby", "--dedup", "--selection=priority"]
-        {
+        for flag in ["--mqtt5", "--tls-ca=x", "--standby=probe"] {
             let line: Vec<&str> = publish.iter().copied().chain([flag]).collect();
             let name = flag.split('=').next().unwrap();
             assert_eq!(refused(&line), format!("{name} is not supported by this version"));
         }
-        let line: Vec<&str> = publish.iter().copied().chain(["--qos", "2"]).collect();
-        assert!(refused(&line).contains("--qos 2 is not supported"));
+        let line: Vec<&str> = publish.iter().copied().chain(["--qos", "3"]).collect();
+        assert!(refused(&line).contains("--qos"));
         let read = ["modax", "read", "--url", "postgresql://a/b", "--preference", "nearest"];
         assert!(refused(&read).contains("--preference nearest is not supported"));
     }
@@ -315,5 +382,7 @@ mod tests {
     fn a_missing_flag_is_named() {
         assert!(refused(&["modax", "pub", "--client-id", "c"]).contains("--brokers"));
         assert!(refused(&["modax", "write"]).contains("--url"));
+        let publish = ["modax", "pub", "--brokers", "mqtt://a", "--client-id", "c", "--fsync-every", "5ms"];
+        assert!(refused(&publish).contains("--queue"));
     }
 }

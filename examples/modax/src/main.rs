@@ -9,6 +9,7 @@ mod input;
 mod mqtt;
 mod outbox;
 mod output;
+mod queue;
 mod report;
 mod signal;
 mod sql;
@@ -65,6 +66,7 @@ async fn run(command: Command) -> Exit {
     let exit = match command {
         Command::Pub(args) => mqtt::publish(args, output).await,
         Command::Sub(args) => mqtt::subscribe(args, output).await,
+        Command::Queue(args) => queue::run(args.action, output).await,
         Command::Write(args) => sql::write(args, output).await,
         Command::Read(args) => sql::read(args, output).await,
         Command::Topology(args) => sql::topology(args, output).await,

@@ -2,17 +2,22 @@
 
 mod base64;
 mod event;
+mod once;
+mod outcome;
 mod publish;
+mod replay;
 mod subscribe;
 
 use std::time::Duration;
 
-use modax_mqtt_failover::{Client, ClientBuilder, ConfigError, Qos, Topology};
+use modax_mqtt_failover::{Client, ClientBuilder, ConfigError, Qos, Selection, Topology};
 use serde_json::json;
 
+pub(crate) use self::outcome::put_payload;
 pub(crate) use self::publish::publish;
 pub(crate) use self::subscribe::subscribe;
-use crate::args::BrokerArgs;
+use crate::Exit;
+use crate::args::{BrokerArgs, BrokerOrder};
 use crate::output::{self, chain};
 
 /// How long the connection may take to say goodbye once nothing waits any more.
@@ -20,25 +25,38 @@ const GOODBYE: Duration = Duration::from_secs(2);
 
 fn builder(args: &BrokerArgs) -> Result<ClientBuilder, ConfigError> {
     let topology = if args.cluster { Topology::Cluster } else { Topology::Independent };
-    Ok(Client::builder(args.client_id.as_str()).brokers(&args.brokers)?.topology(topology))
+    let selection = match args.selection {
+        BrokerOrder::Priority => Selection::priority(),
+        BrokerOrder::RoundRobin => Selection::round_robin(),
+    };
+    Ok(Client::builder(args.client_id.as_str()).brokers(&args.brokers)?.topology(topology).selection(selection))
 }
 
-/// Builds the client and starts to print its events; says on stderr what is wrong with the configuration.
-fn start(builder: Result<ClientBuilder, ConfigError>) -> Option<Client> {
+/// Builds the client and starts to print its events; says on stderr what is wrong.
+fn start(builder: Result<ClientBuilder, ConfigError>) -> Result<Client, Exit> {
     match builder.and_then(ClientBuilder::build) {
         Ok(client) => {
             tokio::spawn(event::print(client.events()));
-            Some(client)
+            Ok(client)
+        }
+        // A disk that refuses, or another process that has the queue, is no mistake in the command line.
+        Err(error @ ConfigError::Queue { .. }) => {
+            output::event("failed", json!({ "error": chain(&error) }));
+            Err(Exit::Failed)
         }
         Err(error) => {
             output::event("bad_usage", json!({ "error": chain(&error) }));
-            None
+            Err(Exit::Usage)
         }
     }
 }
 
 fn qos(level: u8) -> Qos {
-    if level == 0 { Qos::AtMostOnce } else { Qos::AtLeastOnce }
+    match level {
+        0 => Qos::AtMostOnce,
+        1 => Qos::AtLeastOnce,
+        _ => Qos::ExactlyOnce,
+    }
 }
 
 fn level(qos: Qos) -> u8 {

@@ -16,6 +16,7 @@ const WAITING_LINES: usize = 1024;
 type Flushed = Box<dyn FnOnce() + Send>;
 
 struct Line {
+    /// With its line end, or nothing.
     text: String,
     flushed: Option<Flushed>,
 }
@@ -57,8 +58,14 @@ impl Output {
         self.send(value, Some(Box::new(flushed))).await
     }
 
+    /// Runs `flushed` once every line so far has left the process.
+    pub(crate) async fn then(&self, flushed: impl FnOnce() + Send + 'static) -> Result<(), OutputClosed> {
+        let nothing = Line { text: String::new(), flushed: Some(Box::new(flushed)) };
+        self.lines.send(nothing).await.map_err(|_| OutputClosed)
+    }
+
     async fn send(&self, value: &Value, flushed: Option<Flushed>) -> Result<(), OutputClosed> {
-        let line = Line { text: value.to_string(), flushed };
+        let line = Line { text: format!("{value}\n"), flushed };
         self.lines.send(line).await.map_err(|_| OutputClosed)
     }
 }
@@ -78,7 +85,6 @@ fn write_lines(mut receiver: mpsc::Receiver<Line>) -> std::io::Result<()> {
         bytes.clear();
         for line in &batch {
             bytes.extend_from_slice(line.text.as_bytes());
-            bytes.push(b'\n');
         }
         let mut stdout = std::io::stdout().lock();
         stdout.write_all(&bytes)?;

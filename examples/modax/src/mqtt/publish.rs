@@ -1,16 +1,25 @@
 //! `modax pub`: one line in, one outcome out.
+//!
+//! Messages are admitted in the order of their lines, and with a disk queue many are on their way to the disk at once:
+//! each waits there for others, and would otherwise hold up the next line.
 
 use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
-use modax_mqtt_failover::{Client, Message, Outcome, Receipt};
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use modax_mqtt_failover::{Client, Message, Outcome, PublishError, Queue, Receipt, WhenFull};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::{GOODBYE, base64, builder, qos, start};
+use super::outcome::{describe, put_payload};
+use super::replay::{GivenUp, Replay};
+use super::{GOODBYE, builder, qos, start};
 use crate::Exit;
 use crate::args::PubArgs;
 use crate::input;
@@ -27,11 +36,40 @@ struct Envelope {
     qos: Option<u8>,
 }
 
+/// For the client to end: it waits up to 5 s for the disk to take its last records.
+const LAST_COMMIT: Duration = Duration::from_secs(8);
+/// When to see whether a message of an earlier run has made room: those have no receipt to wait for.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(10);
+
 /// Publishes the lines of stdin.
 pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
-    let Some(client) = start(builder(&args.brokers)) else { return Exit::Usage };
+    let mut replay = None;
+    if let Some(directory) = &args.queue {
+        replay = match Replay::find(directory).await {
+            Ok(replay) => replay,
+            Err(error) => {
+                let directory = directory.display().to_string();
+                output::event("failed", json!({ "queue": directory, "error": error.to_string() }));
+                return Exit::Failed;
+            }
+        };
+    }
+    let client = match start(builder(&args.brokers).map(|builder| builder.queue(queue(&args)))) {
+        Ok(client) => client,
+        Err(exit) => return exit,
+    };
     let Ok(mut interrupt) = Interrupt::listen() else { return Exit::Failed };
-    let mut run = Run { args, client, output, open: BTreeSet::new(), outcomes: JoinSet::new(), all_acked: true };
+    let mut run = Run {
+        args,
+        client,
+        output,
+        open: BTreeSet::new(),
+        writing: FuturesOrdered::new(),
+        outcomes: JoinSet::new(),
+        given_up: GivenUp { expired: 0, rejected: 0 },
+        replay,
+        all_acked: true,
+    };
     let read = run.take_lines(&mut interrupt).await;
     let finished = match read {
         Ok(()) => run.finish(&mut interrupt).await,
@@ -40,11 +78,45 @@ pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
     if finished.is_ok() && run.all_acked { Exit::Done } else { Exit::Failed }
 }
 
+/// Refuses when full: a publish that waits can then only be waiting for the disk, and has its place in the order.
+fn queue(args: &PubArgs) -> Queue {
+    let queue = args.queue.as_ref().map_or_else(Queue::memory, Queue::disk);
+    queue.fsync_every(args.fsync_every).when_full(WhenFull::Reject)
+}
+
 /// One message's end, already told on stdout.
 struct Told {
     seq: u64,
-    acked: bool,
+    outcome: Outcome,
     output: Result<(), OutputClosed>,
+}
+
+/// What `publish` said of one message.
+struct Published {
+    seq: u64,
+    /// For `--report-admitted`.
+    payload: Option<Bytes>,
+    result: Result<Receipt, PublishError>,
+}
+
+type Publishing = Pin<Box<dyn Future<Output = Published> + Send>>;
+
+/// Where a message is after its turn has come.
+enum Turn {
+    /// Known at once.
+    Ended(Published),
+    /// It has its place and is on its way to the disk.
+    Writing(Publishing),
+    /// A signal came while the queue was full.
+    Interrupted,
+}
+
+/// One thing that happened to messages on their way.
+enum Step {
+    Published(Published),
+    /// `None`: the task that was to tell it is gone.
+    Told(Option<Told>),
+    LookAtReplay,
 }
 
 struct Run {
@@ -53,7 +125,12 @@ struct Run {
     output: Output,
     /// Messages whose final line is still owed.
     open: BTreeSet<u64>,
+    writing: FuturesOrdered<Publishing>,
     outcomes: JoinSet<Told>,
+    /// Messages of this run that were given up.
+    given_up: GivenUp,
+    /// Messages of earlier runs without a line.
+    replay: Option<Replay>,
     all_acked: bool,
 }
 
@@ -65,8 +142,8 @@ impl Run {
             let line = tokio::select! {
                 line = lines.recv() => line,
                 () = interrupt.wait() => break,
-                Some(told) = self.outcomes.join_next() => {
-                    self.settle(told.ok())?;
+                Some(step) = self.step() => {
+                    self.apply(step).await?;
                     continue;
                 }
             };
@@ -84,8 +161,8 @@ impl Run {
         Ok(())
     }
 
-    /// Admits one line; its final line is told by a task of its own, or at once where it cannot be published. False
-    /// when a signal came while the queue was full.
+    /// Admits one line, or tells its final line where it cannot be published. False when a signal came while the queue
+    /// was full.
     async fn take(
         &mut self,
         seq: u64,
@@ -99,51 +176,108 @@ impl Run {
                 return Ok(true);
             }
         };
-        let payload = self.args.report_admitted.then(|| message.1.clone());
-        let published = tokio::select! {
-            published = self.client.publish(message.0) => published,
-            () = interrupt.wait() => {
+        match self.turn(seq, message, interrupt).await? {
+            Turn::Ended(published) => {
+                self.open.insert(seq);
+                self.apply(Step::Published(published)).await?;
+            }
+            Turn::Writing(publishing) => {
+                self.open.insert(seq);
+                self.writing.push_back(publishing);
+            }
+            Turn::Interrupted => {
                 self.refuse(seq, "undelivered", "interrupted").await?;
                 return Ok(false);
             }
-        };
-        let receipt = match published {
-            Ok(receipt) => receipt,
-            Err(error) => {
-                self.refuse(seq, "rejected", &chain(&error)).await?;
-                return Ok(true);
-            }
-        };
-        self.open.insert(seq);
-        let output = self.output.clone();
-        if let Some(payload) = payload {
-            let mut line = json!({ "seq": seq, "outcome": "admitted" });
-            put_payload(&mut line, &payload);
-            output.line(&line).await?;
         }
-        self.outcomes.spawn(tell(seq, receipt, output));
         Ok(true)
     }
 
-    fn message(&self, bytes: Vec<u8>) -> Result<(Message, Bytes), String> {
+    /// Gives the message its place in the queue, as soon as there is room.
+    async fn turn(&mut self, seq: u64, message: Message, interrupt: &mut Interrupt) -> Result<Turn, OutputClosed> {
+        let patience = self.args.expires_in.and_then(|time| Instant::now().checked_add(time));
+        loop {
+            let mut publishing = self.publishing(seq, message.clone());
+            // The first look admits or refuses; nothing of it waits for room.
+            let Some(published) = (&mut publishing).now_or_never() else { return Ok(Turn::Writing(publishing)) };
+            let is_late = patience.is_some_and(|patience| patience <= Instant::now());
+            if is_late || !matches!(published.result, Err(PublishError::Full)) {
+                return Ok(Turn::Ended(published));
+            }
+            let look = Instant::now() + LOOK_FOR_ROOM;
+            tokio::select! {
+                () = interrupt.wait() => return Ok(Turn::Interrupted),
+                Some(step) = self.step() => self.apply(step).await?,
+                () = sleep_until(look) => {}
+            }
+        }
+    }
+
+    fn publishing(&self, seq: u64, message: Message) -> Publishing {
+        let client = self.client.clone();
+        let payload = self.args.report_admitted.then(|| message.payload().clone());
+        Box::pin(async move { Published { seq, payload, result: client.publish(message).await } })
+    }
+
+    /// The next thing that happens to messages on their way; `None` when there are none. Cancel safe.
+    async fn step(&mut self) -> Option<Step> {
+        let Self { writing, outcomes, replay, .. } = self;
+        let look = async {
+            let replay = replay.as_mut()?;
+            replay.time_to_look().await;
+            Some(())
+        };
+        tokio::select! {
+            Some(published) = writing.next() => Some(Step::Published(published)),
+            Some(told) = outcomes.join_next() => Some(Step::Told(told.ok())),
+            Some(()) = look => Some(Step::LookAtReplay),
+            else => None,
+        }
+    }
+
+    async fn apply(&mut self, step: Step) -> Result<(), OutputClosed> {
+        match step {
+            Step::Published(Published { seq, payload, result: Ok(receipt) }) => {
+                if let Some(payload) = payload {
+                    let mut line = json!({ "seq": seq, "outcome": "admitted" });
+                    if self.args.queue.is_some() {
+                        line["sequence"] = json!(receipt.id().number());
+                    }
+                    put_payload(&mut line, &payload);
+                    self.output.line(&line).await?;
+                }
+                let (output, is_on_disk) = (self.output.clone(), self.args.queue.is_some());
+                self.outcomes.spawn(tell(seq, receipt, is_on_disk, output));
+                Ok(())
+            }
+            Step::Published(Published { seq, result: Err(error), .. }) => {
+                self.open.remove(&seq);
+                self.refuse(seq, "rejected", &chain(&error)).await
+            }
+            Step::Told(told) => self.settle(told),
+            Step::LookAtReplay => self.look_at_replay().await,
+        }
+    }
+
+    fn message(&self, bytes: Vec<u8>) -> Result<Message, String> {
         let envelope = if self.args.plain { None } else { serde_json::from_slice::<Envelope>(&bytes).ok() };
         let (topic, payload, level) = match envelope {
             Some(line) => (line.topic, Bytes::from(line.payload), line.qos.unwrap_or(self.args.qos)),
             // A mistake in a message's own fields must not send the whole line as a payload.
             None if !self.args.plain && has_string_payload(&bytes) => {
-                return Err("a message line is {\"topic\": string, \"payload\": string, \"qos\": 0 or 1}".to_owned());
+                return Err("a message line is {\"topic\": string, \"payload\": string, \"qos\": 0, 1 or 2}".to_owned());
             }
             None => (None, Bytes::from(bytes), self.args.qos),
         };
         let topic = topic.or_else(|| self.args.topic.clone()).ok_or("no topic: neither in the line nor by --topic")?;
-        if level > 1 {
-            return Err(format!("qos {level} is not supported by this version"));
+        if level > 2 {
+            return Err(format!("qos {level} is none: 0, 1 or 2"));
         }
-        let mut message = Message::new(topic, payload.clone()).qos(qos(level));
+        let mut message = Message::new(topic, payload).qos(qos(level));
         if let Some(time) = self.args.expires_in {
             message = message.expires_in(time);
         }
-        Ok((message, payload))
+        Ok(message)
     }
 
     async fn refuse(&mut self, seq: u64, outcome: &str, error: &str) -> Result<(), OutputClosed> {
@@ -160,28 +294,61 @@ impl Run {
             return Ok(());
         };
         self.open.remove(&told.seq);
-        self.all_acked &= told.acked;
+        self.all_acked &= told.outcome.is_acked();
+        self.given_up.expired += u64::from(matches!(told.outcome, Outcome::Expired { .. }));
+        self.given_up.rejected += u64::from(matches!(told.outcome, Outcome::Rejected { .. }));
         told.output
+    }
+
+    /// Tells the outcomes of earlier runs' messages once nothing waits.
+    async fn look_at_replay(&mut self) -> Result<(), OutputClosed> {
+        if !self.open.is_empty() || self.client.stats().queue_messages > 0 {
+            return Ok(());
+        }
+        let lines = self.replay.take().map(|replay| replay.all_gone(self.given_up_of_others()));
+        self.tell_replayed(lines.unwrap_or_default()).await
+    }
+
+    fn given_up_of_others(&self) -> GivenUp {
+        let stats = self.client.stats();
+        GivenUp {
+            expired: stats.expired.saturating_sub(self.given_up.expired),
+            rejected: stats.rejected.saturating_sub(self.given_up.rejected),
+        }
+    }
+
+    async fn tell_replayed(&mut self, lines: Vec<Value>) -> Result<(), OutputClosed> {
+        for line in lines {
+            self.all_acked &= line["outcome"] == "acked";
+            self.output.line(&line).await?;
+        }
+        Ok(())
     }
 
     /// Waits for the outcomes, at most `--max-wait` or until a signal, then closes and tells the rest.
     async fn finish(&mut self, interrupt: &mut Interrupt) -> Result<(), OutputClosed> {
         let deadline = Instant::now() + self.args.max_wait;
         loop {
-            let told = tokio::select! {
-                told = timeout_at(deadline, self.outcomes.join_next()) => told,
+            let step = tokio::select! {
+                step = timeout_at(deadline, self.step()) => step,
                 () = interrupt.wait() => break,
             };
-            match told {
-                Ok(Some(told)) => self.settle(told.ok())?,
+            match step {
+                Ok(Some(step)) => self.apply(step).await?,
                 Ok(None) | Err(_) => break,
             }
         }
         // Nothing waits any more, or nothing may wait any longer: what is left resolves as undelivered.
-        let patience = if self.open.is_empty() { GOODBYE } else { Duration::ZERO };
-        let _ = timeout(GOODBYE * 2, self.client.close(patience)).await;
-        while let Ok(Some(told)) = timeout(GOODBYE, self.outcomes.join_next()).await {
-            self.settle(told.ok())?;
+        let replay = self.replay.take();
+        let is_done = self.open.is_empty() && replay.is_none();
+        let patience = if is_done { GOODBYE } else { Duration::ZERO };
+        let _ = timeout(LAST_COMMIT, self.client.close(patience)).await;
+        while let Ok(Some(step)) = timeout(GOODBYE, self.step()).await {
+            self.apply(step).await?;
+        }
+        if let Some(replay) = replay {
+            let lines = replay.at_the_end(self.given_up_of_others()).await;
+            self.tell_replayed(lines).await?;
         }
         for seq in std::mem::take(&mut self.open) {
             self.refuse(seq, "undelivered", "the client did not tell an outcome in time").await?;
@@ -190,51 +357,16 @@ impl Run {
     }
 }
 
-async fn tell(seq: u64, receipt: Receipt, output: Output) -> Told {
+/// Waits for the outcome and tells it. A message that is left on disk says so: the next start sends it.
+async fn tell(seq: u64, receipt: Receipt, is_on_disk: bool, output: Output) -> Told {
     let outcome = receipt.acked().await;
-    let acked = matches!(outcome, Outcome::Acked { .. });
-    Told { seq, acked, output: output.line(&describe(seq, &outcome)).await }
-}
-
-fn describe(seq: u64, outcome: &Outcome) -> Value {
-    let mut line = json!({ "seq": seq, "outcome": null, "broker": null, "attempts": null, "latency_us": null });
-    let name = match outcome {
-        Outcome::Acked { broker, attempts, latency, .. } => {
-            line["broker"] = json!(broker.to_string());
-            line["attempts"] = json!(attempts);
-            line["latency_us"] = json!(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
-            "acked"
-        }
-        Outcome::Expired { maybe_delivered, .. } => {
-            line["maybe_delivered"] = json!(maybe_delivered);
-            "expired"
-        }
-        Outcome::Shed => "shed",
-        Outcome::Rejected { reason, .. } => {
-            line["error"] = json!(reason);
-            "rejected"
-        }
-        Outcome::Undelivered { maybe_delivered, .. } => {
-            line["maybe_delivered"] = json!(maybe_delivered);
-            "undelivered"
-        }
-        other => {
-            line["error"] = json!(format!("{other:?}"));
-            "undelivered"
-        }
-    };
-    line["outcome"] = json!(name);
-    line
+    let mut line = describe(seq, &outcome);
+    if is_on_disk && matches!(outcome, Outcome::Undelivered { .. }) {
+        line["on_disk"] = json!(true);
+    }
+    Told { seq, output: output.line(&line).await, outcome }
 }
 
 fn has_string_payload(line: &[u8]) -> bool {
     serde_json::from_slice::<Value>(line).is_ok_and(|value| value.get("payload").is_some_and(Value::is_string))
-}
-
-/// Adds `payload`, or `payload_base64` where the bytes are not text.
-pub(super) fn put_payload(line: &mut Value, payload: &[u8]) {
-    match std::str::from_utf8(payload) {
-        Ok(text) => line["payload"] = json!(text),
-        Err(_) => line["payload_base64"] = json!(base64::encode(payload)),
-    }
 }

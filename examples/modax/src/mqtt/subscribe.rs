@@ -7,7 +7,8 @@ use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::publish::put_payload;
+use super::once::Once;
+use super::outcome::put_payload;
 use super::{GOODBYE, builder, level, qos, start};
 use crate::Exit;
 use crate::args::SubArgs;
@@ -16,7 +17,10 @@ use crate::signal::Interrupt;
 
 /// Prints messages until `--count` is reached or a signal comes.
 pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
-    let Some(client) = start(builder(&args.brokers)) else { return Exit::Usage };
+    let client = match start(builder(&args.brokers)) {
+        Ok(client) => client,
+        Err(exit) => return exit,
+    };
     let Ok(mut interrupt) = Interrupt::listen() else { return Exit::Failed };
     let mut subscription = match client.subscribe(&args.filter, qos(args.qos)).await {
         Ok(subscription) => subscription,
@@ -25,6 +29,7 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
             return Exit::Usage;
         }
     };
+    let mut once = args.dedup.map(|fields| Once::new(fields, args.dedup_window));
     let mut received = 0;
     let last_flushed = Arc::new(Notify::new());
     let exit = loop {
@@ -33,6 +38,11 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
             () = interrupt.wait() => break if args.count.is_none() { Exit::Done } else { Exit::Failed },
         };
         match item {
+            Some(Received::Delivery(delivery)) if once.as_mut().is_some_and(|once| once.is_repeat(&delivery)) => {
+                if !skip(delivery, &output).await {
+                    break Exit::Failed;
+                }
+            }
             Some(Received::Delivery(delivery)) => {
                 received += 1;
                 let is_last = args.count == Some(received);
@@ -50,6 +60,10 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
             None => break Exit::Failed,
         }
     };
+    if let Some(stats) = once.map(|once| once.stats()) {
+        let (first, repeats, forgotten) = (stats.first, stats.repeats, stats.forgotten);
+        output::event("dedup", json!({ "first": first, "repeats": repeats, "forgotten": forgotten }));
+    }
     drop(subscription);
     let _ = timeout(GOODBYE * 2, client.close(GOODBYE)).await;
     exit
@@ -70,4 +84,10 @@ async fn print(delivery: Delivery, output: &Output, last: Option<Arc<Notify>>) -
         }
     };
     output.line_then(&line, flushed).await.is_ok()
+}
+
+/// Acknowledges a repeat, but not before the line of its first copy is flushed: a crash in between would lose both.
+async fn skip(delivery: Delivery, output: &Output) -> bool {
+    output::event("repeat", json!({ "topic": delivery.topic() }));
+    output.then(move || delivery.ack()).await.is_ok()
 }

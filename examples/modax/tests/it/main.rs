@@ -30,14 +30,14 @@ fn bad_usage_exits_2_with_one_line_that_names_the_flag() {
     let publish = ["pub", "--brokers", NOBODY, "--client-id", "c"];
     let with = |more: &[&'static str]| -> Vec<&'static str> { publish.iter().chain(more).copied().collect() };
     let cases: Vec<(Vec<&str>, &str)> = vec![
-        (with(&["--queue", "/x"]), "--queue"),
-        (with(&["--fsync-every", "5ms"]), "--fsync-every"),
+        (with(&["--fsync-every", "5ms"]), "--queue"),
         (with(&["--mqtt5"]), "--mqtt5"),
         (with(&["--tls-ca", "x"]), "--tls-ca"),
         (with(&["--standby", "probe"]), "--standby"),
         (with(&["--dedup", "x"]), "--dedup"),
-        (with(&["--selection", "priority"]), "--selection"),
-        (with(&["--qos", "2"]), "--qos 2"),
+        (with(&["--selection", "nearest"]), "--selection"),
+        (with(&["--qos", "3"]), "--qos"),
+        (vec!["queue", "salvage"], "<DIR>"),
         (with(&["--max-wait", "30"]), "--max-wait"),
         (vec!["pub", "--client-id", "c"], "--brokers"),
         (vec!["pub", "--brokers", "mqtt://", "--client-id", "c"], "broker"),
@@ -59,7 +59,7 @@ fn bad_usage_exits_2_with_one_line_that_names_the_flag() {
 
 #[test]
 fn help_is_for_people() {
-    for command in ["pub", "sub", "write", "read", "topology", "outbox", "up", "demo"] {
+    for command in ["pub", "sub", "queue", "write", "read", "topology", "outbox", "up", "demo"] {
         let output = modax(&[command, "--help"], b"");
         assert_eq!(output.status.code(), Some(0), "{command}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("Usage: modax"), "{command}");
@@ -114,6 +114,24 @@ fn plain_takes_every_line_as_it_stands() {
     let admitted: Vec<&Value> = told.iter().filter(|line| line["outcome"] == "admitted").collect();
     assert_eq!(admitted[0]["payload"], "{\"payload\":\"a\"}");
     assert_eq!(admitted[1]["payload_base64"], "//4=");
+}
+
+#[test]
+fn a_directory_without_a_queue_is_an_error_and_stays_as_it_is() {
+    let directory = std::env::temp_dir().join(format!("modax-no-queue-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.to_str().unwrap();
+    for action in ["inspect", "verify", "salvage"] {
+        for path in [path, "/nonexistent/queue"] {
+            let output = modax(&["queue", action, path], b"");
+            assert_eq!(output.status.code(), Some(1), "{action} {path}");
+            assert!(output.stdout.is_empty(), "{action} {path}");
+            let told = lines(&output.stderr);
+            assert_eq!((told.len(), &told[0]["queue"]), (1, &Value::from(path)));
+        }
+    }
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+    std::fs::remove_dir(&directory).unwrap();
 }
 
 #[test]

@@ -1,0 +1,46 @@
+//! What became of a message, as a line.
+
+use modax_mqtt_failover::Outcome;
+use serde_json::{Value, json};
+
+use super::base64;
+
+/// The final line of a message that was admitted.
+pub(super) fn describe(seq: u64, outcome: &Outcome) -> Value {
+    let mut line = json!({ "seq": seq, "outcome": null, "broker": null, "attempts": null, "latency_us": null });
+    let name = match outcome {
+        Outcome::Acked { broker, attempts, latency, .. } => {
+            line["broker"] = json!(broker.to_string());
+            line["attempts"] = json!(attempts);
+            line["latency_us"] = json!(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+            "acked"
+        }
+        Outcome::Expired { maybe_delivered, .. } => {
+            line["maybe_delivered"] = json!(maybe_delivered);
+            "expired"
+        }
+        Outcome::Shed => "shed",
+        Outcome::Rejected { reason, .. } => {
+            line["error"] = json!(reason);
+            "rejected"
+        }
+        Outcome::Undelivered { maybe_delivered, .. } => {
+            line["maybe_delivered"] = json!(maybe_delivered);
+            "undelivered"
+        }
+        other => {
+            line["error"] = json!(format!("{other:?}"));
+            "undelivered"
+        }
+    };
+    line["outcome"] = json!(name);
+    line
+}
+
+/// Adds `payload`, or `payload_base64` where the bytes are not text.
+pub(crate) fn put_payload(line: &mut Value, payload: &[u8]) {
+    match std::str::from_utf8(payload) {
+        Ok(text) => line["payload"] = json!(text),
+        Err(_) => line["payload_base64"] = json!(base64::encode(payload)),
+    }
+}
