@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use super::cluster::{Cluster, Failure};
 use super::http::Http;
 use super::logs::LogWatch;
+use super::nats;
 use super::operator::Operator;
 use super::probe::Prober;
 use super::progress::Progress;
@@ -26,6 +27,10 @@ use crate::report::{Counts, Scenario, seconds};
 const QUESTION: Duration = Duration::from_secs(2);
 /// A recovery counts once it has held for this long.
 const HOLDS: Duration = Duration::from_millis(1500);
+/// How long nothing may stir before the next fault.
+const QUIET: Duration = Duration::from_secs(3);
+/// Readings under way on a healthy broker.
+const WAITING: usize = 10;
 /// How long the ground may take to be whole again before the run is given up.
 const WHOLE: Duration = Duration::from_secs(60);
 
@@ -185,8 +190,33 @@ impl Stage {
         }
         let fresh = self.fresh_readings();
         wait::until(WHOLE, "a fresh reading of every device in every control layer", &fresh).await?;
+        self.quiet().await?;
         let before = self.operator.accepted();
         wait::until(WHOLE, "a command to be accepted", || async { self.operator.accepted() > before }).await?;
+        Ok(())
+    }
+
+    /// Waits until the brokers agree on who leads what and every device has had its readings confirmed at once, for as
+    /// long as [`QUIET`].
+    async fn quiet(&self) -> Result<(), Failure> {
+        let mut since: Option<Instant> = None;
+        let end = Instant::now() + WHOLE;
+        while since.is_none_or(|since| since.elapsed() < QUIET) {
+            if Instant::now() > end {
+                return Err("the brokers and the devices did not come to rest".into());
+            }
+            let mut accounts = Vec::new();
+            for doors in &self.cluster.doors {
+                accounts.push(nats::leaders(&self.http, doors.monitor).await.unwrap_or_default());
+            }
+            let at_rest = |device: &Device| {
+                let status = device.status();
+                status.broker.is_some() && status.queued <= WAITING
+            };
+            let is_quiet = nats::settled_without(&accounts, "") && self.devices.iter().all(at_rest);
+            since = if is_quiet { since.or_else(|| Some(Instant::now())) } else { None };
+            sleep(Duration::from_millis(250)).await;
+        }
         Ok(())
     }
 
