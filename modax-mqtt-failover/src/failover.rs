@@ -30,8 +30,9 @@ const LAST_DEADLINE: Duration = Duration::from_secs(30);
 const TAKEOVER_WINDOW: Duration = Duration::from_secs(30);
 /// So many takeovers say that another client uses our identity.
 const TAKEOVERS: usize = 3;
-/// A connection that the broker closes sooner than this after accepting it may have been taken over.
-const TAKEOVER_LIFE: Duration = Duration::from_secs(5);
+/// A connection that the broker closes sooner than this after accepting it may have been taken over. Less than the 4 s
+/// after which NATS resets a connection whose publish it cannot store: that broker is electing, nobody took our place.
+const TAKEOVER_LIFE: Duration = Duration::from_secs(3);
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -493,6 +493,11 @@ impl World {
             self.accept(attempt, index);
         }
         let answers = self.brokers[index].receive(attempt, packet, |below| numbers.next_number() % below);
+        if self.plan.topology == Topology::Cluster {
+            // The nodes share what they hold: order is the cluster's, and a copy at another node is no first receipt.
+            let received = self.brokers[index].received.clone();
+            self.brokers.iter_mut().for_each(|broker| broker.received.clone_from(&received));
+        }
         self.numbers = numbers;
         self.answer(attempt, answers);
     }
