@@ -196,8 +196,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Waits until the brokers agree on who leads what and every device has had its readings confirmed at once, for as
-    /// long as [`QUIET`].
+    /// Waits until the brokers agree on who leads what, every control layer is healthy and every device has its
+    /// readings confirmed at once, for as long as [`QUIET`].
     async fn quiet(&self) -> Result<(), Failure> {
         let mut since: Option<Instant> = None;
         let end = Instant::now() + WHOLE;
@@ -213,6 +213,12 @@ impl Stage {
                 let status = device.status();
                 status.broker.is_some() && status.queued <= WAITING
             };
+            for layer in &self.cluster.control {
+                let answer = self.http.get(&format!("{}/health", layer.url), QUESTION).await;
+                if !answer.is_ok_and(|answer| answer.json()["status"] == "healthy") {
+                    since = None;
+                }
+            }
             let is_quiet = nats::settled_without(&accounts, "") && self.devices.iter().all(at_rest);
             since = if is_quiet { since.or_else(|| Some(Instant::now())) } else { None };
             sleep(Duration::from_millis(250)).await;
