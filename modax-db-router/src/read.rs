@@ -19,8 +19,8 @@ pub struct Rows {
     pub rows: Vec<Row>,
     /// The server that answered.
     pub node: NodeId,
-    /// How old the data may be at most, by this router's own clock; zero on the primary, `None` if nothing can be
-    /// proved.
+    /// How old the server's data was at most when the statement was sent to it, by this router's own clock; zero on
+    /// the primary, `None` if nothing can be proved.
     pub staleness: Option<Duration>,
 }
 
@@ -38,7 +38,8 @@ impl<'a> Read<'a> {
         Self { router, request, deadline }
     }
 
-    /// The data may be at most this old. Default: no bound.
+    /// The server's data may be at most this old when the statement is sent to it; a server that is known to be older
+    /// by the time its rows come is not believed either. Default: no bound.
     pub const fn max_staleness(mut self, bound: Duration) -> Self {
         self.request.max_staleness = Some(bound);
         self

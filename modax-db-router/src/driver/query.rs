@@ -17,17 +17,18 @@ use crate::plan::{LeftOut, Plan, ReadRequest, TokenFate, plan};
 use crate::policy::retry::{Reaction, react};
 use crate::policy::selection::choose;
 use crate::read::Rows;
-use crate::topology::{NodeId, NodeState};
+use crate::topology::{NodeId, Topology};
 
 /// Pause after servers that may answer did not, and the shortest one between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// What one server made of a read.
 enum Answer {
-    Rows(Vec<Row>),
+    /// With the age the server's data had at most when the statement was sent.
+    Rows(Vec<Row>, Option<Duration>),
     /// The caller's own error.
     Refused(Error),
-    /// It has not replayed the token's write yet.
+    /// It has not replayed the token's write yet, or the request does not allow it to answer any more.
     Behind,
     /// Another server may do better.
     Next(Option<Error>),
@@ -37,6 +38,7 @@ enum Answer {
 
 /// What is asked of a server.
 struct Question<'a> {
+    request: &'a ReadRequest,
     sql: &'a str,
     params: &'a [&'a (dyn ToSql + Sync)],
     /// The server must show first that it has this write: the picture does not know it of it yet.
@@ -55,6 +57,14 @@ fn order<'a>(plan: &'a Plan, request: &ReadRequest, turn: u64) -> Vec<(&'a NodeI
     let replicas = plan.replicas.min(asked.len());
     asked.splice(replicas..replicas, behind);
     asked
+}
+
+/// Whether that server may still answer. A proof stands for the position that the picture lacks, and for nothing else.
+fn admits(topology: &Topology, id: &NodeId, question: &Question<'_>) -> bool {
+    let plan = plan(topology, question.request, now());
+    let proves = question.proof.is_some() && plan.token == TokenFate::Kept;
+    let behind = |(node, why): &(NodeId, LeftOut)| node == id && *why == LeftOut::BehindToken;
+    plan.candidates().any(|candidate| candidate == id) || (proves && plan.left_out.iter().any(behind))
 }
 
 impl Shared {
@@ -108,7 +118,7 @@ impl Shared {
             }
             for (id, proof) in order(&plan, request, self.turn()) {
                 let Some(node) = self.index_of(id) else { continue };
-                let question = Question { sql, params, proof, deadline };
+                let question = Question { request, sql, params, proof, deadline };
                 if let Some(rows) = self.ask(node, &question, &mut last).await? {
                     return Ok(rows);
                 }
@@ -154,16 +164,7 @@ impl Shared {
         for attempt in 1..=2 {
             let answer = self.ask_once(node, question).await;
             match answer {
-                Answer::Rows(rows) => {
-                    // What it said counts only if it was not found on a history left behind meanwhile.
-                    let topology = self.topology();
-                    let at = now();
-                    let Some(known) = topology.node(&server.id).filter(|known| known.state != NodeState::Fenced) else {
-                        *last = Some((server.id.clone(), None));
-                        return Ok(None);
-                    };
-                    let is_primary = topology.primary().is_some_and(|primary| primary.id == server.id);
-                    let staleness = if is_primary { Some(Duration::ZERO) } else { known.staleness(at) };
+                Answer::Rows(rows, staleness) => {
                     return Ok(Some(Rows { rows, node: server.id.clone(), staleness }));
                 }
                 Answer::Same(_) if attempt == 1 => {}
@@ -187,12 +188,20 @@ impl Shared {
                 Err(error) => return Answer::Next(error),
             };
             let topology = self.topology();
+            // The wait for the connection may have been long: what was true when it began need not be any more.
+            if !admits(&topology, &server.id, question) {
+                checkout.give_back();
+                return Answer::Behind;
+            }
             let known = topology.node(&server.id).and_then(|known| known.started);
             // A restarted server may stand behind where it was seen.
             if known.is_some_and(|started| started != checkout.identity().started) {
                 return Answer::Next(None);
             }
             let writable = topology.primary().is_some_and(|primary| primary.id == server.id);
+            // A later picture may show the server younger than what it read.
+            let age = topology.node(&server.id).and_then(|known| known.staleness(now()));
+            let staleness = if writable { Some(Duration::ZERO) } else { age };
             let result = match question.proof {
                 Some(token) => run_with_proof(&checkout, &token, question).await,
                 None => run(&checkout, writable, question.sql, question.params).await.map(Some),
@@ -202,9 +211,11 @@ impl Shared {
                     checkout.give_back();
                     Answer::Behind
                 }
+                // What it said counts only if it was not found lost, or on a history left behind, meanwhile.
+                Ok(Some(_)) if !admits(&self.topology(), &server.id, question) => Answer::Behind,
                 Ok(Some(rows)) => {
                     checkout.give_back();
-                    Answer::Rows(rows)
+                    Answer::Rows(rows, staleness)
                 }
                 Err(error) => read_error(error, checkout),
             }

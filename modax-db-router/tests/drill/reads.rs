@@ -95,3 +95,50 @@ async fn f37_without_a_primary_reads_go_on_and_writes_end_with_a_typed_error() {
     router.close(LONG).await;
     ground.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f40_a_replica_that_grew_old_while_a_read_waited_for_its_connection_does_not_answer_it() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 1, ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("servers");
+    let router = Router::builder(&cluster.url()).expect("url").pool_size(1).build().expect("router");
+    prepare(&router).await;
+    let replica = &cluster.nodes()[1];
+    let bound = Duration::from_secs(1);
+    let bounded = async |router: &Router, sql| {
+        router.read(ReadPreference::Replica).max_staleness(bound).deadline(LONG).query(sql, &[]).await
+    };
+    // The only connection is taken by a read that takes longer than the bound.
+    let long = tokio::spawn({
+        let router = router.clone();
+        async move { router.read(ReadPreference::Replica).deadline(LONG).query("SELECT pg_sleep(3)", &[]).await }
+    });
+    wait::until(LONG, "the connection to be taken", || async {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+        replica.psql(sql).await.is_ok_and(|count| count == "1")
+    })
+    .await
+    .expect("taken");
+    replica.psql("SELECT pg_wal_replay_pause()").await.expect("pause");
+    wait::until(LONG, "replay to stop", || async {
+        replica.psql("SELECT pg_get_wal_replay_pause_state()").await.is_ok_and(|state| state == "paused")
+    })
+    .await
+    .expect("the fault fires");
+    router.execute("INSERT INTO ledger VALUES (1)", &[]).await.expect("written");
+    let retries = router.stats().read_retries;
+    // Planned while the replica is young enough, and served when it is not.
+    let resume = async {
+        long.await.expect("task").expect("the long read");
+        wait::until(LONG, "the waiting read to be turned away", || async { router.stats().read_retries > retries })
+            .await
+            .expect("turned away");
+        replica.psql("SELECT pg_wal_replay_resume()").await.expect("resume");
+    };
+    let (found, ()) = tokio::join!(bounded(&router, "SELECT number FROM ledger"), resume);
+    let found = found.expect("read");
+    assert_eq!(found.rows.len(), 1, "what was written longer ago than the bound is there");
+    assert!(found.staleness.is_some_and(|age| age <= bound));
+    router.close(LONG).await;
+    ground.stop().await;
+}
