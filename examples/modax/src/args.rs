@@ -121,7 +121,7 @@ pub(crate) struct SubArgs {
     /// Two messages are the same when topic and all of these fields of their JSON payloads are, such as
     /// device,boot,timestamp; without FIELD, when topic and payload are. A payload without the fields is printed
     /// always.
-    #[arg(long, value_name = "FIELD,…", value_delimiter = ',', num_args = 0..)]
+    #[arg(long, value_name = "FIELD,…", value_delimiter = ',', num_args = 0..=1)]
     pub(crate) dedup: Option<Vec<String>>,
     /// Messages that --dedup remembers.
     #[arg(long, default_value = "100000", requires = "dedup", value_name = "N")]

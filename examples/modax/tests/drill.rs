@@ -4,6 +4,8 @@
 mod mqtt;
 #[path = "drill/outbox.rs"]
 mod outbox;
+#[path = "drill/queue.rs"]
+mod queue;
 #[path = "drill/running.rs"]
 mod running;
 #[path = "drill/sql.rs"]

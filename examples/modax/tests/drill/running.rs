@@ -70,4 +70,16 @@ impl Running {
         let status = timeout(PATIENCE, self.child.wait()).await.expect("an end in time").expect("a status");
         (rest, status.code().expect("an exit code"))
     }
+
+    /// Kills it; the lines it had written before.
+    pub(crate) async fn kill(mut self) -> Vec<Value> {
+        self.child.kill().await.expect("the binary runs until now");
+        let mut rest = Vec::new();
+        while let Some(line) = timeout(PATIENCE, self.lines.next_line()).await.expect("an end in time").expect("text") {
+            // The last line may have been cut.
+            let Ok(line) = serde_json::from_str(&line) else { break };
+            rest.push(line);
+        }
+        rest
+    }
 }

@@ -1,0 +1,239 @@
+//! `pub --queue`, `sub --dedup` and `modax queue` against mosquitto.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use modax_testbed::{Ground, Mosquitto, MosquittoOptions};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::running::Running;
+
+/// A broker that drops nothing by itself: replays come in bursts.
+async fn broker(ground: &Ground) -> Mosquitto {
+    let extra = "max_queued_messages 0".to_owned();
+    ground.mosquitto_with(MosquittoOptions { extra, ..MosquittoOptions::default() }).await.unwrap()
+}
+
+/// A subscriber whose subscription is known to stand.
+async fn subscriber(url: &str, more: &[&str]) -> Running {
+    let mut sub = Running::start(&[&["sub", "--brokers", url, "--client-id", "s", "--filter", "t"], more].concat());
+    let mut publisher = Running::start(&["pub", "--brokers", url, "--client-id", "warm", "--topic", "t"]);
+    loop {
+        publisher.send("warm").await;
+        assert_eq!(publisher.line().await["outcome"], "acked");
+        if timeout(Duration::from_millis(100), sub.line()).await.is_ok() {
+            break;
+        }
+    }
+    assert_eq!(publisher.end().await.1, 0);
+    sub
+}
+
+fn queue_args<'a>(url: &'a str, queue: &'a str) -> Vec<&'a str> {
+    vec!["pub", "--brokers", url, "--client-id", "p", "--topic", "t", "--queue", queue, "--fsync-every", "1ms"]
+}
+
+fn directory(ground: &Ground) -> String {
+    ground.dir().join("queue").to_str().unwrap().to_owned()
+}
+
+async fn all(args: &[&str]) -> (Vec<Value>, i32) {
+    Running::start(args).end().await
+}
+
+/// The payloads that arrived, until `last` has; without the ones of the warming up.
+async fn payloads_until(sub: &mut Running, last: &str) -> Vec<String> {
+    let mut payloads = Vec::new();
+    loop {
+        let payload = sub.line().await["payload"].as_str().unwrap().to_owned();
+        if payload == last {
+            return payloads;
+        }
+        if payload != "warm" {
+            payloads.push(payload);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f32_a_publisher_killed_again_and_again_loses_no_admitted_message() {
+    let ground = Ground::start().await.unwrap();
+    let broker = broker(&ground).await;
+    let (url, queue) = (broker.url(), directory(&ground));
+    let mut sub = subscriber(&url, &["--qos", "2"]).await;
+    let args = [queue_args(&url, &queue), vec!["--report-admitted", "--qos", "2"]].concat();
+    let mut admitted = Vec::new();
+    let mut replayed = 0;
+    for round in 0..5 {
+        // In every other round no broker answers, so that all of it is left behind; else some of it is.
+        if round % 2 == 0 {
+            broker.stop();
+        }
+        let mut publisher = Running::start(&args);
+        for number in 0..150 {
+            publisher.send(&format!("{round}/{number:03}")).await;
+        }
+        let mut of_round = 0;
+        let mut take = |line: &Value| {
+            replayed += u32::from(line["replayed"] == true);
+            if line["outcome"] == "admitted" {
+                of_round += 1;
+                admitted.push(line["payload"].as_str().unwrap().to_owned());
+            }
+            of_round
+        };
+        while take(&publisher.line().await) < 40 + 20 * round {}
+        for line in publisher.kill().await {
+            take(&line);
+        }
+        broker.cont();
+    }
+
+    let mut publisher = Running::start(&args);
+    publisher.send("last").await;
+    let (lines, code) = publisher.end().await;
+
+    assert_eq!(code, 0);
+    assert!(lines.iter().filter(|line| line["replayed"] == true).all(|line| line["outcome"] == "acked"), "{lines:?}");
+    replayed += u32::try_from(lines.iter().filter(|line| line["replayed"] == true).count()).unwrap();
+    assert!(replayed > 0, "no kill left anything behind");
+    let arrived = payloads_until(&mut sub, "last").await;
+    let mut seen = BTreeSet::new();
+    let first: Vec<_> = arrived.into_iter().filter(|payload| seen.insert(payload.clone())).collect();
+    assert!(first.is_sorted(), "out of order: {first:?}");
+    let lost: Vec<_> = admitted.iter().filter(|payload| !seen.contains(*payload)).collect();
+    assert!(lost.is_empty(), "of {} admitted were lost: {lost:?}", admitted.len());
+    let (verified, code) = all(&["queue", "verify", &queue]).await;
+    assert_eq!((code, &verified.last().unwrap()["waiting"]), (0, &json!(0)));
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_process_at_a_time_has_a_queue_and_the_second_is_told_so() {
+    let ground = Ground::start().await.unwrap();
+    let broker = broker(&ground).await;
+    let (url, queue) = (broker.url(), directory(&ground));
+    let mut first = Running::start(&queue_args(&url, &queue));
+    first.send("a").await;
+    assert_eq!(first.line().await["outcome"], "acked");
+
+    let (lines, code) = all(&queue_args(&url, &queue)).await;
+    assert_eq!((lines, code), (vec![], 1));
+    let (lines, code) = all(&["queue", "inspect", &queue]).await;
+    assert_eq!((lines, code), (vec![], 1));
+
+    assert_eq!(first.end().await.1, 0);
+    assert_eq!(all(&queue_args(&url, &queue)).await, (vec![], 0));
+    ground.stop().await;
+}
+
+/// The largest file, with one bit in its middle turned over.
+fn damage(queue: &str) {
+    let files = std::fs::read_dir(queue).unwrap().map(|entry| entry.unwrap().path());
+    let largest: PathBuf = files.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut content = std::fs::read(&largest).unwrap();
+    let middle = content.len() / 2;
+    content[middle] ^= 0x10;
+    std::fs::write(&largest, content).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f32_a_damaged_queue_is_found_out_and_the_rest_is_saved_and_sent() {
+    let ground = Ground::start().await.unwrap();
+    let broker = broker(&ground).await;
+    let (url, queue) = (broker.url(), directory(&ground));
+    broker.stop();
+    let mut publisher = Running::start(&[queue_args(&url, &queue), vec!["--max-wait", "50ms"]].concat());
+    for number in 0..21 {
+        publisher.send(&format!("{number:02}")).await;
+    }
+    let (lines, code) = publisher.end().await;
+    assert_eq!((lines.len(), code), (21, 1));
+    assert!(lines.iter().all(|line| line["outcome"] == "undelivered" && line["on_disk"] == true), "{lines:?}");
+    broker.cont();
+
+    assert_eq!(all(&["queue", "verify", &queue]).await.1, 0);
+    damage(&queue);
+    let (lines, code) = all(&["queue", "verify", &queue]).await;
+    assert_eq!((code, &lines.last().unwrap()["sound"]), (1, &json!(false)));
+    let (lines, code) = all(&["queue", "inspect", &queue]).await;
+    let waiting: Vec<&str> = lines.iter().filter_map(|line| line["payload"].as_str()).collect();
+    assert_eq!((code, waiting.len()), (0, 20));
+    let (lines, code) = all(&["queue", "salvage", &queue]).await;
+    assert_eq!((code, &lines.last().unwrap()["saved"]), (0, &json!(20)));
+    assert_eq!(all(&["queue", "salvage", &queue]).await.1, 1, "it copied over what it had saved");
+    let saved = format!("{queue}.salvaged");
+    assert!(Path::new(&saved).is_dir());
+    assert_eq!(all(&["queue", "verify", &saved]).await.1, 0);
+
+    let mut sub = subscriber(&url, &[]).await;
+    let mut publisher = Running::start(&queue_args(&url, &saved));
+    publisher.send("last").await;
+    let (lines, code) = publisher.end().await;
+    assert_eq!(code, 0);
+    assert_eq!(lines.iter().filter(|line| line["replayed"] == true).count(), 20);
+    assert_eq!(payloads_until(&mut sub, "last").await, waiting);
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn qos_2_arrives_once_at_the_brokers_left_and_dedup_prints_a_repeat_once() {
+    let ground = Ground::start().await.unwrap();
+    let (first, second) = (broker(&ground).await, broker(&ground).await);
+    let urls = format!("{},{}", first.url(), second.url());
+    let mut sub = subscriber(&second.url(), &["--qos", "2", "--dedup", "id"]).await;
+    let mut publisher = Running::start(&[
+        "pub",
+        "--brokers",
+        &urls,
+        "--client-id",
+        "p",
+        "--topic",
+        "t",
+        "--qos",
+        "2",
+        "--selection",
+        "round-robin",
+        "--plain",
+    ]);
+    publisher.send("{}").await;
+    assert_eq!(publisher.line().await["broker"], first.addr().to_string());
+    first.kill().await;
+    for number in 0..200 {
+        for _ in 0..2 {
+            publisher.send(&json!({ "id": number }).to_string()).await;
+        }
+    }
+    publisher.send("last").await;
+    let (lines, code) = publisher.end().await;
+
+    assert!(!first.process().is_running());
+    assert_eq!((lines.len(), code), (401, 0));
+    let arrived = payloads_until(&mut sub, "last").await;
+    let expected: Vec<String> = (0..200).map(|number| json!({ "id": number }).to_string()).collect();
+    assert_eq!(arrived, expected);
+    sub.signal(Signal::INT);
+    assert_eq!(sub.rest().await, (vec![], 0));
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_dedup_qos_2_is_printed_as_often_as_it_was_published() {
+    let ground = Ground::start().await.unwrap();
+    let broker = broker(&ground).await;
+    let (url, queue) = (broker.url(), directory(&ground));
+    let mut sub = subscriber(&url, &["--qos", "2"]).await;
+    let mut publisher = Running::start(&[queue_args(&url, &queue), vec!["--qos", "2"]].concat());
+    for number in 0..300 {
+        publisher.send(&number.to_string()).await;
+    }
+    publisher.send("last").await;
+    assert_eq!(publisher.end().await.1, 0);
+
+    let expected: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+    assert_eq!(payloads_until(&mut sub, "last").await, expected);
+    ground.stop().await;
+}
