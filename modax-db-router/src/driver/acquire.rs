@@ -8,7 +8,7 @@ use super::pool::{Checkout, DialError};
 use super::{Shared, now};
 use crate::error::AcquireError;
 use crate::observation::Incarnation;
-use crate::topology::WritesClosed;
+use crate::topology::{Topology, WritesClosed};
 use deadpool::managed::PoolError;
 
 /// Pause after a server that is said to be the primary did not let us in: its probes have the same pace.
@@ -47,7 +47,7 @@ impl Shared {
                 return Err(AcquireError::Closed);
             }
             let topology = self.topology();
-            let why = match topology.writable {
+            let why = match self.target(&topology, whom) {
                 Ok((node, incarnation)) => {
                     let attempt = tokio::select! {
                         attempt = self.take(node, incarnation, deadline) => attempt,
@@ -55,7 +55,7 @@ impl Shared {
                     };
                     match attempt {
                         // The picture may have changed since, with its connections cut before this one was there.
-                        Ok(checkout) if self.may_write(node, &incarnation) => {
+                        Ok(checkout) if self.target(&self.topology(), whom) == Ok((node, incarnation)) => {
                             return Ok(Acquired { node, incarnation, checkout });
                         }
                         Ok(_) => {}
@@ -68,7 +68,8 @@ impl Shared {
             if now() >= deadline {
                 return Err(self.give_up(began, why, refusal));
             }
-            if why.is_some() && held.is_none() {
+            // Who settles was let in before: it is bounded by the writes under way, and may not be turned away.
+            if why.is_some() && held.is_none() && whom == Whom::Call {
                 held = Some(self.enter_hold()?);
             }
             let wake = if why.is_some() { deadline } else { deadline.min(now() + PAUSE) };
@@ -79,22 +80,21 @@ impl Shared {
         }
     }
 
-    /// Whether that life of the primary may be written now.
-    pub(crate) fn may_write(&self, node: usize, incarnation: &Incarnation) -> bool {
-        self.topology().writable == Ok((node, *incarnation))
+    /// Where to go: the primary, which may be asked and may finish what is under way also while new writes are held for
+    /// a planned switchover.
+    fn target(&self, topology: &Topology, whom: Whom) -> Result<(usize, Incarnation), WritesClosed> {
+        match (topology.writable, whom) {
+            (Err(why @ (WritesClosed::Paused | WritesClosed::Draining)), Whom::Settling) => {
+                let current = topology.lineage().current();
+                current.and_then(|life| Some((self.index_of(&life.node)?, life.incarnation))).ok_or(why)
+            }
+            (writable, Whom::Call | Whom::Settling) => writable,
+        }
     }
 
-    /// Whether a transaction that is under way in that life of the primary may be committed: also while new ones are
-    /// held for a planned switchover.
+    /// Whether a transaction that is under way in that life of the primary may be committed, or asked about.
     pub(crate) fn may_commit(&self, node: usize, incarnation: &Incarnation) -> bool {
-        let topology = self.topology();
-        match topology.writable {
-            Ok(primary) => primary == (node, *incarnation),
-            Err(WritesClosed::Paused | WritesClosed::Draining) => {
-                topology.lineage().current().is_some_and(|life| life.incarnation == *incarnation)
-            }
-            Err(_) => false,
-        }
+        self.target(&self.topology(), Whom::Settling) == Ok((node, *incarnation))
     }
 
     fn enter_hold(&self) -> Result<tokio::sync::SemaphorePermit<'_>, AcquireError> {

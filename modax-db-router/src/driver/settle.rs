@@ -28,7 +28,10 @@ impl Shared {
             let acquired = match self.acquire(until, Whom::Settling).await {
                 Ok(acquired) => acquired,
                 Err(AcquireError::Closed) => return Err(UnknownBecause::Closed),
-                Err(_) => continue,
+                Err(_) => {
+                    tokio::time::sleep(PAUSE.min(until.saturating_duration_since(now()))).await;
+                    continue;
+                }
             };
             let (xid, believe_committed) = match judge(evidence, self.topology().lineage()) {
                 Verdict::NotCommitted => {
@@ -45,7 +48,7 @@ impl Shared {
             let wait = ANSWER.min(until.saturating_duration_since(now()));
             let answer = tokio::time::timeout(wait, acquired.checkout.client().simple_query(&question)).await;
             // The floors were those of that life of the primary: its answer counts if it still is the primary.
-            let still = self.may_write(acquired.node, &acquired.incarnation);
+            let still = self.may_commit(acquired.node, &acquired.incarnation);
             let settled = match answer {
                 Ok(Ok(messages)) if still => {
                     acquired.checkout.give_back();

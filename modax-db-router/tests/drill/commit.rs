@@ -1,9 +1,9 @@
 //! The answer to COMMIT does not come.
 
-use modax_db_router::{Durability, Event, Router};
-use modax_testbed::Ground;
+use modax_db_router::{Durability, Event, Router, Tx, WritesClosed};
 use modax_testbed::proxy::{Direction, Fault, Proxy};
 use modax_testbed::servers::postgres::PostgresOptions;
+use modax_testbed::{Ground, wait};
 
 use crate::ledger::{LONG, Ledger, Told, Writers, compare, event, prepare};
 
@@ -62,6 +62,40 @@ async fn f38_commits_under_way_in_a_crash_restart_in_place_are_settled() {
     let (committed, unknown) = compare(&cluster.nodes()[0], &ledger).await;
     assert!(committed >= 400);
     assert_eq!(unknown, 0, "every floor was seen, so every commit is settled");
+    router.close(LONG).await;
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f38_a_cut_commit_is_settled_while_new_writes_are_held() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("server");
+    let proxy = Proxy::start(cluster.nodes()[0].addr()).await.expect("proxy");
+    let url = format!("postgresql://modax@{}/modax", proxy.addr());
+    let router = Router::builder(&url).expect("url").hold_limit(1).build().expect("router");
+    prepare(&router).await;
+    let work = async |tx: Tx| {
+        let written = tx.execute("INSERT INTO ledger VALUES (1)", &[]).await?;
+        router.pause_writes().await;
+        wait::until(LONG, "writes to be held", || async {
+            router.topology().writes_closed() == Some(WritesClosed::Paused)
+        })
+        .await
+        .expect("paused");
+        // The only place of those who wait is taken.
+        tokio::spawn({
+            let router = router.clone();
+            async move { router.primary().await.is_ok() }
+        });
+        wait::until(LONG, "the hold to be full", || async { router.stats().held == 1 }).await.expect("full");
+        proxy.set(Direction::ToServer, Fault::CutAfterMatch(b"COMMIT\0".to_vec()));
+        Ok(written)
+    };
+    let written = router.write(work).await.expect("settled");
+    assert_eq!((proxy.fired().cut, written.attempts), (1, 1), "the fault fired, and it did not run again");
+    assert_eq!(router.topology().writes_closed(), Some(WritesClosed::Paused));
+    assert_eq!(router.stats().commits_settled, 1);
     router.close(LONG).await;
     ground.stop().await;
 }
