@@ -264,6 +264,11 @@ impl Checkout {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Closes the connection for all who have it.
+    pub(crate) fn cut(&self) {
+        self.object.task.abort();
+    }
+
     /// Returns the connection to its pool, clean.
     pub(crate) fn give_back(mut self) {
         self.end = Condition::Clean;

@@ -67,6 +67,31 @@ struct Place {
     deadline: Instant,
 }
 
+/// A connection that the work has, too. Dropped before it is taken back, also with the future of the write, it is cut,
+/// because a clone kept beyond the work would go on in the open transaction.
+struct Lent(Option<Arc<Checkout>>);
+
+impl Lent {
+    /// `None`, and cut, if somebody else still has it.
+    fn take_back(mut self) -> Option<Checkout> {
+        match Arc::try_unwrap(self.0.take()?) {
+            Ok(checkout) => Some(checkout),
+            Err(kept) => {
+                self.0 = Some(kept);
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            connection.cut();
+        }
+    }
+}
+
 struct Before {
     evidence: Evidence,
     synchronous: Option<bool>,
@@ -105,8 +130,9 @@ impl Shared {
             return Attempt::Failed(WriteError::Closed);
         };
         let place = Place { node, id, incarnation, attempt, deadline };
-        let connection = Arc::new(checkout);
-        let tx = Tx { connection: Arc::clone(&connection), attempt };
+        let lent = Lent(Some(Arc::new(checkout)));
+        let Some(connection) = lent.0.as_ref() else { return Attempt::Failed(WriteError::TxKept) };
+        let tx = Tx { connection: Arc::clone(connection), attempt };
         // BEGIN is polled first, so the work's first statement travels behind it in the same flight.
         let both = join(connection.client().batch_execute("BEGIN"), work(tx));
         let ended = tokio::time::timeout_at(deadline.into(), both).await;
@@ -114,7 +140,7 @@ impl Shared {
             self.suspect(node);
             return Attempt::Failed(WriteError::NotCommitted { attempts: attempt, source: None });
         };
-        let Some(checkout) = Arc::into_inner(connection) else {
+        let Some(checkout) = lent.take_back() else {
             return Attempt::Failed(WriteError::TxKept);
         };
         if let Err(error) = begun {

@@ -70,7 +70,18 @@ async fn a_write_that_failed_inside_is_never_called_committed() {
         })
         .await;
     assert!(matches!(escaped, Err(WriteError::TxKept)), "{escaped:?}");
-    drop(kept);
+    is_cut(&kept).await;
+    // The same if the work does not end in time, and if nobody waits for it any more.
+    for deadline in [Duration::from_millis(300), LONG] {
+        let write = router.writer().deadline(deadline).run(async |tx: Tx| {
+            tx.execute("INSERT INTO ledger VALUES (1)", &[]).await?;
+            *kept.lock().expect("lock") = Some(tx.clone());
+            std::future::pending::<Result<(), tokio_postgres::Error>>().await
+        });
+        let ended = tokio::time::timeout(Duration::from_secs(1), write).await;
+        assert!(matches!(ended, Err(_) | Ok(Err(WriteError::NotCommitted { .. }))), "{ended:?}");
+        is_cut(&kept).await;
+    }
     // A conflict runs the work again; anything else does not.
     let written = router
         .write(|tx: Tx| async move {
@@ -163,4 +174,10 @@ async fn f39_a_commit_is_called_synchronous_only_with_evidence() {
     assert_eq!(freed.expect("committed").durability, Durability::Unknown);
     router.close(LONG).await;
     ground.stop().await;
+}
+
+/// A clone that escaped its work has no connection any more.
+async fn is_cut(kept: &std::sync::Mutex<Option<Tx>>) {
+    let tx = kept.lock().expect("lock").take().expect("it escaped");
+    wait::until(LONG, "the clone to be cut off", || async { tx.is_closed() }).await.expect("cut off");
 }
