@@ -207,6 +207,7 @@ fn settings() -> Vec<String> {
         "Patroni: ttl 20 s, loop_wait 5 s, retry_timeout 5 s (loop_wait + 2 x retry_timeout must not exceed ttl), primary_start_timeout 0.",
         "Load balancer: asks every instance each 500 ms, after a first failure each 100 ms; two failures take it out; an answer may take 400 ms.",
         "Devices: 10 readings and 20 safety reports a second each, confirmed by the broker (QoS 1), timestamps since their last start.",
+        "In each scenario one device is restarted before the fault, 25 s before where brokers are cut off: a copy of a reading that arrives later than its device has been up could be stored twice.",
         "Commands expire after 5 s; safety reports count for 5 s.",
     ]
     .map(str::to_owned)

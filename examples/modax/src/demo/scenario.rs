@@ -27,6 +27,9 @@ use crate::report::{Counts, Scenario, seconds};
 const QUESTION: Duration = Duration::from_secs(2);
 /// A recovery counts once it has held for this long.
 const HOLDS: Duration = Duration::from_millis(1500);
+/// How old a device's boot is when a broker is cut off: older than the brokers' own election makes its readings late.
+/// A copy that comes later than its boot is old cannot be told from a new boot; the wire contract names that limit.
+const AGED: Duration = Duration::from_secs(25);
 /// How long nothing may stir before the next fault.
 const QUIET: Duration = Duration::from_secs(3);
 /// Readings under way on a healthy broker.
@@ -118,6 +121,9 @@ impl Stage {
         let patience = Duration::from_secs(20);
         device.wait_until(patience, |status| status.broker.is_none()).await;
         device.wait_until(patience, |status| status.broker.is_some()).await;
+        if matches!(number, 1 | 2) {
+            sleep(AGED).await;
+        }
         let found = match number {
             0 => layers::kill_control(self).await,
             1 => brokers::cut_off(self).await,
