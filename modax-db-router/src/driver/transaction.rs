@@ -133,24 +133,29 @@ impl Shared {
         let lent = Lent(Some(Arc::new(checkout)));
         let Some(connection) = lent.0.as_ref() else { return Attempt::Failed(WriteError::TxKept) };
         let tx = Tx { connection: Arc::clone(connection), attempt };
+        let mut begun = None;
         // BEGIN is polled first, so the work's first statement travels behind it in the same flight.
-        let both = join(connection.client().batch_execute("BEGIN"), work(tx));
-        let ended = tokio::time::timeout_at(deadline.into(), both).await;
-        let Ok((begun, worked)) = ended else {
+        let begin = async { begun = Some(connection.client().batch_execute("BEGIN").await) };
+        let ended = tokio::time::timeout_at(deadline.into(), join(begin, work(tx))).await;
+        let (begin_failed, refused) = match begun {
+            Some(Err(error)) => (!broke(&error, connection), Some(error)),
+            Some(Ok(())) | None => (false, None),
+        };
+        if begin_failed {
+            // What was sent behind it ran, each statement for itself: also those before the one that failed.
+            return unknown(&place, UnknownBecause::BeginFailed, refused);
+        }
+        let Ok(((), worked)) = ended else {
             self.suspect(node);
             return Attempt::Failed(WriteError::NotCommitted { attempts: attempt, source: None });
         };
         let Some(checkout) = lent.take_back() else {
             return Attempt::Failed(WriteError::TxKept);
         };
-        if let Err(error) = begun {
-            let may_have_run = worked.is_ok() && !broke(&error, &checkout);
-            return if may_have_run {
-                unknown(&place, UnknownBecause::BeginFailed, Some(error))
-            } else {
-                self.suspect(node);
-                Attempt::Again { after: After::RoleChange, source: Some(error) }
-            };
+        if refused.is_some() {
+            // The link broke, and COMMIT was not sent.
+            self.suspect(node);
+            return Attempt::Again { after: After::RoleChange, source: refused };
         }
         match worked {
             Ok(value) => self.commit(&place, checkout, value).await,
