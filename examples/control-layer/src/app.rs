@@ -15,6 +15,7 @@ use crate::{
     buffer::{Buffer, CAPACITY},
     config::{BadSetting, Config},
     metrics::Metrics,
+    relay::Doubts,
     state::Plant,
 };
 
@@ -46,6 +47,8 @@ pub struct App {
     pub outbox: Outbox,
     /// Callers' keys.
     pub keys: IdempotencyKeys,
+    /// Commands that a broker may have although it did not say so.
+    pub doubts: Doubts,
     /// Live messages for WebSocket clients.
     pub live: broadcast::Sender<Arc<LiveMessage>>,
     /// What was counted.
@@ -94,6 +97,7 @@ impl App {
             keys: IdempotencyKeys::new(outbox_schema.clone()),
             outbox_schema,
             live: broadcast::channel(LIVE_BUFFER).0,
+            doubts: Doubts::default(),
             metrics: Metrics::default(),
             router,
             mqtt,

@@ -3,7 +3,8 @@
 //! An instance without a broker gives the lease away: another one may have one, and its view of the plant's safety is fresh.
 
 use std::{
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -20,7 +21,7 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
-    commands::{TYPE_HEADER, is_allowed},
+    commands::{TYPE_HEADER, is_always_allowed},
     contract::topic,
 };
 
@@ -34,15 +35,22 @@ const LOOKS_EVERY: Duration = Duration::from_millis(200);
 const STOP_DEADLINE: Duration = Duration::from_secs(3);
 /// A message that says nothing else is of no use after this.
 const EXPIRES_IN: Duration = Duration::from_secs(60);
+/// How long a command may wait in the client for its place on the wire before it is judged again.
+const WAITS_IN_CLIENT: Duration = Duration::from_millis(500);
+/// Commands under way of which is kept whether they may have been delivered; the outbox has one at a time in flight.
+const MAX_DOUBTS: usize = 1_000;
 /// How often commands are looked up whose outcome no event told: the lease changed hands, or the database was away.
 const RECONCILES_EVERY: Duration = Duration::from_secs(1);
 /// Waits between tries: a command has seconds to live, and its successors wait behind it.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// The longest of them.
-const RETRY_CAP: Duration = Duration::from_millis(500);
+const RETRY_CAP: Duration = Duration::from_millis(200);
 
 /// The reason in the audit by which an expired command is known.
 const EXPIRED: &str = "expired before it could be published";
+
+/// Added to the reason of a command that a broker may have all the same.
+const MAYBE: &str = "an earlier attempt may have been delivered";
 
 /// The reason in the audit by which a command is known that was safe when it was taken and not when it was to go out.
 const NOT_SAFE: &str = "the plant is not safe";
@@ -55,23 +63,10 @@ impl Sink for ToBrokers {
     async fn publish(&self, message: &OutgoingMessage) -> Result<Confirmation, SinkError> {
         let app = &self.0;
         if message.topic == topic::CONTROL_COMMANDS {
-            let command_type = message.headers.get(TYPE_HEADER).map_or("", String::as_str);
-            if !is_allowed(app, command_type, Instant::now()) {
-                // Without a broker, or with one since a moment, this instance does not know the plant; while there is time it
-                // may come to know it, or another instance decide.
-                if !knows_the_plant(app) {
-                    return Err(SinkError::retry("no broker, or only since a moment"));
-                }
-                return Err(SinkError::drop(NOT_SAFE));
-            }
+            return publish_command(app, message).await;
         }
         let left = message.expires_in.unwrap_or(EXPIRES_IN);
-        let outgoing =
-            mqtt::Message::new(message.topic.as_str(), message.payload.clone()).at_least_once().expires_in(left);
-        let receipt = app.mqtt.publish(outgoing).await.map_err(|error| {
-            if error.is_transient() { SinkError::retry(error) } else { SinkError::reject(error.to_string()) }
-        })?;
-        match receipt.acked().await {
+        match hand_over(app, message, left).await? {
             mqtt::Outcome::Acked { broker, .. } => Ok(Confirmation::by(broker.to_string())),
             mqtt::Outcome::Expired { .. } => Err(SinkError::Expired),
             mqtt::Outcome::Rejected { reason } => Err(SinkError::reject(reason)),
@@ -80,9 +75,107 @@ impl Sink for ToBrokers {
     }
 }
 
-fn knows_the_plant(app: &App) -> bool {
+async fn hand_over(app: &App, message: &OutgoingMessage, left: Duration) -> Result<mqtt::Outcome, SinkError> {
+    let outgoing = mqtt::Message::new(message.topic.as_str(), message.payload.clone()).at_least_once().expires_in(left);
+    let receipt = app.mqtt.publish(outgoing).await.map_err(|error| {
+        if error.is_transient() { SinkError::retry(error) } else { SinkError::reject(error.to_string()) }
+    })?;
+    Ok(receipt.acked().await)
+}
+
+/// A command must not wait in the client: what waits there leaves at the next connection, whatever has become of the plant
+/// and of newer commands meanwhile. So it is handed over only while there is a broker, for a moment, and comes back here to be
+/// judged again. One that is on the wire stays the client's until its connection is acknowledged or over: a slow broker gets no copy.
+async fn publish_command(app: &App, message: &OutgoingMessage) -> Result<Confirmation, SinkError> {
+    let (id, begun) = (*message.id.as_uuid(), Instant::now());
+    let was_sent = app.doubts.seen(id, message.attempt);
+    may_go_out(app, message, was_sent, begun)?;
+    let left = message.expires_in.unwrap_or(EXPIRES_IN);
+    // Before, because the relay may drop this future at any await.
+    app.doubts.set(id, true);
+    let outcome = match hand_over(app, message, left.min(WAITS_IN_CLIENT)).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            app.doubts.set(id, was_sent);
+            return Err(error);
+        }
+    };
+    match outcome {
+        mqtt::Outcome::Acked { broker, .. } => return Ok(Confirmation::by(broker.to_string())),
+        mqtt::Outcome::Rejected { reason } => return Err(SinkError::reject(reason)),
+        mqtt::Outcome::Shed
+        | mqtt::Outcome::Expired { maybe_delivered: false }
+        | mqtt::Outcome::Undelivered { maybe_delivered: false } => app.doubts.set(id, was_sent),
+        _ => {}
+    }
+    if begun.elapsed() >= left {
+        return Err(SinkError::Expired);
+    }
+    Err(SinkError::retry(format!("not acknowledged: {outcome:?}")))
+}
+
+/// The last question before a command goes out.
+fn may_go_out(app: &App, message: &OutgoingMessage, was_sent: bool, now: Instant) -> Result<(), SinkError> {
     let status = app.mqtt.status();
-    status.is_connected() && status.since.is_none_or(|since| since.elapsed() >= SETTLES_AFTER)
+    if !status.is_connected() {
+        return Err(SinkError::retry("no broker"));
+    }
+    let command_type = message.headers.get(TYPE_HEADER).map_or("", String::as_str);
+    if is_always_allowed(app, command_type) {
+        return Ok(());
+    }
+    let connected_for = status.since.map_or(Duration::MAX, |since| now.saturating_duration_since(since));
+    if !app.plant.is_safe(now) {
+        // With a broker since a moment, this instance does not know the plant; while there is time it may come to know it.
+        if connected_for < SETTLES_AFTER {
+            return Err(SinkError::retry("a broker only since a moment"));
+        }
+        return Err(SinkError::drop(if was_sent { format!("{NOT_SAFE}; {MAYBE}") } else { NOT_SAFE.to_owned() }));
+    }
+    // What was heard before the connection was lost says nothing of what happened meanwhile.
+    if !app.plant.is_safe_within(now, connected_for) {
+        return Err(SinkError::retry("not every device was heard since the broker is back"));
+    }
+    Ok(())
+}
+
+/// Commands on their way through this instance, and whether an attempt may have reached a broker: the audit must not say
+/// that a command was not published when it may have been.
+#[derive(Debug, Default)]
+pub struct Doubts(Mutex<BTreeMap<Uuid, bool>>);
+
+impl Doubts {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, bool>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes an attempt; answers whether an earlier one may have been delivered. Of those of other instances nothing is known.
+    fn seen(&self, id: Uuid, attempt: u32) -> bool {
+        let mut doubts = self.lock();
+        let was_sent = *doubts.entry(id).or_insert(attempt > 1);
+        if doubts.len() > MAX_DOUBTS {
+            // Identities rise with time: the first is the oldest. What is forgotten counts as unknown.
+            doubts.pop_first();
+        }
+        was_sent
+    }
+
+    fn set(&self, id: Uuid, may_be_delivered: bool) {
+        self.lock().insert(id, may_be_delivered);
+    }
+
+    fn forget(&self, id: Uuid) {
+        self.lock().remove(&id);
+    }
+
+    /// What the audit says of an expired command with so many attempts on record.
+    fn expired(&self, id: Uuid, attempts: u32) -> String {
+        if self.lock().get(&id).copied().unwrap_or(attempts > 0) {
+            format!("expired; {MAYBE}")
+        } else {
+            EXPIRED.to_owned()
+        }
+    }
 }
 
 /// Relays while there is a broker, until `stop`.
@@ -147,7 +240,7 @@ async fn follow(app: &Arc<App>, relay: &Relay, stop: &mut watch::Receiver<bool>)
 async fn note(app: &App, event: Event) {
     let settled = match event {
         Event::Delivered { id, .. } => Some((id, "executed", None)),
-        Event::Expired { id } => Some((id, "failed", Some(EXPIRED.to_owned()))),
+        Event::Expired { id } => Some((id, "failed", Some(app.doubts.expired(*id.as_uuid(), 0)))),
         Event::Rejected { id, reason } => Some(rejected(id, reason)),
         Event::LeaseAcquired { epoch } => {
             app.metrics.leases_acquired.increment();
@@ -201,6 +294,7 @@ async fn settle(
             }
         })
         .await?;
+    app.doubts.forget(command_id);
     if written.value == 1 {
         let counter = match status {
             "executed" => &app.metrics.commands_executed,
@@ -243,9 +337,10 @@ async fn reconcile_once(app: &App) -> Result<(), BoxError> {
     for row in open.rows {
         let command_id: Uuid = row.try_get(0)?;
         let status = app.outbox.status(&*connection, MessageId::from_uuid(command_id)).await?;
+        let attempts = status.as_ref().map_or(0, |it| it.attempts);
         let (status, reason) = match status.map(|it| it.state) {
             Some(State::Delivered) => ("executed", None),
-            Some(State::Expired) => ("failed", Some(EXPIRED.to_owned())),
+            Some(State::Expired) => ("failed", Some(app.doubts.expired(command_id, attempts))),
             Some(State::Rejected { reason }) => {
                 let (_, status, reason) = rejected(MessageId::from_uuid(command_id), reason);
                 (status, reason)
@@ -253,7 +348,7 @@ async fn reconcile_once(app: &App) -> Result<(), BoxError> {
             None => ("failed", Some("its message is not in the outbox".to_owned())),
             // Nobody has a broker, so nobody says so; and nobody publishes it any more.
             Some(State::Pending) if row.try_get::<_, Option<bool>>(1)?.unwrap_or(false) => {
-                ("failed", Some(EXPIRED.to_owned()))
+                ("failed", Some(app.doubts.expired(command_id, attempts)))
             }
             Some(_) => continue,
         };
@@ -294,4 +389,40 @@ fn name_of(event: &impl std::fmt::Debug) -> String {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::{Doubts, EXPIRED, MAX_DOUBTS};
+
+    #[test]
+    fn the_audit_says_of_an_expired_command_whether_it_may_have_been_delivered() {
+        let (doubts, id) = (Doubts::default(), Uuid::from_u128(7));
+        assert_eq!(doubts.expired(id, 0), EXPIRED, "nobody tried");
+        assert_eq!(
+            doubts.expired(id, 1),
+            "expired; an earlier attempt may have been delivered",
+            "another instance tried"
+        );
+
+        assert!(!doubts.seen(id, 1));
+        assert!(!doubts.seen(id, 2), "the attempt before found no broker");
+        assert_eq!(doubts.expired(id, 2), EXPIRED);
+        doubts.set(id, true);
+        assert!(doubts.seen(id, 3));
+        assert_eq!(doubts.expired(id, 3), "expired; an earlier attempt may have been delivered");
+        assert!(doubts.seen(Uuid::from_u128(8), 2), "the attempt before was another instance's");
+    }
+
+    #[test]
+    fn commands_that_nobody_settles_are_forgotten_the_oldest_first() {
+        let doubts = Doubts::default();
+        for n in 0..=MAX_DOUBTS as u128 {
+            doubts.seen(Uuid::from_u128(n), 1);
+        }
+        assert_eq!(doubts.lock().len(), MAX_DOUBTS);
+        assert!(!doubts.lock().contains_key(&Uuid::from_u128(0)));
+    }
 }

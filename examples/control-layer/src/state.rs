@@ -199,7 +199,12 @@ impl Plant {
 
     /// Whether the plant is safe at `now`.
     pub fn is_safe(&self, now: Instant) -> bool {
-        self.lock().is_safe(now, self.safety_max_age)
+        self.is_safe_within(now, self.safety_max_age)
+    }
+
+    /// Whether it is safe by reports that are also younger than `max_age`.
+    pub fn is_safe_within(&self, now: Instant, max_age: Duration) -> bool {
+        self.lock().is_safe(now, max_age.min(self.safety_max_age))
     }
 
     /// What `/status` says at `now`.

@@ -252,6 +252,43 @@ async fn a_database_that_is_away_is_said_within_three_seconds(
     Ok(())
 }
 
+/// A command must not sleep in the MQTT client and leave when the broker is back, into a plant that is no longer safe.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_taken_while_the_broker_is_away_does_not_leave_once_the_door_is_open() -> Outcome {
+    let ground = Ground::start().await?;
+    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let proxy = Proxy::start(broker.addr()).await.expect("a proxy");
+    let (brokers, url) = (proxy.url("mqtt"), database.url());
+    let pairs = [
+        ("MQTT_BROKERS", brokers.as_str()),
+        ("DATABASE_URL", url.as_str()),
+        ("SAFETY_MAX_AGE", "20"),
+        ("COMMAND_TTL", "15"),
+    ];
+    let a = Layer::start(&ground, "a", &pairs).await?;
+    let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
+    a.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    let (status, body, _) = a.command(&json!({"command_type": "start"}), None).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    assert!(device.wait_until(LONG, |status| status.acted == 1).await, "{}", a.process.log_tail(20));
+
+    let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], ground.port()));
+    proxy.redirect(nowhere);
+    proxy.cut_all();
+    wait::until(LONG, "the broker is away", || async { a.counter("modax_control_mqtt_connected").await == 0 }).await?;
+    let (status, taken, _) = a.command(&json!({"command_type": "start"}), None).await;
+    assert_eq!(status, StatusCode::OK, "by what was heard last the plant is safe: {taken}");
+    device.report_safety(SafetyState { door_closed: false, ..SafetyState::default() });
+    proxy.redirect(broker.addr());
+
+    let path = format!("/control/commands/{}", taken["command_id"].as_str().expect("an id"));
+    let settled = a.until("it is settled", &path, |_, body| body["audit"] != "accepted").await;
+    assert_eq!((&settled["audit"], &settled["reason"]), (&json!("blocked"), &json!("the plant is not safe")));
+    assert_eq!(device.status().acted, 1, "{settled}");
+    ground.stop().await;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_servers_it_starts_alive_and_not_ready_and_asks_for_its_key() -> Outcome {
     let ground = Ground::start().await?;
