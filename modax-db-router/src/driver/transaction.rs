@@ -270,7 +270,11 @@ impl Shared {
     ) -> Attempt<T> {
         let topology = self.topology();
         let replaced = topology.lineage().current().is_some_and(|life| life.incarnation != place.incarnation);
-        if replaced && before.evidence.xid.is_some() {
+        if replaced && before.evidence.xid.is_none() {
+            // Nothing was written that could be lost, but what the work read there is not the database's.
+            return Attempt::Again { after: After::Stale, source: None };
+        }
+        if replaced {
             return self.settle_commit(place, &before.evidence, None, value).await;
         }
         let [position, synchronous, loaded] = after.unwrap_or_default();
