@@ -140,6 +140,7 @@ impl Writer {
         let deadline = driver::now() + self.deadline;
         let most = self.attempts.max(1);
         let mut last = None;
+        let mut forgot = false;
         let mut attempt = 0;
         loop {
             let acquired = match shared.acquire(deadline, Whom::Call).await {
@@ -155,11 +156,15 @@ impl Writer {
                     let node = shared.servers.get(node).map(|server| server.id.clone());
                     return Err(node.map_or(WriteError::Closed, |node| WriteError::StalePrimary { node }));
                 }
+                Attempt::Again { after: After::Nothing, source: Some(error) } if forgot => {
+                    return Err(WriteError::Statement(error));
+                }
                 Attempt::Again { source, .. } if attempt >= most || driver::now() >= deadline => {
                     return Err(WriteError::NotCommitted { attempts: attempt, source });
                 }
                 Attempt::Again { after, source } => {
                     shared.counters.write_retries.fetch_add(1, Ordering::Relaxed);
+                    forgot |= after == After::Nothing;
                     shared.pause(after, attempt + 1, deadline).await;
                     last = source.or(last);
                 }

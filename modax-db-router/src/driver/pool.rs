@@ -99,6 +99,8 @@ pub(crate) struct Conn {
     warnings: Arc<AtomicU64>,
     task: AbortHandle,
     condition: Condition,
+    /// The generation its prepared statements belong to.
+    generation: u64,
 }
 
 /// Makes connections to one server.
@@ -138,7 +140,7 @@ impl managed::Manager for Dialer {
         let client = ClientWrapper::new(client, task);
         let rows = client.simple_query(IDENTITY).await.map_err(DialError::Postgres)?;
         let identity = read_identity(&rows).ok_or(DialError::Unreadable)?;
-        Ok(Conn { client, identity, warnings, task: abort, condition: Condition::Clean })
+        Ok(Conn { client, identity, warnings, task: abort, condition: Condition::Clean, generation: 0 })
     }
 
     async fn recycle(&self, conn: &mut Conn, _: &Metrics) -> RecycleResult<DialError> {
@@ -175,6 +177,8 @@ pub(crate) struct NodePool {
     pool: managed::Pool<Dialer>,
     registry: Arc<Registry>,
     outstanding: Arc<AtomicUsize>,
+    /// Moves when a prepared statement turned out not to fit any more.
+    generation: Arc<AtomicU64>,
 }
 
 impl NodePool {
@@ -187,15 +191,21 @@ impl NodePool {
             .recycle_timeout(Some(RECYCLE_DEADLINE))
             .build()
             .ok()?;
-        Some(Self { pool, registry, outstanding: Arc::default() })
+        Some(Self { pool, registry, outstanding: Arc::default(), generation: Arc::default() })
     }
 
     /// Takes a connection out. The caller bounds the wait.
     pub(crate) async fn take(&self) -> Result<Checkout, PoolError<DialError>> {
-        let object = self.pool.get().await?;
+        let mut object = self.pool.get().await?;
+        let generation = self.generation.load(Ordering::Acquire);
+        if object.generation != generation {
+            object.client.statement_cache.clear();
+            object.generation = generation;
+        }
         self.outstanding.fetch_add(1, Ordering::Relaxed);
         let outstanding = Arc::clone(&self.outstanding);
-        Ok(Checkout { object, end: Condition::Doomed, outstanding, evidence: Mutex::new(None) })
+        let generation = Arc::clone(&self.generation);
+        Ok(Checkout { object, end: Condition::Doomed, outstanding, generation, evidence: Mutex::new(None) })
     }
 
     /// Connections handed out now.
@@ -221,6 +231,7 @@ pub(crate) struct Checkout {
     object: Object<Dialer>,
     end: Condition,
     outstanding: Arc<AtomicUsize>,
+    generation: Arc<AtomicU64>,
     evidence: Mutex<Option<BeforeRow>>,
 }
 
@@ -250,9 +261,10 @@ impl Checkout {
         self.object.client.prepare_cached(sql).await
     }
 
-    /// Forgets a prepared statement that does not fit any more.
+    /// Forgets the prepared statements of all connections to this server, each when it is handed out next: what does
+    /// not fit any more on one of them does not fit on the others.
     pub(crate) fn forget_statements(&self) {
-        self.object.client.statement_cache.clear();
+        self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Keeps what was pipelined behind the last statement until COMMIT is sent.

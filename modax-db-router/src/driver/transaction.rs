@@ -52,7 +52,7 @@ pub(crate) enum After {
     Conflict,
     /// A short pause: the server went away or changed its role, and the monitor looks.
     RoleChange,
-    /// Nothing: a cached statement was forgotten.
+    /// Nothing: cached statements were forgotten. The second time the error is the caller's own.
     Nothing,
     /// A stale primary acknowledged it.
     Stale,
@@ -181,9 +181,7 @@ impl Shared {
         }
         match reaction {
             Reaction::Again => Attempt::Again { after: After::Conflict, source: Some(error) },
-            Reaction::ForgetStatement if place.attempt == 1 => {
-                Attempt::Again { after: After::Nothing, source: Some(error) }
-            }
+            Reaction::ForgetStatement => Attempt::Again { after: After::Nothing, source: Some(error) },
             Reaction::AskRole if role_changed => {
                 self.suspect(place.node);
                 Attempt::Again { after: After::RoleChange, source: Some(error) }

@@ -176,6 +176,36 @@ async fn f39_a_commit_is_called_synchronous_only_with_evidence() {
     ground.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_table_is_noticed_once_for_all_connections() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("server");
+    let router = Router::builder(&cluster.url()).expect("url").pool_size(4).build().expect("router");
+    prepare(&router).await;
+    // Four at once take four connections, and each has the statement prepared then.
+    let read = async || {
+        let sql = "SELECT ledger.*, pg_sleep(0.3) FROM ledger";
+        router.read(ReadPreference::Primary).query(sql, &[]).await.map(|found| found.rows.len())
+    };
+    let write = async || {
+        let sql = "INSERT INTO ledger VALUES (1) RETURNING *, pg_sleep(0.3)";
+        router.execute(sql, &[]).await.map(|written| written.attempts)
+    };
+    let primary = &cluster.nodes()[0];
+    let writes = tokio::join!(write(), write(), write(), write());
+    assert!(matches!(writes, (Ok(1), Ok(1), Ok(1), Ok(1))), "{writes:?}");
+    primary.psql("ALTER TABLE ledger ADD first int").await.expect("another table");
+    assert_eq!(write().await.expect("prepared anew"), 2, "the fault fired, and once");
+
+    let reads = tokio::join!(read(), read(), read(), read());
+    assert!(matches!(reads, (Ok(5), Ok(5), Ok(5), Ok(5))), "{reads:?}");
+    primary.psql("ALTER TABLE ledger ADD second int").await.expect("another table");
+    assert_eq!(read().await.expect("prepared anew"), 5);
+    router.close(LONG).await;
+    ground.stop().await;
+}
+
 /// A clone that escaped its work has no connection any more.
 async fn is_cut(kept: &std::sync::Mutex<Option<Tx>>) {
     let tx = kept.lock().expect("lock").take().expect("it escaped");
