@@ -65,7 +65,9 @@ impl<'a> Read<'a> {
 
     /// Runs one statement and returns its rows.
     ///
-    /// Tries one server after the other within the deadline. On the primary it runs in a read-only transaction.
+    /// Tries one server after the other within the deadline. On the primary it runs in a read-only transaction. The
+    /// session is not reset afterwards: a statement that changes it (`SET`, `set_config(…, false)`, a session-level
+    /// advisory lock) leaks to the next user of the connection.
     ///
     /// # Errors
     /// - [`ReadError::NoNode`]: nobody was allowed to answer; it says why each was left out.

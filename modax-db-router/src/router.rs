@@ -142,7 +142,7 @@ impl Router {
         })
     }
 
-    /// Runs one statement in a transaction of its own.
+    /// Runs one statement in a transaction of its own. It may leave nothing in the session; see [`Tx`].
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -157,6 +157,9 @@ impl Router {
     ///
     /// Waits through a failover or a switchover. `work` **may run several times**: whenever it is certain that the
     /// attempt before did not happen. [`Writer::attempts`] limits that, and [`Tx::attempt`] tells.
+    ///
+    /// The session is not reset afterwards: `SET`, `LISTEN`, session-level advisory locks and temporary tables leak to
+    /// the next user of the connection. Use `SET LOCAL` and its like; see [`Tx`].
     ///
     /// # Errors
     /// - [`WriteError::NoPrimary`], [`WriteError::HoldFull`], [`WriteError::NotCommitted`],
