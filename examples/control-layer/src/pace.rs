@@ -2,7 +2,10 @@
 //!
 //! A report that was held up (by a broker's queue, by the device's own) must not overwrite a newer one, and must not count as
 //! fresh because it has just arrived. The device's timestamps and the local monotonic clock suffice: arrival − timestamp
-//! is smallest for a report that was not held up, and what is above that is its delay. Nothing here is stored; which boot
+//! is smallest for a report that was not held up, and what is above that is its delay. While timestamps rise that smallest value only
+//! creeps, as a clock drifts: a jump is delay, however long it lasts. It can also be a reboot of which nobody heard the
+//! first part; that device counts as late until it reboots within hearing or is taken out and heard again, because what
+//! is unclear is not fresh. Nothing here is stored; which boot
 //! a *row* belongs to is [`boots`](crate::boots)' business, under the database's clock.
 
 use std::sync::{
@@ -12,6 +15,10 @@ use std::sync::{
 
 /// Estimates and clocks may be wrong by this, in milliseconds.
 const TOLERANCE: i64 = 2_000;
+/// A device's clock may lose one millisecond in so many.
+const DRIFT: i64 = 1_000;
+/// Above this a timestamp is Unix time and not the time since boot.
+const UNIX: i64 = 100_000_000_000;
 /// A new offset that has held this long (at the pace of the arrivals) is the device's: it has rebooted.
 const REBOOT_HOLDS: i64 = 1_000;
 /// The same where it looks like old reports: the device's clock was set back.
@@ -45,6 +52,8 @@ struct Known {
     offset: i64,
     newest: i64,
     heard_at: i64,
+    /// Until when the drift is in the offset.
+    drifted_at: i64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,21 +68,28 @@ impl Pace {
         let timestamp = i64::try_from(timestamp).unwrap_or(i64::MAX);
         let offset = at.saturating_sub(timestamp);
         let Some(known) = self.known.as_mut() else { return self.rebase(offset, timestamp, at) };
-        let delay = offset.saturating_sub(known.offset);
         if timestamp > known.newest {
+            let drift = at.saturating_sub(known.drifted_at).max(0) / DRIFT;
+            let punctual = known.offset.saturating_add(drift);
+            let delay = offset.saturating_sub(punctual);
+            (known.newest, known.heard_at) = (timestamp, at);
             if delay <= TOLERANCE {
-                *known = Known { offset: known.offset.min(offset), newest: timestamp, heard_at: at };
+                known.offset = punctual.min(offset);
+                known.drifted_at = if delay <= 0 { at } else { known.drifted_at.saturating_add(drift * DRIFT) };
                 self.candidate = None;
-                return Heard::News { delay: delay.max(0) };
+            } else {
+                // Reports that are late say nothing of the clock: they must not make themselves punctual.
+                known.drifted_at = at;
+                return Heard::News { delay: offset.saturating_sub(known.offset) };
             }
-            known.newest = timestamp;
-            known.heard_at = at;
-            let rebooted = self.held(offset, at, REBOOT_HOLDS);
-            return if rebooted { self.rebase(offset, timestamp, at) } else { Heard::News { delay } };
+            return Heard::News { delay: delay.max(0) };
         }
         let may_be_new = timestamp != known.newest && offset >= known.offset.saturating_add(known.newest) - TOLERANCE;
         let silent = at.saturating_sub(known.heard_at) >= REBOOT_HOLDS;
-        let believed = self.held(offset, at, if may_be_new { REBOOT_HOLDS } else { SET_BACK_HOLDS });
+        // The time since boot is never set back, so what is below the newest and of the same boot is an old copy.
+        let may_be_set_back = timestamp >= UNIX;
+        let believed = (may_be_new || may_be_set_back)
+            && self.held(offset, at, if may_be_new { REBOOT_HOLDS } else { SET_BACK_HOLDS });
         if believed || (may_be_new && silent) {
             return self.rebase(offset, timestamp, at);
         }
@@ -81,7 +97,7 @@ impl Pace {
     }
 
     fn rebase(&mut self, offset: i64, newest: i64, heard_at: i64) -> Heard {
-        self.known = Some(Known { offset, newest, heard_at });
+        self.known = Some(Known { offset, newest, heard_at, drifted_at: heard_at });
         self.candidate = None;
         Heard::News { delay: 0 }
     }
@@ -198,13 +214,46 @@ mod tests {
     }
 
     #[test]
-    fn a_reboot_whose_first_seconds_nobody_heard_is_soon_on_time() {
+    fn reports_that_are_all_late_keep_their_age_however_long_that_lasts() {
+        let mut pace = running(100, 1_000_000, 100);
+        for n in 100..20_000 {
+            let timestamp = 100 + n * 50;
+            let at = 1_060_000 + i64::try_from(timestamp).expect("small");
+            let Heard::News { delay } = pace.hear(timestamp, at) else { panic!("it is newer") };
+            assert_eq!(delay, 60_000, "report {n}");
+        }
+        assert_eq!(pace.hear(1_060_100, 2_060_200), Heard::News { delay: 100 }, "what was held up has drained");
+    }
+
+    #[test]
+    fn old_copies_that_come_steadily_are_never_believed() {
+        let mut pace = running(100, 1_000_000, 12_000);
+        for n in 0..2_000 {
+            let timestamp = 400_000 + n * 50;
+            assert_eq!(pace.hear(timestamp, 1_200_000 + i64::try_from(timestamp).expect("small")), Heard::Late);
+        }
+    }
+
+    #[test]
+    fn a_slow_clock_stays_punctual_over_a_day_and_over_a_silence() {
+        let mut pace = Pace::default();
+        let slow = |real: i64| u64::try_from(real - real / 2_000).expect("positive");
+        for real in (100..86_400_000).step_by(1_000) {
+            let Heard::News { delay } = pace.hear(slow(real), real) else { panic!("it is newer") };
+            assert!(delay <= 2, "after {real} ms: {delay}");
+        }
+        let real = 2 * 86_400_000;
+        assert_eq!(pace.hear(slow(real), real), NEWS);
+    }
+
+    #[test]
+    fn a_reboot_whose_first_part_nobody_heard_is_late_until_one_is_heard() {
         let mut pace = running(100, 1_000_000, 10);
         let rebooted = 1_060_000;
-
         assert_eq!(pace.hear(10_000, rebooted + 10_000), Heard::News { delay: 60_000 });
-        assert_eq!(pace.hear(10_900, rebooted + 10_900), Heard::News { delay: 60_000 });
-        assert_eq!(pace.hear(11_000, rebooted + 11_000), NEWS);
+        assert_eq!(pace.hear(12_000, rebooted + 12_000), Heard::News { delay: 60_000 });
+
+        assert_eq!(pace.hear(50, rebooted + 20_000), NEWS, "it reboots within hearing, after a silence");
     }
 
     #[test]

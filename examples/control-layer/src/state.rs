@@ -57,6 +57,8 @@ struct Device {
 struct Believed {
     status: SafetyStatus,
     taken_at: Instant,
+    /// A late report says otherwise: not to be started for until news comes.
+    is_doubted: bool,
 }
 
 /// What [`Plant::hear_reading`] made of a reading.
@@ -133,7 +135,8 @@ impl Plant {
         Some(ReadingHeard { is_news, lateness: device.readings_run.hear(reading.timestamp, at) })
     }
 
-    /// Takes a safety report into memory: a safe one only if it is news, an unsafe one also if in doubt.
+    /// Takes a safety report into memory: a safe one only if it is news, an unsafe one also if in doubt. An unsafe one
+    /// that is late makes what is believed doubtful, which stops and does not start.
     pub fn hear_safety(&self, report: &SafetyReport, now: Instant, unix: f64) -> Option<SafetyHeard> {
         let at = self.millis(now);
         let mut inner = self.lock();
@@ -145,10 +148,17 @@ impl Plant {
         let delay = match heard {
             Heard::News { delay } => delay,
             Heard::Doubtful if !report.status.is_safe() => 0,
+            Heard::Late if !report.status.is_safe() => {
+                if let Some(known) = &mut device.safety {
+                    known.is_doubted |= known.status != report.status;
+                }
+                return Some(SafetyHeard { believed: false, changed: false, lateness });
+            }
             Heard::Doubtful | Heard::Late => return Some(SafetyHeard { believed: false, changed: false, lateness }),
         };
         let delay = Duration::from_millis(u64::try_from(delay).unwrap_or(0));
-        let believed = Believed { status: report.status, taken_at: now.checked_sub(delay).unwrap_or(self.epoch) };
+        let taken_at = now.checked_sub(delay).unwrap_or(self.epoch);
+        let believed = Believed { status: report.status, taken_at, is_doubted: false };
         let changed = device.safety.is_none_or(|before| before.status != report.status);
         device.safety = Some(believed);
         Some(SafetyHeard { believed: true, changed, lateness })
@@ -270,7 +280,9 @@ impl Inner {
 
     fn is_safe(&self, now: Instant, max_age: Duration) -> bool {
         let safe = |device: &Device| {
-            device.safety.is_some_and(|it| it.status.is_safe() && now.saturating_duration_since(it.taken_at) < max_age)
+            device.safety.is_some_and(|it| {
+                !it.is_doubted && it.status.is_safe() && now.saturating_duration_since(it.taken_at) < max_age
+            })
         };
         self.listed && !self.devices.is_empty() && self.devices.values().all(safe)
     }
@@ -385,6 +397,34 @@ mod tests {
         plant.hear_safety(&report("a", 100, SAFE), epoch + millis(6_100), 0.0);
 
         assert!(!plant.is_safe(epoch + millis(6_100)), "it was taken six seconds ago");
+    }
+
+    #[test]
+    fn reports_that_all_come_a_minute_late_make_nothing_safe() {
+        let (plant, epoch) = plant();
+        for n in 1..=100 {
+            plant.hear_safety(&report("a", n * 50, SAFE), epoch + millis(n * 50), 0.0);
+        }
+        for n in 101..=2_000 {
+            let now = epoch + millis(60_000 + n * 50);
+            plant.hear_safety(&report("a", n * 50, SAFE), now, 0.0);
+            assert!(!plant.is_safe(now), "report {n} was taken a minute ago");
+        }
+    }
+
+    #[test]
+    fn a_late_unsafe_report_stops_until_there_is_news() {
+        let (plant, epoch) = plant();
+        for n in 1..=100 {
+            plant.hear_safety(&report("a", n * 50, SAFE), epoch + millis(n * 50), 0.0);
+        }
+        let late = plant.hear_safety(&report("a", 2_500, OPEN), epoch + millis(5_010), 0.0).expect("room");
+        assert!(!late.believed && !plant.is_safe(epoch + millis(5_010)));
+
+        plant.hear_safety(&report("a", 2_550, SAFE), epoch + millis(5_020), 0.0);
+        assert!(!plant.is_safe(epoch + millis(5_020)), "an old safe report starts nothing");
+        plant.hear_safety(&report("a", 5_050, SAFE), epoch + millis(5_050), 0.0);
+        assert!(plant.is_safe(epoch + millis(5_050)));
     }
 
     #[test]
