@@ -13,8 +13,9 @@
 //! | the primary freezes or its network goes dark | the same: nothing waits for its socket | drill `f36_a_frozen_primary_hangs_nobody_and_is_refused_when_it_comes_back` |
 //! | the old primary comes back | it is refused, whatever it says of itself: [`Event::Fenced`] | the same drill; table `stale.txt` |
 //! | two servers write different histories at once | writes stop: [`Event::SplitBrain`] | drill `f36_two_primaries_at_once_stop_all_writes_until_one_is_left`; table `split.txt` |
-//! | the answer to `COMMIT` does not come | committed, not committed, or [`WriteError::OutcomeUnknown`]; never a guess | [`commit`], with its model in `commit_rule.rs` |
-//! | a read has a bound or a token | never older than that; who cannot prove it is left out | drill `f40_a_replica_whose_replay_is_paused_serves_no_read_with_a_token_or_a_bound` |
+//! | the answer to `COMMIT` does not come | committed, not committed, or [`WriteError::OutcomeUnknown`]; never a guess | [`commit`], with its model in `commit_rule.rs`; drill `f38_a_cut_commit_is_settled_while_new_writes_are_held` |
+//! | a clone of a [`Tx`] outlives its work | nothing is committed by it; the clone is cut off | drill `a_write_that_failed_inside_is_never_called_committed` |
+//! | a read has a bound or a token | never older than that; who cannot prove it is left out | drill `f40_a_replica_whose_replay_is_paused_serves_no_read_with_a_token_or_a_bound`, and `f40_a_replica_that_grew_old_while_a_read_waited_for_its_connection_does_not_answer_it` |
 //! | there is no primary | reads without a bound go on; writes end with [`WriteError::NoPrimary`] at their deadline | drill `f37_without_a_primary_reads_go_on_and_writes_end_with_a_typed_error` |
 //! | a future is dropped in the middle | its connection is closed, never reused | drill `f43_an_abandoned_transaction_never_reaches_the_next_user` |
 //! | a commit is called [`Durability::Synchronous`] | there is evidence of a copy | drill `f39_a_commit_is_called_synchronous_only_with_evidence` |
@@ -33,6 +34,8 @@
 //! - A synchronous copy is no proof against a split brain: an old follower still acknowledges an old primary.
 //! - Transactions begun by hand ([`Router::primary`]), COPY and cursors are cut by a failover, with an error whose
 //!   `is_closed()` is true: nothing can carry them over.
+//! - Sessions: nothing is reset behind a write or a read, so what outlives `COMMIT` leaks to the next user of the
+//!   connection. Use `SET LOCAL` and its like; see [`Tx`].
 //! - TLS: a URL that asks for it is refused ([`ConfigError::TlsUnsupported`]), and a host off loopback is refused
 //!   unless `sslmode=disable` says that plain text is meant.
 //!
