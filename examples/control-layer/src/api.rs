@@ -1,6 +1,9 @@
 //! The HTTP interface: every route bare, as the panel calls it, and under `/api/v1`.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
@@ -113,29 +116,41 @@ async fn devices(State(api): State<Api>) -> Json<Vec<String>> {
     Json(api.app.plant.devices())
 }
 
+/// What the removal of a device may take, so that the router can still say why it failed.
+const REMOVE_DEADLINE: Duration = Duration::from_millis(2_300);
+/// Within this it is answered in any case.
+const REMOVE_ANSWER: Duration = Duration::from_millis(2_500);
+
 /// Takes out a decommissioned device, for all instances; one that reports again is known again.
 async fn remove_device(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
     let device_id = id.clone();
-    let removed = api
-        .app
-        .router
-        .writer()
-        .deadline(std::time::Duration::from_millis(2_500))
-        .run(|tx| {
-            let device_id = device_id.clone();
-            async move {
-                tx.execute_typed(
-                    "UPDATE devices SET removed_at = clock_timestamp() WHERE device_id = $1 AND removed_at IS NULL",
-                    &[(&device_id, tokio_postgres::types::Type::TEXT)],
-                )
-                .await
-            }
-        })
-        .await
-        .map_err(|error| {
+    let write = api.app.router.writer().deadline(REMOVE_DEADLINE).run(|tx| {
+        let device_id = device_id.clone();
+        async move {
+            tx.execute_typed(
+                "UPDATE devices SET removed_at = clock_timestamp() WHERE device_id = $1 AND removed_at IS NULL",
+                &[(&device_id, tokio_postgres::types::Type::TEXT)],
+            )
+            .await
+        }
+    });
+    let removed = match tokio::time::timeout(REMOVE_ANSWER, write).await {
+        Ok(Ok(removed)) => removed,
+        Ok(Err(error)) if !error.outcome_unknown() => {
             tracing::warn!(%error, "a device was not removed");
-            ApiError::unavailable("the database is away; the device was not removed")
-        })?;
+            return Err(ApiError::unavailable("the database is away; the device was not removed"));
+        }
+        unknown => {
+            let error = unknown.map_or_else(
+                |_| "no time is left".to_owned(),
+                |it| it.err().map_or_else(String::new, |error| error.to_string()),
+            );
+            tracing::warn!(error, "a device may not have been removed");
+            return Err(ApiError::unavailable(
+                "the database does not answer; the device may have been removed: ask again",
+            ));
+        }
+    };
     let known = api.app.plant.devices().contains(&id);
     api.app.plant.forget(&id);
     if removed.value == 0 && !known {

@@ -1,19 +1,26 @@
 //! Commands: refused when unsafe, durable before 200, once for each idempotency key, and audited to the end.
 
+mod audits;
+
 use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use modax_db_router::{ReadError, ReadPreference, Tx, WriteError, tokio_postgres};
+use modax_db_router::{ReadError, ReadPreference, Tx, WriteError, Written, tokio_postgres};
 use modax_txn::{
     Claim, DEFAULT_IDEMPOTENCY_RETENTION, EnqueueReceipt, IdempotencyError, IdempotencyKey, Message, MessageId,
 };
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
+
+pub use audits::Audits;
+use audits::record_blocked;
 
 use crate::{
     analysis::enqueue,
@@ -27,8 +34,6 @@ const DEADLINE: Duration = Duration::from_millis(2_500);
 const ATTEMPT_DEADLINE: Duration = Duration::from_millis(2_300);
 /// How long a refusal may wait for its audit before it is answered anyway.
 const AUDIT_DEADLINE: Duration = Duration::from_millis(800);
-/// Audit records of blocked commands that wait for the database; more are counted and gone.
-const MAX_AUDITS: usize = 1_000;
 /// The header that carries the type to the relay, which need not read the payload then.
 pub const TYPE_HEADER: &str = "command-type";
 
@@ -59,10 +64,6 @@ pub enum Answer {
     /// The command can never be stored.
     Invalid(String),
 }
-
-/// Refusals whose audit waits for the database.
-#[derive(Debug, Default)]
-pub struct Audits(Mutex<VecDeque<(Uuid, CommandRequest)>>);
 
 /// Whether a command of this type may be given now.
 pub fn is_allowed(app: &App, command_type: &str, now: Instant) -> bool {
@@ -101,6 +102,8 @@ pub async fn submit(app: &App, audits: &Audits, request: CommandRequest, key: Op
         Ok(intent) => Arc::new(intent),
         Err(reason) => return Answer::Invalid(reason),
     };
+    // Whether an attempt may have been committed; no later one takes that back, unless it finds out.
+    let maybe = AtomicBool::new(false);
     let work = async {
         loop {
             let attempt = app
@@ -114,31 +117,43 @@ pub async fn submit(app: &App, audits: &Audits, request: CommandRequest, key: Op
                 .await;
             match attempt {
                 // The same identity again: if it was committed, the rerun finds it.
-                Err(WriteError::OutcomeUnknown { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(WriteError::OutcomeUnknown { .. }) => {
+                    maybe.store(true, Ordering::Relaxed);
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
                 settled => return settled,
             }
         }
     };
-    match tokio::time::timeout(DEADLINE, work).await {
-        Ok(Ok(written)) => accepted(app, &intent, &written.value),
-        Ok(Err(WriteError::Statement(error))) if !is_passing(&error) => {
-            tracing::error!(%command_id, %error, "a command cannot be stored");
-            Answer::Invalid("the database refuses the command".to_owned())
-        }
-        Ok(Err(error)) => {
-            app.metrics.commands_unavailable.increment();
-            tracing::warn!(%command_id, %error, "a command was not accepted");
-            Answer::Unavailable { command_id, maybe: error.outcome_unknown() }
-        }
-        Err(_) => {
-            app.metrics.commands_unavailable.increment();
-            tracing::warn!(%command_id, "a command was not accepted in time");
-            Answer::Unavailable { command_id, maybe: true }
-        }
-    }
+    let outcome = tokio::time::timeout(DEADLINE, work).await;
+    answer(app, &intent, outcome.map_err(|_| ()), maybe.into_inner())
 }
 
-fn accepted(app: &App, intent: &Intent, done: &Done) -> Answer {
+/// `outcome` of the last attempt, an error without a value if it was cut short; `maybe`: an earlier one may have been committed.
+fn answer(app: &App, intent: &Intent, outcome: Result<Result<Written<Done>, WriteError>, ()>, maybe: bool) -> Answer {
+    let command_id = *intent.id.as_uuid();
+    let error = match outcome {
+        Ok(Ok(written)) => return accepted(app, intent, &written.value, maybe),
+        Ok(Err(WriteError::Statement(error))) if !maybe && !is_passing(&error) => {
+            tracing::error!(%command_id, %error, "a command cannot be stored");
+            return Answer::Invalid("the database refuses the command".to_owned());
+        }
+        Ok(Err(error)) => Some(error),
+        Err(()) => None,
+    };
+    let maybe = may_act(error.as_ref(), maybe);
+    app.metrics.commands_unavailable.increment();
+    let error = error.map_or_else(|| "no time is left".to_owned(), |error| error.to_string());
+    tracing::warn!(%command_id, error, maybe, "a command was not accepted");
+    Answer::Unavailable { command_id, maybe }
+}
+
+/// Whether a command may act that was not accepted: by its last error, none if it was cut short, and by the attempts before.
+fn may_act(error: Option<&WriteError>, maybe: bool) -> bool {
+    maybe || error.is_none_or(WriteError::outcome_unknown)
+}
+
+fn accepted(app: &App, intent: &Intent, done: &Done, maybe: bool) -> Answer {
     match done {
         Done::New(receipt) => {
             if let Some(receipt) = receipt {
@@ -152,7 +167,7 @@ fn accepted(app: &App, intent: &Intent, done: &Done) -> Answer {
             Answer::Accepted { command_id: *command_id, command_type: intent.request.command_type.clone() }
         }
         Done::Conflict => Answer::Conflict,
-        Done::Busy => Answer::Unavailable { command_id: *intent.id.as_uuid(), maybe: false },
+        Done::Busy => Answer::Unavailable { command_id: *intent.id.as_uuid(), maybe },
     }
 }
 
@@ -277,69 +292,6 @@ async fn taken_before(app: &App, key: &IdempotencyKey, request: &CommandRequest)
     }))
 }
 
-async fn record_blocked(app: &App, command_id: Uuid, request: &CommandRequest) -> Result<(), WriteError> {
-    let parameters = serde_json::json!(request.parameters.clone().unwrap_or_default());
-    let (command_type, instance_id) = (request.command_type.clone(), Arc::clone(&app.instance_id));
-    app.router
-        .writer()
-        .deadline(DEADLINE)
-        .run(|tx| {
-            let (parameters, command_type) = (parameters.clone(), command_type.clone());
-            let instance_id = Arc::clone(&instance_id);
-            async move {
-                tx.execute_typed(
-                    "INSERT INTO control_commands (command_id, command_type, parameters, status, reason, instance_id, settled_at)
-                     VALUES ($1, $2, $3, 'blocked', 'the plant is not safe', $4, clock_timestamp()) ON CONFLICT DO NOTHING",
-                    &[
-                        (&command_id, Type::UUID),
-                        (&command_type, Type::TEXT),
-                        (&parameters, Type::JSONB),
-                        (&&*instance_id, Type::TEXT),
-                    ],
-                )
-                .await
-            }
-        })
-        .await
-        .map(|_| ())
-}
-
-impl Audits {
-    fn postpone(&self, app: &App, command_id: Uuid, request: CommandRequest) {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.push_back((command_id, request));
-        if waiting.len() > MAX_AUDITS {
-            waiting.pop_front();
-            app.metrics.audits_shed.increment();
-        }
-    }
-
-    fn first(&self) -> Option<(Uuid, CommandRequest)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).front().cloned()
-    }
-
-    fn done(&self, command_id: Uuid) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(waiting, _)| *waiting != command_id);
-    }
-
-    /// Writes what waits, until `stop`; then once more.
-    pub async fn run(&self, app: &App, mut stop: watch::Receiver<bool>) {
-        loop {
-            let stopping = *stop.borrow();
-            while let Some((command_id, request)) = self.first() {
-                match record_blocked(app, command_id, &request).await {
-                    Ok(()) => self.done(command_id),
-                    Err(_) => break,
-                }
-            }
-            if stopping {
-                return;
-            }
-            let _ = tokio::time::timeout(Duration::from_secs(1), stop.changed()).await;
-        }
-    }
-}
-
 /// A row of the audit as `GET /control/commands/{id}` tells it.
 #[derive(Debug, serde::Serialize)]
 pub struct CommandStatus {
@@ -380,4 +332,20 @@ pub async fn find(app: &App, command_id: Uuid) -> Result<Option<CommandStatus>, 
         };
         CommandStatus { command_id, command_type: row.get(0), status, audit, reason }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use modax_db_router::WriteError;
+
+    use super::may_act;
+
+    #[test]
+    fn a_command_may_act_when_any_attempt_may_have_been_committed() {
+        let certain = WriteError::HoldFull { limit: 1 };
+        assert!(!may_act(Some(&certain), false));
+        assert!(may_act(Some(&certain), true), "an earlier attempt's outcome is unknown");
+        assert!(may_act(Some(&WriteError::Closed), true));
+        assert!(may_act(None, false), "cut short in the middle of an attempt");
+    }
 }

@@ -234,6 +234,9 @@ async fn a_database_that_is_away_is_said_within_three_seconds(
         assert_eq!((status, retry), (StatusCode::SERVICE_UNAVAILABLE, true), "{body}");
         assert!(asked.elapsed() < Duration::from_secs(3), "answered after {:?}", asked.elapsed());
     }
+    let asked = Instant::now();
+    assert_eq!(a.delete("/devices/none").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(asked.elapsed() < Duration::from_secs(3), "answered after {:?}", asked.elapsed());
     // Safety does not need the database, and readiness is not the database's to take away.
     let (status, body) = a.get("/status").await;
     assert_eq!((status, &body["is_safe"]), (StatusCode::OK, &json!(true)), "{body}");

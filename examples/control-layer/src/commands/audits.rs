@@ -1,0 +1,111 @@
+//! Audits of refused commands: written at once if the database is there, and kept for it if it is not.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use modax_db_router::{WriteError, tokio_postgres::types::Type};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::{app::App, contract::CommandRequest};
+
+/// Longest wait for the database with one of them.
+const DEADLINE: Duration = Duration::from_millis(2_500);
+/// Longest time for the last of them when the instance stops: shorter than the stop waits for its parts.
+const LAST_WRITE: Duration = Duration::from_secs(3);
+/// Audit records of blocked commands that wait for the database; more are counted and gone.
+const MAX_AUDITS: usize = 1_000;
+
+/// Refusals whose audit waits for the database.
+#[derive(Debug, Default)]
+pub struct Audits(Mutex<VecDeque<(Uuid, CommandRequest)>>);
+
+/// Writes the audit of a refusal.
+///
+/// # Errors
+/// As the router's writer.
+///
+/// # Cancel safety
+/// Dropping it leaves all or nothing of the row.
+pub(super) async fn record_blocked(app: &App, command_id: Uuid, request: &CommandRequest) -> Result<(), WriteError> {
+    let parameters = serde_json::json!(request.parameters.clone().unwrap_or_default());
+    let (command_type, instance_id) = (request.command_type.clone(), Arc::clone(&app.instance_id));
+    app.router
+        .writer()
+        .deadline(DEADLINE)
+        .run(|tx| {
+            let (parameters, command_type) = (parameters.clone(), command_type.clone());
+            let instance_id = Arc::clone(&instance_id);
+            async move {
+                tx.execute_typed(
+                    "INSERT INTO control_commands (command_id, command_type, parameters, status, reason, instance_id, settled_at)
+                     VALUES ($1, $2, $3, 'blocked', 'the plant is not safe', $4, clock_timestamp()) ON CONFLICT DO NOTHING",
+                    &[
+                        (&command_id, Type::UUID),
+                        (&command_type, Type::TEXT),
+                        (&parameters, Type::JSONB),
+                        (&&*instance_id, Type::TEXT),
+                    ],
+                )
+                .await
+            }
+        })
+        .await
+        .map(|_| ())
+}
+
+impl Audits {
+    /// Keeps one for when the database is back; a full store sheds its oldest, counted.
+    pub fn postpone(&self, app: &App, command_id: Uuid, request: CommandRequest) {
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.push_back((command_id, request));
+        if waiting.len() > MAX_AUDITS {
+            waiting.pop_front();
+            app.metrics.audits_shed.increment();
+        }
+    }
+
+    fn first(&self) -> Option<(Uuid, CommandRequest)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).front().cloned()
+    }
+
+    fn done(&self, command_id: Uuid) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(waiting, _)| *waiting != command_id);
+    }
+
+    /// Writes what waits, until `stop`; then what can be written by then. What stays is counted and lost.
+    pub async fn run(&self, app: &App, mut stop: watch::Receiver<bool>) {
+        while !*stop.borrow() {
+            self.write(app).await;
+            let _ = tokio::time::timeout(Duration::from_secs(1), stop.changed()).await;
+        }
+        let in_time = tokio::time::timeout(LAST_WRITE, self.write(app)).await.is_ok();
+        let lost = self.take_all();
+        if !lost.is_empty() {
+            app.metrics.audits_shed.add(lost.len() as u64);
+            tracing::error!(lost = lost.len(), in_time, "audits of refused commands are lost: the database is away");
+        }
+        for (command_id, request) in lost {
+            tracing::error!(%command_id, command_type = request.command_type, "this refusal is in no audit");
+        }
+    }
+
+    async fn write(&self, app: &App) {
+        while let Some((command_id, request)) = self.first() {
+            match record_blocked(app, command_id, &request).await {
+                Ok(()) => self.done(command_id),
+                Err(error) => {
+                    tracing::debug!(%error, "audits of refused commands wait for the database");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn take_all(&self) -> VecDeque<(Uuid, CommandRequest)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
