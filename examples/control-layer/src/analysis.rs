@@ -117,23 +117,26 @@ impl Windows {
         Self { length, open: Mutex::default(), finished: Mutex::default() }
     }
 
-    /// Adds a reading that was heard at `unix`.
-    pub fn add(&self, data: &SensorData, unix: Duration) {
+    /// Adds a reading that was heard at `unix`; false if there was no room for it, or for the window it ends.
+    pub fn add(&self, data: &SensorData, unix: Duration) -> bool {
         let start = self.start(unix);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.len() >= MAX_DEVICES && !open.contains_key(&data.device_id) {
-            return;
+            return false;
         }
+        let mut has_room = true;
         let window = open.entry(data.device_id.clone()).or_insert_with(|| Window { start, ..Window::default() });
         if window.start != start {
             let done = std::mem::replace(window, Window { start, ..Window::default() });
             let mut finished = self.finished.lock().unwrap_or_else(PoisonError::into_inner);
             // The asker empties it every moment; a bound all the same.
-            if finished.len() < MAX_DEVICES {
+            has_room = finished.len() < MAX_DEVICES;
+            if has_room {
                 finished.push(done.request(&data.device_id, self.length));
             }
         }
         window.add(data);
+        has_room
     }
 
     /// Takes the windows that are over at `unix`, those of devices that fell silent included.
@@ -333,7 +336,7 @@ fn time(unix_seconds: f64) -> SystemTime {
 mod tests {
     use std::time::Duration;
 
-    use super::Windows;
+    use super::{MAX_DEVICES, Windows};
     use crate::contract::{SensorData, Vibration};
 
     fn reading(currents: &[f64]) -> SensorData {
@@ -363,6 +366,15 @@ mod tests {
         assert!((window.current_std[0] - (8.0_f64 / 3.0).sqrt()).abs() < 1e-12, "{window:?}");
         assert_eq!(window.vibration_mean, Vibration { x: 1.0, y: 2.0, z: 3.0, magnitude: 4.0 });
         assert!(windows.take_finished(Duration::from_secs(111)).is_empty(), "each is taken once");
+    }
+
+    #[test]
+    fn a_reading_without_room_is_told() {
+        let windows = Windows::new(Duration::from_secs(10));
+        for n in 0..=MAX_DEVICES {
+            let data = SensorData { device_id: n.to_string(), ..reading(&[1.0]) };
+            assert_eq!(windows.add(&data, Duration::from_secs(105)), n < MAX_DEVICES);
+        }
     }
 
     #[test]

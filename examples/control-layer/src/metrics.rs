@@ -96,6 +96,8 @@ counters! {
     analyses_failed = "modax_control_analyses_failed_total",
     /// Windows not analysed because earlier ones were still with the AI layer.
     analyses_skipped = "modax_control_analyses_skipped_total",
+    /// Readings or whole windows left out of the analysis because there are too many.
+    windows_refused = "modax_control_analysis_windows_refused_total",
     /// Messages that slow WebSocket clients missed.
     websocket_lagged = "modax_control_websocket_lagged_total",
 }

@@ -215,7 +215,7 @@ async fn prepare_then_write(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut failures = 0_u64;
-    while let Err(error) = schema::prepare(&app.router, &app.outbox_schema).await {
+    while let Err(error) = schema::prepare(&app.router, &app.outbox_schema, || writer.bump()).await {
         writer.bump();
         failures += 1;
         if !error.is_transient() {
@@ -257,6 +257,7 @@ async fn list_devices(app: Arc<App>) {
     let mut tick = tokio::time::interval(LIST_EVERY);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut listed_once = false;
+    let mut refusals = 0_u64;
     loop {
         tick.tick().await;
         let rows = app
@@ -280,7 +281,15 @@ async fn list_devices(app: Arc<App>) {
                             .map(|age| Duration::from_millis(age.max(0).unsigned_abs())),
                     })
                     .collect();
-                app.plant.list(&listed, Instant::now());
+                let refused = app.plant.list(&listed, Instant::now());
+                app.metrics.devices_refused.add(refused);
+                refusals += u64::from(refused > 0);
+                if refused > 0 && crate::app::worth_a_line(refusals) {
+                    tracing::error!(
+                        refused,
+                        "too many devices are listed: not safe until there are fewer and a restart"
+                    );
+                }
                 listed_once = true;
             }
             Err(error) if !listed_once => tracing::debug!(%error, "the list of devices is not known yet"),

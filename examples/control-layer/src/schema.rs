@@ -54,14 +54,16 @@ impl fmt::Display for PrepareError {
 
 impl std::error::Error for PrepareError {}
 
-/// Makes or checks everything that has to be there before the first row.
+/// Makes or checks everything that has to be there before the first row. `step` is called after each step: all of them
+/// together may take longer than a watchdog waits.
 ///
 /// # Errors
 /// [`PrepareError`]; nothing is half done.
 ///
 /// # Cancel safety
 /// Dropping it leaves nothing half done.
-pub async fn prepare(router: &Router, outbox: &modax_txn::Schema) -> Result<(), PrepareError> {
+pub async fn prepare(router: &Router, outbox: &modax_txn::Schema, step: impl Fn()) -> Result<(), PrepareError> {
+    step();
     let written = router
         .writer()
         .deadline(DEADLINE)
@@ -91,8 +93,11 @@ pub async fn prepare(router: &Router, outbox: &modax_txn::Schema) -> Result<(), 
     if !written.value {
         return Err(PrepareError::Foreign);
     }
+    step();
     make_partitions(router).await.map_err(PrepareError::Write)?;
+    step();
     let connection = router.primary_within(DEADLINE).await.map_err(PrepareError::Acquire)?;
+    step();
     outbox.migrate(&*connection).await.map_err(PrepareError::Outbox)?;
     Ok(())
 }

@@ -36,6 +36,8 @@ struct Inner {
     devices: BTreeMap<String, Device>,
     /// Whether the database's list of devices has been read: a silent device must count.
     listed: bool,
+    /// Whether there was no room for a device: nobody knows then what it reports, so it stays unsafe until the next start.
+    has_refused: bool,
     last_update: Option<f64>,
     last_analysis: Option<f64>,
 }
@@ -178,13 +180,14 @@ impl Plant {
     }
 
     /// Takes over the database's list: devices this instance has not heard become known, those taken out since they were
-    /// last heard are forgotten.
-    pub fn list(&self, listed: &[Listed], now: Instant) {
+    /// last heard are forgotten. Answers for how many there was no room.
+    pub fn list(&self, listed: &[Listed], now: Instant) -> u64 {
         let mut inner = self.lock();
+        let mut refused = 0;
         for Listed { device_id, removed } in listed {
             match removed {
                 None => {
-                    let _ = inner.device(device_id);
+                    refused += u64::from(inner.device(device_id).is_none());
                 }
                 Some(age) => {
                     let removed_at = now.checked_sub(*age);
@@ -200,6 +203,7 @@ impl Plant {
             }
         }
         inner.listed = true;
+        refused
     }
 
     /// Forgets a device.
@@ -271,6 +275,7 @@ impl Inner {
     fn device(&mut self, device_id: &str) -> Option<&mut Device> {
         if !self.devices.contains_key(device_id) {
             if self.devices.len() >= MAX_DEVICES {
+                self.has_refused = true;
                 return None;
             }
             self.devices.insert(device_id.to_owned(), Device::default());
@@ -284,7 +289,7 @@ impl Inner {
                 !it.is_doubted && it.status.is_safe() && now.saturating_duration_since(it.taken_at) < max_age
             })
         };
-        self.listed && !self.devices.is_empty() && self.devices.values().all(safe)
+        self.listed && !self.has_refused && !self.devices.is_empty() && self.devices.values().all(safe)
     }
 }
 
@@ -294,7 +299,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Listed, Plant};
+    use super::{Listed, MAX_DEVICES, Plant};
     use crate::contract::{SafetyReport, SafetyStatus, SensorData, Vibration};
 
     const SAFE: SafetyStatus =
@@ -425,6 +430,21 @@ mod tests {
         assert!(!plant.is_safe(epoch + millis(5_020)), "an old safe report starts nothing");
         plant.hear_safety(&report("a", 5_050, SAFE), epoch + millis(5_050), 0.0);
         assert!(plant.is_safe(epoch + millis(5_050)));
+    }
+
+    #[test]
+    fn a_device_for_which_there_is_no_room_makes_the_plant_unsafe_for_good() {
+        let (plant, epoch) = plant();
+        for n in 0..MAX_DEVICES {
+            plant.hear_safety(&report(&n.to_string(), 50, SAFE), epoch, 0.0).expect("room");
+        }
+        assert!(plant.is_safe(epoch));
+
+        assert!(plant.hear_safety(&report("more", 50, OPEN), epoch, 0.0).is_none());
+        plant.forget("0");
+        assert!(!plant.is_safe(epoch));
+        let listed = ["0", "1", "more"].map(|id| Listed { device_id: id.to_owned(), removed: None });
+        assert_eq!(plant.list(&listed, epoch), 1);
     }
 
     #[test]
