@@ -61,6 +61,15 @@ pub(crate) fn settled_without(accounts: &[Leaders], node: &str) -> bool {
     !agreed.is_empty()
 }
 
+/// The MQTT client ids connected to a node.
+pub(crate) async fn clients_of(http: &Http, monitor: SocketAddr) -> Vec<String> {
+    let Ok(answer) = http.get(&format!("http://{monitor}/connz?limit=1000"), Duration::from_secs(2)).await else {
+        return Vec::new();
+    };
+    let connections = answer.json()["connections"].as_array().cloned().unwrap_or_default();
+    connections.iter().filter_map(|connection| connection["mqtt_client"].as_str().map(str::to_owned)).collect()
+}
+
 /// Who leads the cluster itself: whoever makes sessions and subscriptions. Only an election changes it.
 pub(crate) async fn meta_leader(http: &Http, monitor: SocketAddr) -> Option<String> {
     let answer = http.get(&format!("http://{monitor}/jsz"), Duration::from_secs(2)).await.ok()?;

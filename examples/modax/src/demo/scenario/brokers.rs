@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::{Found, Stage, first_event, recovery};
 use crate::demo::cluster::Failure;
-use crate::demo::nats::{leaders, meta_leader, settled_without, step_down};
+use crate::demo::nats::{clients_of, leaders, meta_leader, settled_without, step_down};
 use crate::demo::probe::Prober;
 
 /// What the control layers log when they lose or suspect a broker.
@@ -52,14 +52,21 @@ pub(super) async fn cut_off(stage: &Stage) -> Result<Found, Failure> {
     })
 }
 
-/// Chooses a broker that a control layer prefers and moves away from it whatever it leads.
+/// Chooses a broker that a control layer is connected to and moves away from it whatever it leads.
 async fn vacate(stage: &Stage) -> Result<usize, Failure> {
     let (nodes, doors) = (stage.cluster.nats.nodes(), &stage.cluster.doors);
     let meta =
         wait::until(MOVE, "a leader of the broker cluster", || meta_leader(&stage.http, doors[0].monitor)).await?;
-    let victim = (0..stage.cluster.control.len())
-        .find(|index| nodes[*index].name() != meta)
-        .ok_or("every broker that a control layer prefers leads the cluster")?;
+    let victim = wait::until(MOVE, "a control layer on a broker that does not lead the cluster", || async {
+        for (index, _) in nodes.iter().enumerate().filter(|(_, node)| node.name() != meta) {
+            let clients = clients_of(&stage.http, doors[index].monitor).await;
+            if clients.iter().any(|client| client.starts_with("control-layer-")) {
+                return Some(index);
+            }
+        }
+        None
+    })
+    .await?;
     let name = nodes[victim].name();
     let end = Instant::now() + MOVE;
     // A leader that was asked to go may be elected again, and whoever has just been elected may lag: quiet is what
