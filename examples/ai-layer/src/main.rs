@@ -30,7 +30,13 @@ const BAD_SETTING: u8 = 2;
 /// Longest time for requests in flight after the drain; longer than any answer takes.
 const LAST_ANSWERS: Duration = Duration::from_secs(4);
 
+const USAGE: &str = "ai-layer: MODAX's AI layer. It takes no arguments; it is configured by its environment: API_HOST, API_PORT, INSTANCE_ID, DRAIN_TIME, RUST_LOG.";
+
 fn main() -> ExitCode {
+    if let Some(argument) = std::env::args_os().nth(1) {
+        let asked = argument == "--help" || argument == "-h";
+        return fail(if asked { 0 } else { BAD_SETTING }, USAGE);
+    }
     let config = match Config::from_env() {
         Ok(config) => config,
         Err(error) => return fail(BAD_SETTING, &error.to_string()),

@@ -10,7 +10,13 @@ use control_layer::{
 /// A value of the environment that cannot work.
 const BAD_SETTING: u8 = 2;
 
+const USAGE: &str = "control-layer: MODAX's control layer. It takes no arguments; it is configured by its environment: the variables that its README.md lists.";
+
 fn main() -> ExitCode {
+    if let Some(argument) = std::env::args_os().nth(1) {
+        let asked = argument == "--help" || argument == "-h";
+        return fail(if asked { 0 } else { BAD_SETTING }, USAGE);
+    }
     let config = match Config::from_env() {
         Ok(config) => config,
         Err(error) => return fail(BAD_SETTING, &error.to_string()),

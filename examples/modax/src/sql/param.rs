@@ -7,7 +7,7 @@ use std::error::Error;
 
 use bytes::BytesMut;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
 /// One line of stdin.
@@ -33,26 +33,25 @@ impl Statement {
     }
 }
 
-/// One JSON value on its way to the server.
+/// One JSON value on its way to the server, letter for letter: a number keeps every digit for `numeric`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Param(Value);
+pub(crate) struct Param(Box<RawValue>);
 
 impl ToSql for Param {
     fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
-        let text = match &self.0 {
-            Value::Null => return Ok(IsNull::Yes),
-            Value::Bool(value) => value.to_string(),
-            Value::Number(value) => value.to_string(),
-            Value::String(value) if value.contains('\0') => {
-                return Err("PostgreSQL cannot store the character U+0000".into());
-            }
-            Value::String(value) => value.clone(),
-            Value::Array(_) | Value::Object(_) if *ty == Type::JSON || *ty == Type::JSONB => self.0.to_string(),
-            Value::Array(_) | Value::Object(_) => {
+        let raw = self.0.get();
+        let text = match raw.as_bytes().first() {
+            Some(b'n') => return Ok(IsNull::Yes),
+            Some(b'"') => serde_json::from_str::<String>(raw)?,
+            Some(b'[' | b'{') if *ty != Type::JSON && *ty != Type::JSONB => {
                 return Err(format!("a JSON array or object is only for json and jsonb, this one is {ty}").into());
             }
+            Some(_) | None => raw.to_owned(),
         };
+        if text.contains('\0') {
+            return Err("PostgreSQL cannot store the character U+0000".into());
+        }
         out.extend_from_slice(text.as_bytes());
         Ok(IsNull::No)
     }
@@ -86,6 +85,9 @@ mod tests {
     fn scalars_go_out_in_the_types_text_form() {
         assert_eq!(text("12", &Type::INT4), Ok(Some("12".into())));
         assert_eq!(text("18446744073709551615", &Type::NUMERIC), Ok(Some("18446744073709551615".into())));
+        for exact in ["12345678901234567890.123456789", "1.10", "1e400"] {
+            assert_eq!(text(exact, &Type::NUMERIC), Ok(Some(exact.into())));
+        }
         assert_eq!(text("0.1", &Type::FLOAT8), Ok(Some("0.1".into())));
         assert_eq!(text("true", &Type::BOOL), Ok(Some("true".into())));
         assert_eq!(text("\"5 minutes\"", &Type::INTERVAL), Ok(Some("5 minutes".into())));
