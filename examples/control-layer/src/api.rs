@@ -80,6 +80,7 @@ pub fn router(api: Api) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "the route does not take this method")
         })
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(middleware::map_response(error::in_one_shape))
         .layer(middleware::from_fn_with_state(api.clone(), require_key))
         .with_state(api)
 }

@@ -87,7 +87,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         audits: Arc::clone(&audits),
         closing: closed.clone(),
     });
-    let listener = TcpListener::bind(address).await?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| BadSetting::new("API_HOST, API_PORT", format!("cannot listen there: {error}")))?;
     tracing::info!(addr = %listener.local_addr()?, "listening");
     let mut shutdown = closed.clone();
     let server = tokio::spawn(async move {

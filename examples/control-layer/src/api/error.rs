@@ -2,6 +2,7 @@
 
 use axum::{
     Json,
+    body::to_bytes,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -51,5 +52,37 @@ impl IntoResponse for ApiError {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
+    }
+}
+
+/// What axum refuses by itself (a body too large, a path that is no text) in the same shape as the rest.
+pub(super) async fn in_one_shape(response: Response) -> Response {
+    let (code, error) = match response.status() {
+        StatusCode::BAD_REQUEST => (StatusCode::BAD_REQUEST, "bad_request"),
+        StatusCode::PAYLOAD_TOO_LARGE => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+        StatusCode::UNPROCESSABLE_ENTITY => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable_entity"),
+        _ => return response,
+    };
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain")) {
+        return response;
+    }
+    let text = to_bytes(response.into_body(), 1024).await.unwrap_or_default();
+    ApiError::new(code, error, String::from_utf8_lossy(&text)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_axum_refuses_has_the_shape_of_every_error() {
+        let refused = (StatusCode::PAYLOAD_TOO_LARGE, "length limit exceeded").into_response();
+        let shaped = in_one_shape(refused).await;
+        assert_eq!(shaped.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let body = to_bytes(shaped.into_body(), 4096).await.unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["status_code"], &body["message"]), (&json!(413), &json!("length limit exceeded")));
     }
 }
