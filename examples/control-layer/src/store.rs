@@ -350,12 +350,18 @@ async fn insert_change(
     status: SafetyStatus,
 ) -> Result<(), tokio_postgres::Error> {
     tx.execute_typed(
-        "INSERT INTO safety_events (device_id, time, emergency_stop, door_closed, overload_detected, temperature_ok, is_safe, reported_by)
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8
-         WHERE NOT EXISTS (
-             SELECT FROM (SELECT * FROM safety_events WHERE device_id = $1 AND time <= $2 ORDER BY time DESC LIMIT 1) AS last
-             WHERE (last.emergency_stop, last.door_closed, last.overload_detected, last.temperature_ok) = ($3, $4, $5, $6))
-         ON CONFLICT DO NOTHING",
+        // The other layer may have heard the state later and written it sooner: then the change was at this time, not at that.
+        "WITH added AS (
+             INSERT INTO safety_events (device_id, time, emergency_stop, door_closed, overload_detected, temperature_ok, is_safe, reported_by)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8
+             WHERE NOT EXISTS (
+                 SELECT FROM (SELECT * FROM safety_events WHERE device_id = $1 AND time <= $2 ORDER BY time DESC LIMIT 1) AS last
+                 WHERE (last.emergency_stop, last.door_closed, last.overload_detected, last.temperature_ok) = ($3, $4, $5, $6))
+             ON CONFLICT DO NOTHING RETURNING 1)
+         DELETE FROM safety_events AS later
+         WHERE later.device_id = $1 AND EXISTS (SELECT FROM added)
+           AND later.time = (SELECT min(time) FROM safety_events WHERE device_id = $1 AND time > $2)
+           AND (later.emergency_stop, later.door_closed, later.overload_detected, later.temperature_ok) = ($3, $4, $5, $6)",
         &[
             (&device_id, Type::TEXT),
             (&time(at), Type::TIMESTAMPTZ),

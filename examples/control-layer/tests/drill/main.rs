@@ -168,7 +168,12 @@ async fn what_is_unsafe_is_refused_and_audited(db: &PostgresCluster, a: &Layer, 
         layer.until("it is safe again", "/status", |_, body| body["is_safe"] == true).await;
     }
     let events = "SELECT string_agg(is_safe::text, ',' ORDER BY time) FROM safety_events";
-    wait::until(LONG, "each change has one row", || async { sql(db, events).await == "true,false,true" }).await
+    let once =
+        wait::until(LONG, "each change has one row", || async { sql(db, events).await == "true,false,true" }).await;
+    if once.is_err() {
+        panic!("{}", sql(db, "SELECT * FROM safety_events ORDER BY time").await);
+    }
+    once
 }
 
 async fn the_read_routes_answer_as_the_panel_expects(a: &Layer) {
