@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use crate::packet::Credentials;
+use crate::packet::{Credentials, Version};
 
 /// One broker, known by host and port. Shows as `host:port`, never with credentials.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,9 +63,12 @@ pub enum AddressError {
     /// Not a number from 1 to 65535.
     #[error("port is not a number from 1 to 65535")]
     Port,
-    /// A path, query or fragment: MQTT over TCP has none.
-    #[error("a path, query or fragment has no meaning here")]
+    /// A path, a fragment, or a query other than `?version=…`: MQTT over TCP has none.
+    #[error("a path, fragment or query other than version has no meaning here")]
     Path,
+    /// `?version=` is neither 3.1.1 nor 5.
+    #[error("version is neither 3.1.1 nor 5")]
+    Version,
     /// User name or password is not percent-encoded UTF-8.
     #[error("user name or password is not percent-encoded UTF-8")]
     Credentials,
@@ -78,10 +81,12 @@ pub struct Address {
     pub broker: Broker,
     /// From `user:password@`.
     pub credentials: Option<Credentials>,
+    /// From `?version=5` or `?version=3.1.1`.
+    pub version: Option<Version>,
 }
 
 impl Address {
-    /// Reads `mqtt://[user:password@]host[:1883]`. `mqtts://` is known and refused: this version speaks plain TCP.
+    /// Reads `mqtt://[user:password@]host[:1883][?version=5]`. `mqtts://` is known and refused: this version speaks plain TCP.
     ///
     /// # Errors
     /// [`AddressError`] names the part that is wrong, and never repeats it.
@@ -94,6 +99,7 @@ impl Address {
         if tls {
             return Err(AddressError::Tls);
         }
+        let (rest, version) = split_version(rest)?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (credentials, place) = match rest.rsplit_once('@') {
             Some((pair, place)) => (Some(parse_credentials(pair)?), place),
@@ -110,7 +116,17 @@ impl Address {
             Some(_) => return Err(AddressError::Port),
             None => 1883,
         };
-        Ok(Self { broker: Broker::new(host, port), credentials })
+        Ok(Self { broker: Broker::new(host, port), credentials, version })
+    }
+}
+
+/// Cuts `?version=…` off the end. A question mark in a password is percent-encoded, so the last one begins the query.
+fn split_version(url: &str) -> Result<(&str, Option<Version>), AddressError> {
+    match url.rsplit_once("?version=") {
+        Some((rest, "5")) => Ok((rest, Some(Version::V5))),
+        Some((rest, "3.1.1")) => Ok((rest, Some(Version::V311))),
+        Some(_) => Err(AddressError::Version),
+        None => Ok((url, None)),
     }
 }
 

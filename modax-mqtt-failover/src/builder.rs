@@ -9,7 +9,7 @@ use crate::{
     handover::{Handle, Shared},
     liveness::LivenessConfig,
     message::Message,
-    packet::Credentials,
+    packet::{Credentials, Version},
     policy::{backoff::Backoff, selection::Selection},
     queue::{Backlog, Queue},
 };
@@ -26,7 +26,7 @@ impl ClientBuilder {
         Self { config: Config::new(client_id, Vec::new()) }
     }
 
-    /// Adds brokers in order of preference: `mqtt://[user:password@]host[:1883]`.
+    /// Adds brokers in order of preference: `mqtt://[user:password@]host[:1883][?version=5]`.
     ///
     /// # Errors
     /// [`ConfigError::Broker`] with the position of the first URL that was not understood.
@@ -37,6 +37,13 @@ impl ClientBuilder {
     {
         self.config.add_brokers(urls)?;
         Ok(self)
+    }
+
+    /// Which MQTT to speak with all brokers; default [`Version::V311`], unless a broker's URL says `?version=5`. One that
+    /// says something else is refused by [`build`](Self::build).
+    pub fn version(mut self, version: Version) -> Self {
+        self.config.version = Some(version);
+        self
     }
 
     /// User name and password for brokers whose URL has none.
@@ -108,8 +115,9 @@ impl ClientBuilder {
     /// [`ConfigError`] names the first field that is contradictory, or [`ConfigError::NoRuntime`].
     pub fn build(self) -> Result<Client, ConfigError> {
         self.config.check()?;
+        let version = self.config.speaks();
         let shared = Shared::new(Backlog::new(self.config.queue.clone()));
         driver::spawn(self.config, Arc::clone(&shared))?;
-        Ok(Client::new(Arc::new(Handle { shared })))
+        Ok(Client::new(Arc::new(Handle { version, shared })))
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     event::{Event, Stats, Status},
     handover::{Command, Handle, lagged, patience},
     message::{Closed, Message, MessageId, Outcome},
-    packet::Qos,
+    packet::{Qos, Version},
     queue::{Admission, WhenFull},
     receipt::Receipt,
 };
@@ -40,6 +40,8 @@ async fn on_disk(receipt: Receipt, written: Written) -> Result<Receipt, PublishE
 
 /// Largest payload a PUBLISH can carry with its topic: the remaining length has four bytes (MQTT 3.1.1, 2.2.3).
 const MAX_PACKET_BYTES: usize = 268_435_455;
+/// Beside topic, payload and user properties: two lengths, the packet identifier, the expiry interval.
+const HEADER_BYTES: usize = 2 + 4 + 2 + 5;
 
 /// An MQTT client with several brokers behind it. Cheap to clone; all clones are one client with one session.
 ///
@@ -188,7 +190,12 @@ impl Client {
 
     fn admit(&self, message: &Message) -> Result<(Receipt, Option<Written>), PublishError> {
         check_topic(&message.topic).map_err(|reason| PublishError::Topic { reason })?;
-        if message.topic.len().saturating_add(message.payload.len()).saturating_add(4) > MAX_PACKET_BYTES {
+        message.user_properties.check().map_err(|reason| PublishError::UserProperty { reason })?;
+        if !message.user_properties.is_empty() && self.handle.version == Version::V311 {
+            return Err(PublishError::NeedsVersion5);
+        }
+        let carried = message.payload.len().saturating_add(message.user_properties.encoded_bytes());
+        if message.topic.len().saturating_add(carried).saturating_add(HEADER_BYTES) > MAX_PACKET_BYTES {
             return Err(PublishError::TooLarge);
         }
         let shared = &self.handle.shared;
@@ -251,6 +258,15 @@ pub enum PublishError {
         /// What is wrong with it.
         reason: TopicError,
     },
+    /// A user property is too long or holds a NUL character.
+    #[error("a user property {reason}")]
+    UserProperty {
+        /// What is wrong with it.
+        reason: TopicError,
+    },
+    /// The message has user properties, which MQTT 3.1.1 cannot carry: see [`ClientBuilder::version`](crate::ClientBuilder::version).
+    #[error("user properties need MQTT 5, and this client speaks 3.1.1")]
+    NeedsVersion5,
     /// The disk queue could not take it: full, read-only or failing. Nothing of it is kept; what was admitted before is.
     #[error("the disk queue could not take the message: {reason}")]
     Disk {

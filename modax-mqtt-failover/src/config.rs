@@ -6,7 +6,7 @@ use crate::{
     broker::{Address, AddressError, Broker},
     liveness::LivenessConfig,
     message::Message,
-    packet::Credentials,
+    packet::{Credentials, Version},
     policy::{backoff::Backoff, selection::Selection},
     queue::Queue,
 };
@@ -53,6 +53,16 @@ pub enum ConfigError {
         /// What it allows.
         limit: &'static str,
     },
+    /// A broker's URL asks for another version of MQTT than the others, or than `version` does.
+    #[error("version: {broker} asks for {asked}, and the client speaks {speaks}")]
+    Version {
+        /// The first that differs.
+        broker: Broker,
+        /// What its URL says.
+        asked: Version,
+        /// What `version`, or an earlier URL, says.
+        speaks: Version,
+    },
     /// The will is not a message a broker can publish.
     #[error("will: {reason}")]
     Will {
@@ -81,6 +91,10 @@ pub struct Config {
     pub brokers: Vec<Broker>,
     /// Of each broker, in the same order; default none, and then [`credentials`](Self::credentials) are used.
     pub broker_credentials: Vec<Option<Credentials>>,
+    /// The versions named in the URLs, in the order of `brokers`; default none.
+    pub broker_versions: Vec<Option<Version>>,
+    /// Which MQTT is spoken with all brokers; default none, which is what a URL says, else 3.1.1: every broker knows it.
+    pub version: Option<Version>,
     /// For brokers without their own; default none, because many plants' brokers want none.
     pub credentials: Option<Credentials>,
     /// Default [`Topology::Independent`].
@@ -113,6 +127,8 @@ impl Config {
         Self {
             client_id: client_id.into(),
             broker_credentials: vec![None; brokers.len()],
+            broker_versions: vec![None; brokers.len()],
+            version: None,
             brokers,
             credentials: None,
             topology: Topology::default(),
@@ -152,8 +168,16 @@ impl Config {
             let address = Address::parse(url.as_ref()).map_err(|reason| ConfigError::Broker { position, reason })?;
             self.brokers.push(address.broker);
             self.broker_credentials.push(address.credentials);
+            self.broker_versions.push(address.version);
         }
         Ok(())
+    }
+
+    /// The version spoken with all brokers: `version`, else what the first URL that names one says, else 3.1.1.
+    #[must_use]
+    pub fn speaks(&self) -> Version {
+        let named = self.broker_versions.iter().copied().flatten().next();
+        self.version.or(named).unwrap_or_default()
     }
 
     /// Finds contradictions.
@@ -173,6 +197,13 @@ impl Config {
                 return Err(ConfigError::RepeatedBroker { broker: broker.clone() });
             }
         }
+        let speaks = self.speaks();
+        for (broker, asked) in self.brokers.iter().zip(&self.broker_versions) {
+            if let Some(asked) = asked.filter(|asked| *asked != speaks) {
+                return Err(ConfigError::Version { broker: broker.clone(), asked, speaks });
+            }
+        }
+        range(speaks == Version::V311, "version", "3.1.1 only, so far")?;
         range(u16::try_from(self.keep_alive.as_secs()).is_ok(), "keep_alive", "at most 65535 s")?;
         range(self.max_inflight > 0, "max_inflight", "at least 1")?;
         range(self.queue.max_messages > 0, "queue.max_messages", "at least 1")?;

@@ -17,7 +17,7 @@ use crate::{
     driver::Disk,
     event::{Event, Filter, Stats, Status},
     message::{Closed, MessageId, Outcome},
-    packet::{PacketId, Qos},
+    packet::{PacketId, Qos, Version},
     queue::Backlog,
 };
 
@@ -218,6 +218,7 @@ fn trace(event: &Event) {
 /// Held by every client and subscription; the driver ends when the last is gone.
 #[derive(Debug)]
 pub(crate) struct Handle {
+    pub(crate) version: Version,
     pub(crate) shared: Arc<Shared>,
 }
 

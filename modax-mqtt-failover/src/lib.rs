@@ -109,6 +109,7 @@ pub mod liveness;
 mod message;
 pub mod packet;
 pub mod policy;
+mod properties;
 pub mod queue;
 pub mod session;
 pub mod subscription;
@@ -134,8 +135,9 @@ pub use config::{ConfigError, TopicError, Topology};
 pub use event::{Event, GapReason, Stats, Status};
 pub use liveness::LivenessConfig;
 pub use message::{Closed, Message, MessageId, Outcome, Undelivered};
-pub use packet::Qos;
+pub use packet::{Qos, Version};
 pub use policy::{backoff::Backoff, selection::Selection};
+pub use properties::UserProperties;
 pub use queue::{Queue, WhenFull};
 
 #[cfg(feature = "tokio")]

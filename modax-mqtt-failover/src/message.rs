@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use crate::{broker::Broker, packet::Qos};
+use crate::{broker::Broker, packet::Qos, properties::UserProperties};
 
 /// Our own identity of a message, in order of admission. Packet identifiers belong to a session and are reused; this
 /// one is not.
@@ -41,6 +41,7 @@ pub struct Message {
     pub(crate) qos: Qos,
     pub(crate) retained: bool,
     pub(crate) expires_in: Option<Duration>,
+    pub(crate) user_properties: UserProperties,
 }
 
 impl Message {
@@ -53,6 +54,7 @@ impl Message {
             qos: Qos::AtLeastOnce,
             retained: false,
             expires_in: None,
+            user_properties: UserProperties::default(),
         }
     }
 
@@ -91,6 +93,20 @@ impl Message {
         self
     }
 
+    /// Adds a user property: a name and a value beside the payload, which brokers hand on unchanged. A name may stand
+    /// there twice. Needs MQTT 5: a client of 3.1.1 refuses the message
+    /// ([`PublishError::NeedsVersion5`](crate::PublishError)), because dropping what was asked for would be silent.
+    pub fn user_property(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.user_properties.push(name, value);
+        self
+    }
+
+    /// Its user properties.
+    #[must_use]
+    pub const fn user_properties(&self) -> &UserProperties {
+        &self.user_properties
+    }
+
     /// Where it goes.
     #[must_use]
     pub fn topic(&self) -> &str {
@@ -103,10 +119,11 @@ impl Message {
         &self.payload
     }
 
-    /// Bytes it counts for in the queue: topic and payload plus a fixed share for bookkeeping.
+    /// Bytes it counts for in the queue: topic, payload and user properties plus a fixed share for bookkeeping.
     #[must_use]
     pub fn cost_bytes(&self) -> usize {
-        self.topic.len().saturating_add(self.payload.len()).saturating_add(Self::OVERHEAD_BYTES)
+        let carried = self.payload.len().saturating_add(self.user_properties.encoded_bytes());
+        self.topic.len().saturating_add(carried).saturating_add(Self::OVERHEAD_BYTES)
     }
 
     /// What one queued message costs beside its own bytes, measured roughly and rounded up.
@@ -121,6 +138,7 @@ impl fmt::Debug for Message {
             .field("qos", &self.qos)
             .field("retained", &self.retained)
             .field("expires_in", &self.expires_in)
+            .field("user_properties", &self.user_properties)
             .finish()
     }
 }

@@ -6,6 +6,25 @@ use std::{fmt, num::NonZeroU16, sync::Arc};
 
 use bytes::Bytes;
 
+/// Which MQTT is spoken; all brokers of one client speak the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Version {
+    /// MQTT 3.1.1, the default: every broker speaks it.
+    #[default]
+    V311,
+    /// MQTT 5: reasons, limits, expiry, user properties.
+    V5,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V311 => "MQTT 3.1.1",
+            Self::V5 => "MQTT 5",
+        })
+    }
+}
+
 /// How hard a broker and a client try to hand over one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Qos {

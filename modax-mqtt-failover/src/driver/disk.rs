@@ -192,6 +192,7 @@ fn store(id: MessageId, message: &Message) -> StoredMessage {
         retained: message.retained,
         expires_at_unix_ms: expires_at,
         topic: message.topic().to_owned(),
+        user_properties: message.user_properties.clone(),
         payload: message.payload.clone(),
     }
 }
@@ -202,6 +203,7 @@ fn restore(stored: StoredMessage, now: Instant) -> Admitted {
     message.qos = Qos::from_level(stored.qos_level).unwrap_or(Qos::AtLeastOnce);
     message.retained = stored.retained;
     message.expires_in = left;
+    message.user_properties = stored.user_properties;
     let expires_at = left.and_then(|left| now.checked_add(left));
     Admitted { id: MessageId::new(stored.sequence), message, at: now, expires_at }
 }

@@ -505,6 +505,7 @@ mod tests {
             retained: false,
             expires_at_unix_ms: None,
             topic: "t".into(),
+            user_properties: crate::UserProperties::default(),
             payload: vec![u8::try_from(sequence % 251).unwrap(); payload].into(),
         }
     }

@@ -8,7 +8,7 @@
 //! | length | 4 | of the body, little endian |
 //! | head check | 4 | CRC-32C of salt, mark and length |
 //! | body check | 4 | CRC-32C of salt and body |
-//! | body | length | kind, sequence, and for a message its flags, expiry, topic and payload |
+//! | body | length | kind, sequence, and for a message its flags, expiry, topic, user properties if any, and payload |
 //!
 //! The head has a check of its own, so that a frame can be told from a payload that looks like one. Both
 //! checks cover the file's random salt, so that a payload that holds another queue file, or a block that once
@@ -22,6 +22,8 @@
 use std::fmt;
 
 use bytes::Bytes;
+
+use crate::properties::UserProperties;
 
 /// Bytes before the first frame.
 pub const HEADER_BYTES: usize = 32;
@@ -37,6 +39,8 @@ const KIND_SETTLED: u8 = 2;
 const FLAG_QOS: u8 = 0b011;
 const FLAG_RETAINED: u8 = 0b100;
 const FLAG_EXPIRES: u8 = 0b1000;
+/// Absent from files of older versions, which had none.
+const FLAG_PROPERTIES: u8 = 0b1_0000;
 
 /// Which file of a queue, and the salt of its checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +104,8 @@ pub struct StoredMessage {
     pub expires_at_unix_ms: Option<u64>,
     /// Where it goes.
     pub topic: String,
+    /// Names and values beside the payload (MQTT 5).
+    pub user_properties: UserProperties,
     /// What it says.
     pub payload: Bytes,
 }
@@ -132,6 +138,9 @@ pub enum EncodeError {
     /// More than 65535 bytes of topic.
     #[error("topic is longer than 65535 bytes")]
     Topic,
+    /// More than 65535 user properties, or more than 65535 bytes in one of their names or values.
+    #[error("user properties are too many or too long")]
+    Properties,
     /// More than [`MAX_BODY_BYTES`].
     #[error("message is larger than an MQTT packet can be")]
     Size,
@@ -174,14 +183,31 @@ fn encode_body(record: &Record, out: &mut Vec<u8>) -> Result<(), EncodeError> {
             let mut flags = message.qos_level & FLAG_QOS;
             flags |= if message.retained { FLAG_RETAINED } else { 0 };
             flags |= if message.expires_at_unix_ms.is_some() { FLAG_EXPIRES } else { 0 };
+            flags |= if message.user_properties.is_empty() { 0 } else { FLAG_PROPERTIES };
             out.push(KIND_MESSAGE);
             out.extend_from_slice(&message.sequence.to_le_bytes());
             out.push(flags);
             out.extend_from_slice(&message.expires_at_unix_ms.unwrap_or(0).to_le_bytes());
             out.extend_from_slice(&topic_bytes.to_le_bytes());
             out.extend_from_slice(message.topic.as_bytes());
+            encode_properties(&message.user_properties, out)?;
             out.extend_from_slice(&message.payload);
         }
+    }
+    Ok(())
+}
+
+/// Their count, then each name and value with its length; nothing at all where there is none.
+fn encode_properties(properties: &UserProperties, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    if properties.is_empty() {
+        return Ok(());
+    }
+    let count = u16::try_from(properties.len()).map_err(|_| EncodeError::Properties)?;
+    out.extend_from_slice(&count.to_le_bytes());
+    for text in properties.iter().flat_map(|(name, value)| [name, value]) {
+        let length = u16::try_from(text.len()).map_err(|_| EncodeError::Properties)?;
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(text.as_bytes());
     }
     Ok(())
 }
@@ -310,19 +336,40 @@ fn decode(body: &Bytes) -> Option<Record> {
         return None;
     }
     let (flags, rest) = rest.split_first()?;
+    // Written by a version that knows more than this one: what follows cannot be told apart.
+    if flags & !(FLAG_QOS | FLAG_RETAINED | FLAG_EXPIRES | FLAG_PROPERTIES) != 0 {
+        return None;
+    }
     let (expiry, rest) = rest.split_first_chunk::<8>()?;
-    let (topic_bytes, rest) = rest.split_first_chunk::<2>()?;
-    let topic_bytes = usize::from(u16::from_le_bytes(*topic_bytes));
-    let topic = std::str::from_utf8(rest.get(..topic_bytes)?).ok()?.to_owned();
-    let payload_at = body.len().checked_sub(rest.len())?.checked_add(topic_bytes)?;
+    let (topic, mut rest) = decode_text(rest)?;
+    let mut user_properties = UserProperties::default();
+    if flags & FLAG_PROPERTIES != 0 {
+        let (count, pairs) = rest.split_first_chunk::<2>()?;
+        rest = pairs;
+        for _ in 0..u16::from_le_bytes(*count) {
+            let (name, value) = decode_text(rest)?;
+            let (value, after) = decode_text(value)?;
+            user_properties.push(name, value);
+            rest = after;
+        }
+    }
+    let payload_at = body.len().checked_sub(rest.len())?;
     Some(Record::Message(StoredMessage {
         sequence,
         qos_level: Some(flags & FLAG_QOS).filter(|level| *level <= 2)?,
         retained: flags & FLAG_RETAINED != 0,
         expires_at_unix_ms: (flags & FLAG_EXPIRES != 0).then_some(u64::from_le_bytes(*expiry)),
-        topic,
+        topic: topic.to_owned(),
+        user_properties,
         payload: body.slice(payload_at..),
     }))
+}
+
+/// A text with its length before it, and what follows.
+fn decode_text(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<2>()?;
+    let (text, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+    Some((std::str::from_utf8(text).ok()?, rest))
 }
 
 #[cfg(test)]
@@ -346,11 +393,22 @@ mod tests {
     }
 
     fn records() -> impl Strategy<Value = Vec<Record>> {
-        let message = (any::<u64>(), 0..3u8, any::<bool>(), any::<Option<u64>>(), "[a-z/]{0,20}", any::<Vec<u8>>());
+        let properties = prop::collection::vec(("[a-z]{0,9}", ".{0,9}"), 0..4);
+        let content = ("[a-z/]{0,20}", properties, any::<Vec<u8>>());
+        let message = (any::<u64>(), 0..3u8, any::<bool>(), any::<Option<u64>>(), content);
         let record = prop_oneof![
-            message.prop_map(|(sequence, qos_level, retained, expires_at_unix_ms, topic, payload)| {
-                let payload = payload.into();
-                Record::Message(StoredMessage { sequence, qos_level, retained, expires_at_unix_ms, topic, payload })
+            message.prop_map(|(sequence, qos_level, retained, expires_at_unix_ms, (topic, properties, payload))| {
+                let (user_properties, payload) = (properties.into_iter().collect(), payload.into());
+                let stored = StoredMessage {
+                    sequence,
+                    qos_level,
+                    retained,
+                    expires_at_unix_ms,
+                    topic,
+                    user_properties,
+                    payload,
+                };
+                Record::Message(stored)
             }),
             any::<u64>().prop_map(Record::Settled),
         ];
@@ -435,13 +493,33 @@ mod tests {
         fn another_queue_file_inside_a_payload_is_not_read_as_records(inner in records()) {
             let outer = Record::Message(StoredMessage {
                 sequence: 1, qos_level: 1, retained: false, expires_at_unix_ms: None,
-                topic: "backup".into(), payload: file_of(SegmentId::new(7, 1), &inner).into(),
+                topic: "backup".into(), user_properties: UserProperties::default(), payload: file_of(SegmentId::new(7, 1), &inner).into(),
             });
             let mut bytes = file(std::slice::from_ref(&outer));
             bytes[HEADER_BYTES] ^= 1; // the outer frame is lost, so the scan looks for the next one inside it
 
             prop_assert_eq!(found(bytes).0, vec![]);
         }
+    }
+
+    #[test]
+    fn a_record_without_user_properties_is_what_older_versions_wrote() {
+        let mut body = vec![KIND_MESSAGE, 3, 0, 0, 0, 0, 0, 0, 0, FLAG_RETAINED | 1];
+        body.extend_from_slice(&[0; 8]);
+        body.extend_from_slice(b"\x01\0tpayload");
+        let stored = Record::Message(StoredMessage {
+            sequence: 3,
+            qos_level: 1,
+            retained: true,
+            expires_at_unix_ms: None,
+            topic: "t".into(),
+            user_properties: UserProperties::default(),
+            payload: Bytes::from_static(b"payload"),
+        });
+        let mut written = Vec::new();
+        encode_body(&stored, &mut written).unwrap();
+        assert_eq!(written, body);
+        assert_eq!(decode(&body.into()), Some(stored));
     }
 
     #[test]

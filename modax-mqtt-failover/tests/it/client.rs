@@ -227,3 +227,20 @@ fn building_outside_a_runtime_is_an_error_and_no_panic() {
     let built = Client::builder("x").brokers(["mqtt://host"]).unwrap().build();
     assert_eq!(built.unwrap_err(), ConfigError::NoRuntime);
 }
+
+#[tokio::test]
+async fn what_needs_mqtt_5_is_refused_by_name_and_not_dropped() {
+    let client = Client::builder("old").brokers(["mqtt://127.0.0.1:1?version=3.1.1"]).unwrap().build().unwrap();
+    let refused = client.publish(Message::new("a", "b").user_property("name", "value")).await;
+    assert_eq!(refused.unwrap_err(), PublishError::NeedsVersion5);
+    client.close(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn two_versions_for_one_client_are_a_contradiction_that_names_the_broker() {
+    let mixed = Client::builder("mixed").brokers(["mqtt://a?version=3.1.1", "mqtt://b", "mqtt://c?version=5"]).unwrap();
+    let error = mixed.build().unwrap_err().to_string();
+    assert_eq!(error, "version: c:1883 asks for MQTT 5, and the client speaks MQTT 3.1.1");
+    let error = Client::builder("odd").brokers(["mqtt://a?version=4"]).unwrap_err().to_string();
+    assert_eq!(error, "brokers[0]: version is neither 3.1.1 nor 5");
+}
