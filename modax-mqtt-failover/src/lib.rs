@@ -78,6 +78,10 @@
 //! clock and a transport. The modules [`session`], [`failover`], [`liveness`] and [`queue`] are its parts. They are
 //! public for drivers of other kinds and for simulations, and may change more often than the rest.
 //!
+//! # Coming from another client
+//!
+//! [`migrating`] shows what changes for users of rumqttc, paho and mqtt.js.
+//!
 //! # Limits
 //!
 //! MQTT 3.1.1 over TCP. Built and tested on Linux; TCP_USER_TIMEOUT is set there only. macOS and Windows
@@ -148,6 +152,10 @@ pub use client::{Client, Events, PublishError, SubscribeError};
 pub use delivery::{Delivery, Received, Subscription};
 #[cfg(feature = "tokio")]
 pub use receipt::Receipt;
+
+#[cfg(doc)]
+#[doc = include_str!("../MIGRATING.md")]
+pub mod migrating {}
 
 /// The example of the README, compiled.
 #[cfg(all(doctest, feature = "tokio"))]
