@@ -29,5 +29,5 @@ features: ## Each crate without default features
 package: ## Each crate as it would be published, built from the package
 	.ci/steps package
 
-bench-mqtt: ## The MQTT client beside rumqttc: throughput, a killed and a hung broker (about 5 minutes)
-	$(CARGO) bench -p modax-mqtt-failover --bench beside_rumqttc --locked
+bench-mqtt: ## The MQTT client beside rumqttc, Paho C, mqtt.js and paho-python (about 8 minutes; BENCH=throughput,latency,kill,stop for parts)
+	$(CARGO) bench -p modax-mqtt-failover --bench beside --locked

@@ -1,0 +1,76 @@
+//! Brokers that work: throughput and latency.
+
+use modax_testbed::{Ground, MosquittoOptions, TestbedError};
+
+use crate::{
+    contestant::{Broker, Contestant, INFLIGHT},
+    figures::{Table, max, median, min},
+};
+
+const ROUNDS: usize = 7;
+
+pub(crate) fn quiet() -> MosquittoOptions {
+    MosquittoOptions { quiet: true, ..MosquittoOptions::default() }
+}
+
+/// Messages a second over one broker with the same window, everybody in turn.
+pub(crate) async fn throughput(contestants: &[Contestant], table: &mut Table) -> Result<(), TestbedError> {
+    let ground = Ground::start().await?;
+    let broker = Broker::new(ground.mosquitto_with(quiet()).await?);
+    let mut all = contestants.to_vec();
+    all.push(Contestant::Bare);
+    let mut rates = vec![Vec::new(); all.len()];
+    let mut cpus = vec![Vec::new(); all.len()];
+    let mut broker_cpus = vec![Vec::new(); all.len()];
+    for round in 0..=ROUNDS {
+        for (index, contestant) in all.iter().enumerate() {
+            // The first round warms up.
+            if let Some(speed) = contestant.throughput(&broker).await.filter(|_| round > 0) {
+                rates[index].push(speed.messages_a_second / 1000.0);
+                cpus[index].push(speed.cpu);
+                broker_cpus[index].push(speed.broker_cpu);
+            }
+        }
+    }
+    let what = format!("QoS 1, 64 B, {INFLIGHT} in flight, thousand messages/s");
+    each(table, &what, &all, &rates);
+    each(table, "the same, client's processor time, µs a message", &all, &cpus);
+    each(table, "the same, broker's processor time, µs a message", &all, &broker_cpus);
+    ground.stop().await;
+    Ok(())
+}
+
+/// A row for each; the ratio is the median of the ratios round by round, because the load changes between rounds.
+fn each(table: &mut Table, what: &str, all: &[Contestant], figures: &[Vec<f64>]) {
+    let Some(ours) = figures.first() else { return };
+    for (contestant, theirs) in all.iter().zip(figures).filter(|(_, theirs)| !theirs.is_empty()) {
+        let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
+        let figure = format!("{:.1} ({:.1} to {:.1})", median(theirs), min(theirs), max(theirs));
+        let ratio = if matches!(contestant, Contestant::Ours) {
+            String::new()
+        } else {
+            format!("ours is {:.2} × ({:.2} to {:.2})", median(&ratios), min(&ratios), max(&ratios))
+        };
+        table.add(what, &contestant.name(), figure, ratio);
+    }
+}
+
+/// From publish to acknowledgement at 1000 messages a second.
+pub(crate) async fn latency(contestants: &[Contestant], table: &mut Table) -> Result<(), TestbedError> {
+    let ground = Ground::start().await?;
+    let broker = Broker::new(ground.mosquitto_with(quiet()).await?);
+    let mut p50 = vec![Vec::new(); contestants.len()];
+    let mut p99 = vec![Vec::new(); contestants.len()];
+    for _ in 0..3 {
+        for (index, contestant) in contestants.iter().enumerate() {
+            if let Some(latency) = contestant.latency(&broker).await {
+                p50[index].push(latency.p50);
+                p99[index].push(latency.p99);
+            }
+        }
+    }
+    each(table, "latency at 1000 messages/s, p50, µs", contestants, &p50);
+    each(table, "latency at 1000 messages/s, p99, µs", contestants, &p99);
+    ground.stop().await;
+    Ok(())
+}
