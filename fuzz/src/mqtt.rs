@@ -11,7 +11,8 @@ use crate::text;
 pub(crate) fn broker_url(data: &[u8]) {
     let Some(url) = text(data) else { return };
     let Ok(address) = Address::parse(url) else { return };
-    let shown = format!("mqtt://{}", address.broker);
+    let scheme = if address.broker.is_tls() { "mqtts" } else { "mqtt" };
+    let shown = format!("{scheme}://{}", address.broker);
     let again = Address::parse(&shown).unwrap_or_else(|error| panic!("{shown} was shown and is refused: {error}"));
     assert_eq!(again.broker, address.broker);
     assert_eq!(again.credentials, None, "no password is shown");

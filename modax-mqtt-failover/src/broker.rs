@@ -4,18 +4,26 @@ use std::{fmt, sync::Arc};
 
 use crate::packet::{Credentials, Version};
 
-/// One broker, known by host and port. Shows as `host:port`, never with credentials.
+/// One broker, known by host and port, and whether it is spoken to over TLS. Shows as `host:port`, never with
+/// credentials.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Broker {
     host: Arc<str>,
     port: u16,
+    tls: bool,
 }
 
 impl Broker {
-    /// A broker at this host (name or address) and port.
+    /// A broker at this host (name or address) and port, without TLS.
     #[must_use]
     pub fn new(host: impl Into<Arc<str>>, port: u16) -> Self {
-        Self { host: host.into(), port }
+        Self { host: host.into(), port, tls: false }
+    }
+
+    /// The same over TLS.
+    #[must_use]
+    pub fn over_tls(self) -> Self {
+        Self { tls: true, ..self }
     }
 
     /// Name or address, without brackets.
@@ -28,6 +36,12 @@ impl Broker {
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Whether it is spoken to over TLS (`mqtts://`).
+    #[must_use]
+    pub const fn is_tls(&self) -> bool {
+        self.tls
     }
 }
 
@@ -54,16 +68,13 @@ pub enum AddressError {
     /// Neither `mqtt://` nor `mqtts://`.
     #[error("scheme is not mqtt:// or mqtts://")]
     Scheme,
-    /// `mqtts://`: this version speaks plain TCP only.
-    #[error("mqtts:// (TLS) is not in this version")]
-    Tls,
     /// Nothing, or nothing usable, where the host belongs.
     #[error("host is missing or malformed")]
     Host,
     /// Not a number from 1 to 65535.
     #[error("port is not a number from 1 to 65535")]
     Port,
-    /// A path, a fragment, or a query other than `?version=…`: MQTT over TCP has none.
+    /// A path, a fragment, or a query other than `?version=…`: MQTT over TCP or TLS has none.
     #[error("a path, fragment or query other than version has no meaning here")]
     Path,
     /// `?version=` is neither 3.1.1 nor 5.
@@ -86,7 +97,7 @@ pub struct Address {
 }
 
 impl Address {
-    /// Reads `mqtt://[user:password@]host[:1883][?version=5]`. `mqtts://` is known and refused: this version speaks plain TCP.
+    /// Reads `mqtt://[user:password@]host[:1883][?version=5]`, or `mqtts://[user:password@]host[:8883][?version=5]` for TLS.
     ///
     /// # Errors
     /// [`AddressError`] names the part that is wrong, and never repeats it.
@@ -96,9 +107,6 @@ impl Address {
             (None, Some(rest)) => (true, rest),
             (None, None) => return Err(AddressError::Scheme),
         };
-        if tls {
-            return Err(AddressError::Tls);
-        }
         let (rest, version) = split_version(rest)?;
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         let (credentials, place) = match rest.rsplit_once('@') {
@@ -114,9 +122,11 @@ impl Address {
                 digits.parse().ok().filter(|port| *port != 0).ok_or(AddressError::Port)?
             }
             Some(_) => return Err(AddressError::Port),
+            None if tls => 8883,
             None => 1883,
         };
-        Ok(Self { broker: Broker::new(host, port), credentials, version })
+        let broker = Broker::new(host, port);
+        Ok(Self { broker: if tls { broker.over_tls() } else { broker }, credentials, version })
     }
 }
 

@@ -1,11 +1,13 @@
 //! Describes a client before it starts.
 
+mod transport;
+
 use std::{sync::Arc, time::Duration};
 
 use crate::{
     client::Client,
     config::{Config, ConfigError, Topology},
-    driver,
+    driver::{self, Ways},
     handover::{Handle, Shared},
     liveness::LivenessConfig,
     message::Message,
@@ -19,14 +21,16 @@ use crate::{
 #[must_use]
 pub struct ClientBuilder {
     config: Config,
+    ways: Ways,
 }
 
 impl ClientBuilder {
     pub(crate) fn new(client_id: String) -> Self {
-        Self { config: Config::new(client_id, Vec::new()) }
+        Self { config: Config::new(client_id, Vec::new()), ways: Ways::default() }
     }
 
-    /// Adds brokers in order of preference: `mqtt://[user:password@]host[:1883][?version=5]`.
+    /// Adds brokers in order of preference: `mqtt://[user:password@]host[:1883][?version=5]`, or `mqtts://…host[:8883]` for
+    /// TLS (with the feature `rustls`).
     ///
     /// # Errors
     /// [`ConfigError::Broker`] with the position of the first URL that was not understood.
@@ -112,12 +116,13 @@ impl ClientBuilder {
     /// Starts the client. Returns at once, whether a broker is there or not.
     ///
     /// # Errors
-    /// [`ConfigError`] names the first field that is contradictory, or [`ConfigError::NoRuntime`].
+    /// [`ConfigError`] names the first field that is contradictory, or the file that TLS cannot use; or
+    /// [`ConfigError::NoRuntime`].
     pub fn build(self) -> Result<Client, ConfigError> {
         self.config.check()?;
         let version = self.config.speaks();
         let shared = Shared::new(Backlog::new(self.config.queue.clone()));
-        driver::spawn(self.config, Arc::clone(&shared))?;
+        driver::spawn(self.config, self.ways, Arc::clone(&shared))?;
         Ok(Client::new(Arc::new(Handle { version, shared })))
     }
 }

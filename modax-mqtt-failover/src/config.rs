@@ -75,6 +75,12 @@ pub enum ConfigError {
         /// In the words of the operating system.
         reason: String,
     },
+    /// TLS cannot be had as asked for. Names the file, or the broker; never shows what is in a key.
+    #[error("tls: {reason}")]
+    Tls {
+        /// What is wrong with which.
+        reason: String,
+    },
     /// `build` was called outside a tokio runtime.
     #[error("build() needs a tokio runtime around it")]
     NoRuntime,

@@ -189,10 +189,10 @@ impl Courier {
 
     fn on_failover(&mut self, now: Instant, output: failover::Output) {
         match output {
-            failover::Output::Dial { attempt, broker } => {
+            failover::Output::Dial { attempt, broker, deadline } => {
                 self.attempt = attempt;
                 self.dialled = broker;
-                self.outputs.push_back(Output::Dial { attempt, broker });
+                self.outputs.push_back(Output::Dial { attempt, broker, deadline });
             }
             failover::Output::Greet { broker, wipe, .. } => {
                 self.sent = 0;

@@ -3,10 +3,13 @@
 #![expect(clippy::disallowed_methods, reason = "the driver owns the clock and the task")]
 
 mod closing;
-mod connect;
+mod dial;
 mod disk;
 mod link;
 mod readers;
+mod resolve;
+#[cfg(feature = "rustls")]
+mod secure;
 mod wire;
 
 use std::{
@@ -18,7 +21,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::{net::TcpStream, sync::oneshot};
+use tokio::sync::oneshot;
 
 use crate::{
     broker::Broker,
@@ -32,6 +35,7 @@ use crate::{
     event::{Event, GapReason},
     handover::{Acknowledged, Command, Shared, State},
     message::{MessageId, Outcome},
+    transport::{Opening, Transport},
 };
 
 /// The clock of this crate; paused clocks of tokio's test utilities move it too.
@@ -48,14 +52,16 @@ pub(crate) async fn before<F: Future<Output = ()>>(deadline: Option<Instant>, wo
     true
 }
 
+pub(crate) use dial::{Dialler, Ways};
 pub(crate) use disk::{Directory, Disk};
 
 /// Starts the task, after what an earlier process left on disk was read.
-pub(crate) fn spawn(mut config: Config, shared: Arc<Shared>) -> Result<(), ConfigError> {
+pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Result<(), ConfigError> {
     let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
     if config.seed == 0 {
         config.seed = seed();
     }
+    let dialler = Dialler::new(ways, &config.brokers, &shared)?;
     if let Some(mut opened) = disk::open(&config.queue, now())? {
         let mut state = shared.lock();
         state.backlog.recover(std::mem::take(&mut opened.messages), opened.next);
@@ -68,6 +74,7 @@ pub(crate) fn spawn(mut config: Config, shared: Arc<Shared>) -> Result<(), Confi
         courier: Courier::new(&config, now()),
         brokers: config.brokers,
         shared,
+        dialler,
         link: None,
         dial: None,
         readers: Readers::default(),
@@ -86,14 +93,13 @@ pub(crate) fn seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-type Dialling = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
-
 struct Driver {
     shared: Arc<Shared>,
     courier: Courier,
     brokers: Vec<Broker>,
+    dialler: Dialler,
     link: Option<Link>,
-    dial: Option<(u64, Dialling)>,
+    dial: Option<(u64, Opening)>,
     readers: Readers,
     /// Outcomes not yet told to their receipts.
     settled: Vec<(MessageId, Outcome)>,
@@ -106,7 +112,7 @@ struct Driver {
 /// What ended a wait.
 enum Happened {
     Link(Progress),
-    Dialled(u64, io::Result<TcpStream>),
+    Dialled(u64, io::Result<Transport>),
     /// A handle, a timer or a reader with room.
     Woken,
 }
@@ -125,7 +131,7 @@ impl Driver {
             match self.wait().await {
                 Happened::Link(progress) => self.on_progress(progress),
                 Happened::Dialled(attempt, result) => self.on_dialled(attempt, result),
-                Happened::Woken => self.look_at_link(),
+                Happened::Woken => self.look(),
             }
             self.decode();
             self.unblock();
@@ -175,8 +181,13 @@ impl Driver {
         self.shared.owe_readers(self.readers.is_blocked());
     }
 
-    /// Reads what is there before anybody judges by the clock: our own delay is not the broker's.
-    fn look_at_link(&mut self) {
+    /// Takes what is there before anybody judges by the clock: our own delay is not the broker's, and a dial that has
+    /// just failed knows better why than its deadline.
+    fn look(&mut self) {
+        let dialled = self.dial.as_mut().and_then(|(attempt, opening)| Some((*attempt, opening.now_or_never()?)));
+        if let Some((attempt, result)) = dialled {
+            self.on_dialled(attempt, result);
+        }
         let read = !self.readers.is_full();
         let Some(link) = self.link.as_mut() else { return };
         if let Some(progress) = poll_fn(|context| link.poll(context, now, read)).now_or_never() {
@@ -202,14 +213,17 @@ impl Driver {
         }
     }
 
-    fn on_dialled(&mut self, attempt: u64, result: io::Result<TcpStream>) {
+    fn on_dialled(&mut self, attempt: u64, result: io::Result<Transport>) {
         self.dial = None;
         match result {
-            Ok(stream) => {
-                self.link = Some(Link::new(attempt, Box::new(stream)));
+            Ok(transport) => {
+                self.link = Some(Link::new(attempt, transport));
                 self.input(Input::Opened { attempt });
             }
-            Err(error) => self.input(Input::Closed { attempt, reason: error.to_string(), by_peer: true }),
+            Err(error) => {
+                let by_peer = error.kind() != io::ErrorKind::TimedOut;
+                self.input(Input::Closed { attempt, reason: error.to_string(), by_peer });
+            }
         }
     }
 
@@ -242,9 +256,9 @@ impl Driver {
     fn perform(&mut self) {
         while let Some(output) = self.courier.poll_output() {
             match output {
-                Output::Dial { attempt, broker } => {
+                Output::Dial { attempt, broker, deadline } => {
                     if let Some(broker) = self.brokers.get(broker) {
-                        self.dial = Some((attempt, Box::pin(connect::dial(broker.clone()))));
+                        self.dial = Some((attempt, self.dialler.dial(broker.clone(), deadline)));
                     }
                 }
                 Output::Send { attempt, packet } => self.send(attempt, &packet),
@@ -284,7 +298,7 @@ impl Driver {
         }
         if let Some(mut link) = self.link.take_if(|link| link.attempt == attempt) {
             // A goodbye of a few bytes fits any socket that still works; one that does not is not waited for.
-            let _ = poll_fn(|context| link.poll_flush(context, now)).now_or_never();
+            let _ = poll_fn(|context| link.poll_finish(context, now)).now_or_never();
         }
     }
 

@@ -98,6 +98,13 @@ pub enum Event {
         /// Which one.
         broker: Broker,
     },
+    /// A certificate or key file has changed; dials from here on use the new one.
+    CertificatesReloaded,
+    /// A certificate or key file has changed and cannot be used; dials go on with what was read before.
+    CertificatesRefused {
+        /// Which file, and what is wrong with it.
+        reason: String,
+    },
     /// The reader of this stream was too slow.
     Lagged {
         /// Events it missed.

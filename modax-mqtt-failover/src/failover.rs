@@ -73,6 +73,8 @@ pub enum Output {
         attempt: u64,
         /// To which broker of the list.
         broker: usize,
+        /// When it is given up.
+        deadline: Instant,
     },
     /// Send CONNECT on it.
     Greet {
@@ -303,8 +305,9 @@ impl Failover {
         if self.wiped != Some(broker) {
             self.wiped = None;
         }
-        self.state = State::Dialling { attempt: self.attempts, broker, until: now + self.patience() };
-        self.outputs.push_back(Output::Dial { attempt: self.attempts, broker });
+        let deadline = now + self.patience();
+        self.state = State::Dialling { attempt: self.attempts, broker, until: deadline };
+        self.outputs.push_back(Output::Dial { attempt: self.attempts, broker, deadline });
     }
 
     fn greet(&mut self, now: Instant, attempt: u64, broker: usize) {
@@ -365,9 +368,10 @@ impl Failover {
 
     fn lost(&mut self, now: Instant, state: State, by_peer: bool) {
         match state {
-            State::Dialling { broker, .. } | State::Greeting { broker, .. } => {
-                self.fail(now, broker, Failure::Unreachable);
+            State::Dialling { broker, .. } => {
+                self.fail(now, broker, if by_peer { Failure::Unreachable } else { Failure::Silent });
             }
+            State::Greeting { broker, .. } => self.fail(now, broker, Failure::Unreachable),
             State::Established { broker, since, .. } => {
                 let lived = now.saturating_duration_since(since);
                 self.ousted = (by_peer && lived < TAKEOVER_LIFE).then_some(broker);

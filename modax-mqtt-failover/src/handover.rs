@@ -205,8 +205,9 @@ fn trace(event: &Event) {
         | Event::DuplicateClientId { .. }
         | Event::SubscriptionRefused { .. }
         | Event::QosLowered { .. }
+        | Event::CertificatesRefused { .. }
         | Event::BrokerSlow { .. } => tracing::warn!(?event, "mqtt"),
-        Event::Connected { .. } | Event::Closed => tracing::info!(?event, "mqtt"),
+        Event::Connected { .. } | Event::CertificatesReloaded | Event::Closed => tracing::info!(?event, "mqtt"),
         Event::Suspected { .. }
         | Event::ConnectFailed { .. }
         | Event::Shed { .. }

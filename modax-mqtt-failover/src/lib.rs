@@ -133,6 +133,12 @@ mod driver;
 mod handover;
 #[cfg(feature = "tokio")]
 mod receipt;
+#[cfg(feature = "rustls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
+pub mod tls;
+#[cfg(feature = "tokio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+pub mod transport;
 
 pub use broker::{AddressError, Broker};
 pub use config::{ConfigError, TopicError, Topology};

@@ -95,6 +95,8 @@ pub enum Output {
         attempt: u64,
         /// To which broker of the list.
         broker: usize,
+        /// When it is given up, with all that belongs to it: names, addresses, handshakes.
+        deadline: Instant,
     },
     /// Write this packet.
     Send {

@@ -46,7 +46,7 @@ impl Driver {
             }
         }
         if let Some(mut link) = link {
-            let _ = tokio::time::timeout(GOODBYE, poll_fn(|context| link.poll_flush(context, now))).await;
+            let _ = tokio::time::timeout(GOODBYE, poll_fn(|context| link.poll_finish(context, now))).await;
         }
         let left = self.account();
         let disk = self.shared.lock().disk.take();

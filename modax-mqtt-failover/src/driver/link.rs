@@ -4,45 +4,31 @@ use std::{
     collections::VecDeque,
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
 use bytes::{Buf, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
 use super::wire::{self, WireError};
-use crate::packet::Packet;
+use crate::{
+    packet::Packet,
+    transport::{Traffic, Transport},
+};
 
 /// Read at most this much before the driver looks at anything else.
 const READ_CHUNK: usize = 64 << 10;
 /// No more is encoded while this much waits for the socket.
 const WRITE_HIGH: usize = 256 << 10;
 
-pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {
-    /// Tells the other side's kernel at once what has arrived. A broker that leaves Nagle's algorithm on (mosquitto does
-    /// by default) holds back each further PUBACK until it hears that, which takes 40 ms when left to the kernel.
-    fn acknowledge_at_once(&self) {}
-}
-
-impl Transport for TcpStream {
-    #[cfg(target_os = "linux")]
-    fn acknowledge_at_once(&self) {
-        // Only a hint: without it acknowledgements come later.
-        let _ = socket2::SockRef::from(self).set_tcp_quickack(true);
-    }
-}
-
 /// What [`Link::poll`] found.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     /// Bytes were taken by the socket, or it has begun to take none.
     pub(crate) wrote: bool,
-    /// Bytes arrived.
+    /// Bytes arrived, of whatever.
     pub(crate) heard: bool,
     /// The other side closed, or the socket failed.
     pub(crate) ended: Option<String>,
@@ -50,11 +36,15 @@ pub(crate) struct Progress {
 
 pub(crate) struct Link {
     pub(crate) attempt: u64,
-    transport: Box<dyn Transport>,
+    transport: Transport,
+    /// What had crossed the border to the operating system when we last looked.
+    traffic: Traffic,
     input: BytesMut,
     output: BytesMut,
-    /// Bytes encoded and written so far.
+    /// Bytes encoded, taken by the transport, and flushed so far. TLS takes more than it can pass on: only what was
+    /// flushed has been written.
     encoded: u64,
+    taken: u64,
     written: u64,
     packets_encoded: u64,
     packets_written: u64,
@@ -64,13 +54,15 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(attempt: u64, transport: Box<dyn Transport>) -> Self {
+    pub(crate) fn new(attempt: u64, transport: Transport) -> Self {
         Self {
             attempt,
+            traffic: transport.traffic(),
             transport,
             input: BytesMut::with_capacity(READ_CHUNK),
             output: BytesMut::with_capacity(READ_CHUNK),
             encoded: 0,
+            taken: 0,
             written: 0,
             packets_encoded: 0,
             packets_written: 0,
@@ -130,51 +122,68 @@ impl Link {
         if read || progress.ended.is_some() {
             match self.poll_read(context) {
                 Poll::Ready(Ok(0)) => progress.ended = Some("closed by the broker".to_owned()),
-                Poll::Ready(Ok(_)) => {
-                    progress.heard = true;
-                    self.transport.acknowledge_at_once();
-                }
+                Poll::Ready(Ok(_)) => progress.heard = true,
                 Poll::Ready(Err(error)) => progress.ended = Some(error.to_string()),
                 Poll::Pending => {}
+            }
+            // A part of a TLS record is life too.
+            let received = self.transport.traffic().received;
+            progress.heard |= received > self.traffic.received;
+            self.traffic.received = received;
+            if progress.heard {
+                self.transport.acknowledge_at_once();
             }
         }
         if progress.wrote || progress.heard || progress.ended.is_some() { Poll::Ready(progress) } else { Poll::Pending }
     }
 
-    /// Writes what can be without waiting; true when nothing is left, or nothing more can be done.
-    pub(crate) fn poll_flush(&mut self, context: &mut Context<'_>, now: impl Fn() -> Instant) -> Poll<()> {
-        loop {
+    /// Writes what can be without waiting and ends our side in order; ready when nothing is left, or nothing more can
+    /// be done.
+    pub(crate) fn poll_finish(&mut self, context: &mut Context<'_>, now: impl Fn() -> Instant) -> Poll<()> {
+        while self.written < self.encoded {
             match self.poll_write(context, &now) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return Poll::Ready(()),
-                Poll::Pending if self.output.is_empty() => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
             }
         }
+        Pin::new(&mut self.transport).poll_shutdown(context).map(drop)
     }
 
+    /// One batch: what the last one left to be flushed comes first.
     fn poll_write(&mut self, context: &mut Context<'_>, now: impl Fn() -> Instant) -> Poll<io::Result<()>> {
-        if self.output.is_empty() {
+        if self.written == self.encoded {
             return Poll::Pending;
         }
-        match Pin::new(&mut self.transport).poll_write(context, &self.output) {
-            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            Poll::Ready(Ok(taken)) => {
-                self.output.advance(taken);
-                self.written = self.written.saturating_add(u64::try_from(taken).unwrap_or(u64::MAX));
-                self.stalled = if self.output.is_empty() { None } else { Some(now()) };
-                while let Some((_, packets)) = self.marks.front().filter(|(bytes, _)| *bytes <= self.written) {
-                    self.packets_written = *packets;
-                    self.marks.pop_front();
+        let result = self.try_write(context);
+        let taken = self.transport.traffic().taken;
+        let moved = taken > self.traffic.taken;
+        self.traffic.taken = taken;
+        self.stalled = match self.stalled {
+            _ if self.written == self.encoded => None,
+            Some(since) if !moved && result.is_pending() => Some(since),
+            Some(_) | None => Some(now()),
+        };
+        if moved && result.is_pending() { Poll::Ready(Ok(())) } else { result }
+    }
+
+    fn try_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.taken == self.written {
+            match ready!(Pin::new(&mut self.transport).poll_write(context, &self.output))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                taken => {
+                    self.output.advance(taken);
+                    self.taken = self.taken.saturating_add(u64::try_from(taken).unwrap_or(u64::MAX));
                 }
-                Poll::Ready(Ok(()))
-            }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => {
-                self.stalled = self.stalled.or_else(|| Some(now()));
-                Poll::Pending
             }
         }
+        ready!(Pin::new(&mut self.transport).poll_flush(context))?;
+        self.written = self.taken;
+        while let Some((_, packets)) = self.marks.front().filter(|(bytes, _)| *bytes <= self.written) {
+            self.packets_written = *packets;
+            self.marks.pop_front();
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_read(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {

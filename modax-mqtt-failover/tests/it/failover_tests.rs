@@ -38,7 +38,7 @@ impl Bench {
 
     fn listen(&mut self) {
         while let Some(output) = self.failover.poll_output() {
-            if let Output::Dial { attempt, broker } = output {
+            if let Output::Dial { attempt, broker, .. } = output {
                 self.dials.push((self.now - self.begin, attempt, broker));
             }
             self.said.push(output);

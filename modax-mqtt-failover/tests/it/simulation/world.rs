@@ -365,7 +365,7 @@ impl World {
     fn perform(&mut self) {
         while let Some(output) = self.courier.poll_output() {
             match output {
-                Output::Dial { attempt, broker } => {
+                Output::Dial { attempt, broker, .. } => {
                     let wait = self.latency();
                     self.at(wait, Happening::Dialled { attempt, broker });
                 }
