@@ -302,9 +302,7 @@ impl Failover {
         }
         self.attempts = self.attempts.saturating_add(1);
         self.last = Some(broker);
-        if self.wiped != Some(broker) {
-            self.wiped = None;
-        }
+        self.wiped = self.wiped.filter(|wiped| *wiped == broker);
         let deadline = now + self.patience();
         self.state = State::Dialling { attempt: self.attempts, broker, until: deadline };
         self.outputs.push_back(Output::Dial { attempt: self.attempts, broker, deadline });
