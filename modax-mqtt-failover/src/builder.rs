@@ -68,9 +68,32 @@ impl ClientBuilder {
         self
     }
 
-    /// Whether each connection starts from nothing; default `false`: a broker keeps our session while we are away.
+    /// Whether each connection starts from nothing and its session ends with it (in MQTT 5: Clean Start, and no session
+    /// expiry); default `false`: a broker keeps our session while we are away.
     pub fn clean_session(mut self, clean: bool) -> Self {
         self.config.clean_session = clean;
+        self
+    }
+
+    /// How long a broker keeps our session while we are away (MQTT 5); default one hour, which outlives a restart or a
+    /// repaired link, and does not make a broker that was left gather messages for days. Whole seconds up to
+    /// `u32::MAX`, which stands for ever.
+    pub fn session_expiry(mut self, time: Duration) -> Self {
+        self.config.session_expiry = Some(time);
+        self
+    }
+
+    /// QoS 1 and 2 messages a broker may send without an acknowledgement (MQTT 5); default 65535, as in 3.1.1: brokers
+    /// bound it themselves. A program that acknowledges in groups needs room for one.
+    pub fn receive_maximum(mut self, messages: u16) -> Self {
+        self.config.receive_maximum = messages;
+        self
+    }
+
+    /// The largest packet a broker may send us, in bytes (MQTT 5); default any, because a broker drops a larger one
+    /// without a word. At least 1024.
+    pub fn max_packet_bytes(mut self, bytes: u32) -> Self {
+        self.config.max_packet_bytes = Some(bytes);
         self
     }
 
@@ -110,6 +133,13 @@ impl ClientBuilder {
     /// although we live on elsewhere.
     pub fn will(mut self, will: Message) -> Self {
         self.config.will = Some(will);
+        self
+    }
+
+    /// How long a broker waits with the will for us to come back (MQTT 5); default 10 s, longer than a failover. Whole
+    /// seconds. A session that ends sooner ends the wait, so with `clean_session` there is none.
+    pub fn will_delay(mut self, time: Duration) -> Self {
+        self.config.will_delay = Some(time);
         self
     }
 

@@ -63,6 +63,15 @@ pub enum ConfigError {
         /// What `version`, or an earlier URL, says.
         speaks: Version,
     },
+    /// A field that only MQTT 5 can carry, and the client speaks 3.1.1.
+    #[error("{field}: needs MQTT 5")]
+    NeedsVersion5 {
+        /// Which field.
+        field: &'static str,
+    },
+    /// `session_expiry` says how long a session lasts, and `clean_session` that it ends with the connection.
+    #[error("session_expiry: contradicts clean_session")]
+    CleanSession,
     /// The will is not a message a broker can publish.
     #[error("will: {reason}")]
     Will {
@@ -119,6 +128,19 @@ pub struct Config {
     pub liveness: LivenessConfig,
     /// Waits between tries; default 100 ms doubling to 2 s with full jitter, see [`Backoff`].
     pub retry: Backoff,
+    /// How long a broker keeps our session while we are away (MQTT 5), in whole seconds up to `u32::MAX`, which stands for
+    /// ever; default none, which is one hour: longer than a restart or a repaired link, and short enough that a broker
+    /// we have left does not gather messages for days. With `clean_session` it is zero.
+    pub session_expiry: Option<Duration>,
+    /// QoS 1 and 2 messages that a broker may send without an acknowledgement (MQTT 5); default 65535, the protocol's own
+    /// bound and that of 3.1.1: brokers bound it themselves. A program that acknowledges in groups needs room for one.
+    pub receive_maximum: u16,
+    /// The largest packet a broker may send us, in bytes (MQTT 5); default none, because a broker drops a larger one
+    /// without a word.
+    pub max_packet_bytes: Option<u32>,
+    /// How long a broker waits with the will for us to come back (MQTT 5), in whole seconds; default none, which is 10 s:
+    /// longer than a failover, so that a client that lives on elsewhere or comes back is not mourned.
+    pub will_delay: Option<Duration>,
     /// Published by the broker when we vanish without goodbye; default none, because a broker that is left in a failover
     /// publishes it although we live on elsewhere.
     pub will: Option<Message>,
@@ -146,6 +168,10 @@ impl Config {
             liveness: LivenessConfig::default(),
             retry: Backoff::default(),
             will: None,
+            session_expiry: None,
+            receive_maximum: u16::MAX,
+            max_packet_bytes: None,
+            will_delay: None,
             seed: 0,
         }
     }
@@ -186,6 +212,37 @@ impl Config {
         self.version.or(named).unwrap_or_default()
     }
 
+    /// What CONNECT says of the session's life.
+    pub(crate) fn session_expiry_seconds(&self) -> u32 {
+        if self.clean_session { 0 } else { whole_seconds(self.session_expiry.unwrap_or(SESSION_EXPIRY)) }
+    }
+
+    /// What CONNECT says of the will's delay.
+    pub(crate) fn will_delay_seconds(&self) -> u32 {
+        whole_seconds(self.will_delay.unwrap_or(WILL_DELAY))
+    }
+
+    fn check_version(&self, speaks: Version) -> Result<(), ConfigError> {
+        let will_properties = self.will.as_ref().is_some_and(|will| !will.user_properties.is_empty());
+        let only_in_5 = [
+            ("session_expiry", self.session_expiry.is_some()),
+            ("receive_maximum", self.receive_maximum < u16::MAX),
+            ("max_packet_bytes", self.max_packet_bytes.is_some()),
+            ("will_delay", self.will_delay.is_some()),
+            ("will.user_properties", will_properties),
+        ];
+        match only_in_5.into_iter().find(|(_, used)| *used) {
+            Some((field, _)) if speaks == Version::V311 => return Err(ConfigError::NeedsVersion5 { field }),
+            Some(_) | None => {}
+        }
+        if self.clean_session && self.session_expiry.is_some_and(|time| !time.is_zero()) {
+            return Err(ConfigError::CleanSession);
+        }
+        let range = |holds, field, limit| if holds { Ok(()) } else { Err(ConfigError::OutOfRange { field, limit }) };
+        range(self.receive_maximum > 0, "receive_maximum", "at least 1")?;
+        range(self.max_packet_bytes.is_none_or(|bytes| bytes >= 1024), "max_packet_bytes", "at least 1024")
+    }
+
     /// Finds contradictions.
     ///
     /// # Errors
@@ -209,7 +266,7 @@ impl Config {
                 return Err(ConfigError::Version { broker: broker.clone(), asked, speaks });
             }
         }
-        range(speaks == Version::V311, "version", "3.1.1 only, so far")?;
+        self.check_version(speaks)?;
         range(u16::try_from(self.keep_alive.as_secs()).is_ok(), "keep_alive", "at most 65535 s")?;
         range(self.max_inflight > 0, "max_inflight", "at least 1")?;
         range(self.queue.max_messages > 0, "queue.max_messages", "at least 1")?;
@@ -226,6 +283,15 @@ impl Config {
             Some(_) | None => Ok(()),
         }
     }
+}
+
+/// A session outlives a restart or a repaired link, and not a move to another broker for long.
+const SESSION_EXPIRY: Duration = Duration::from_secs(3600);
+/// Longer than a failover.
+const WILL_DELAY: Duration = Duration::from_secs(10);
+
+fn whole_seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// What is wrong with a topic or a filter.

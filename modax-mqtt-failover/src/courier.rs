@@ -5,9 +5,13 @@
 //! at [`poll_timeout`](Courier::poll_timeout). Each attempt to reach a broker has a number; an input that names an
 //! older attempt than the current one is ignored, so that a late word from a dead connection changes nothing.
 
+mod reports;
 mod words;
 
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use words::Left;
 pub use words::{Input, Output};
@@ -15,13 +19,13 @@ pub use words::{Input, Output};
 use crate::{
     broker::Broker,
     config::{Config, Topology},
-    event::{Event, GapReason, Stats, Status},
+    event::{Event, Stats, Status},
     failover::{self, Failover},
     liveness::{self, Liveness},
-    message::Outcome,
-    packet::{ConnectCode, Packet},
+    packet::{ConnectCode, Packet, Version},
     queue::Admitted,
-    session::{self, End, Session},
+    reason::Reason,
+    session::{self, Session},
 };
 
 /// The state machine. See the head of this file.
@@ -29,6 +33,7 @@ use crate::{
 pub struct Courier {
     brokers: Vec<Broker>,
     topology: Topology,
+    keep_alive: Duration,
     session: Session,
     failover: Failover,
     liveness: Liveness,
@@ -57,6 +62,7 @@ impl Courier {
         Self {
             brokers: config.brokers.clone(),
             topology: config.topology,
+            keep_alive: config.keep_alive,
             session: Session::new(config),
             failover: Failover::new(config),
             liveness: Liveness::new(config.liveness, config.keep_alive, now),
@@ -124,6 +130,12 @@ impl Courier {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let all = [self.failover.poll_timeout(), self.liveness.poll_timeout(), self.session.poll_timeout()];
         all.into_iter().flatten().min()
+    }
+
+    /// Which MQTT is spoken.
+    #[must_use]
+    pub const fn version(&self) -> Version {
+        self.session.version()
     }
 
     /// How many more messages may be handed in.
@@ -201,7 +213,7 @@ impl Courier {
             }
             failover::Output::Leave { attempt } => {
                 // The next attempt already has its number; this one only says goodbye.
-                self.outputs.push_back(Output::Send { attempt, packet: Packet::Disconnect });
+                self.outputs.push_back(Output::Send { attempt, packet: Packet::Disconnect(Reason::SUCCESS) });
                 self.outputs.push_back(Output::HangUp { attempt });
                 self.session.handle_input(now, session::Input::Lost);
             }
@@ -222,52 +234,6 @@ impl Courier {
                 let broker = self.broker(broker);
                 self.emit(Event::DuplicateClientId { broker, takeovers });
             }
-        }
-    }
-
-    fn on_session(&mut self, now: Instant, output: session::Output) {
-        match output {
-            session::Output::Send(packet) => {
-                self.sent = self.sent.saturating_add(1);
-                if packet == Packet::PingReq {
-                    self.probes.push_back(self.sent);
-                }
-                self.outputs.push_back(Output::Send { attempt: self.attempt, packet });
-            }
-            session::Output::Answered { code, session_present } => self.answered(now, code, session_present),
-            session::Output::Settled { admitted, attempts, end } => self.settled(now, &admitted, attempts, &end),
-            session::Output::Deliver { publish, serial } => {
-                self.stats.received = self.stats.received.saturating_add(1);
-                self.outputs.push_back(Output::Deliver { publish, serial });
-            }
-            session::Output::Gap { filter, reason } => self.outputs.push_back(Output::Gap { filter, reason }),
-            session::Output::Refused { filter, code } => {
-                self.emit(Event::SubscriptionRefused { filter: filter.to_string(), code });
-                self.outputs.push_back(Output::Gap { filter, reason: GapReason::Refused { code } });
-            }
-            session::Output::QosLowered { filter, requested, granted } => {
-                self.emit(Event::QosLowered { filter: filter.to_string(), requested: requested.level(), granted });
-            }
-            session::Output::Acknowledged(took) => {
-                self.liveness.handle_input(now, liveness::Input::Acknowledged(took));
-            }
-            session::Output::ProbeAnswered => self.liveness.handle_input(now, liveness::Input::ProbeAnswered),
-            session::Output::StrayAck => self.stats.stray_acks = self.stats.stray_acks.saturating_add(1),
-            session::Output::LateAck => self.stats.late_acks = self.stats.late_acks.saturating_add(1),
-            session::Output::Violation(what) => self.abandon(now, format!("protocol violation: {what}"), now),
-        }
-    }
-
-    fn on_liveness(&mut self, now: Instant, output: liveness::Output) {
-        let serving = self.serving.map(|index| self.broker(index));
-        match (output, serving) {
-            (liveness::Output::Probe, _) => self.session.handle_input(now, session::Input::Probe),
-            (liveness::Output::Suspected(reason), Some(broker)) => {
-                self.emit(Event::Suspected { broker, reason: reason.to_string() });
-            }
-            (liveness::Output::Slow, Some(broker)) => self.emit(Event::BrokerSlow { broker }),
-            (liveness::Output::Dead { reason, since }, _) => self.abandon(now, reason.to_string(), since),
-            (liveness::Output::Suspected(_) | liveness::Output::Slow, None) => {}
         }
     }
 
@@ -295,6 +261,10 @@ impl Courier {
         self.status = Status { connected: Some(name.clone()), session_present, since: Some(now) };
         self.stats.connects = self.stats.connects.saturating_add(1);
         let same_broker = left.is_some_and(|left| left.broker == broker);
+        // What the broker wants instead of ours counts (MQTT 5, 3.2.2.3.14).
+        let told = self.session.limits().keep_alive_seconds;
+        let keep_alive = told.map_or(self.keep_alive, |seconds| Duration::from_secs(seconds.into()));
+        self.liveness.handle_input(now, liveness::Input::KeepAlive(keep_alive));
         let electing = self.topology == Topology::Cluster && left.is_some();
         self.liveness.handle_input(now, liveness::Input::Opened { same_broker, electing });
         let outage = left.map(|left| now.saturating_duration_since(left.silent_since));
@@ -304,6 +274,16 @@ impl Courier {
             let from = Some(self.broker(left.broker));
             self.emit(Event::FailedOver { from, to: name, detected: left.detected, outage });
         }
+    }
+
+    /// The broker ends the connection, and says why.
+    fn dismissed(&mut self, now: Instant, reason: Reason) {
+        let Some(attempt) = self.failover.current() else { return };
+        self.outputs.push_back(Output::HangUp { attempt });
+        if reason == Reason::SESSION_TAKEN_OVER {
+            self.failover.handle_input(now, failover::Input::TakenOver { attempt });
+        }
+        self.lose(now, attempt, format!("the broker said: {reason}"), true);
     }
 
     /// We end the connection.
@@ -336,41 +316,6 @@ impl Courier {
         self.stats.connect_failures = self.stats.connect_failures.saturating_add(1);
         let broker = self.broker(broker);
         self.emit(Event::ConnectFailed { broker, reason });
-    }
-
-    fn written(&mut self, now: Instant, packets: u64, stalled: Option<Instant>) {
-        self.session.handle_input(now, session::Input::Flushed(packets));
-        self.liveness.handle_input(now, liveness::Input::Sent);
-        self.liveness.handle_input(now, liveness::Input::Stalled(stalled));
-        while self.probes.front().is_some_and(|place| *place <= packets) {
-            self.probes.pop_front();
-            self.liveness.handle_input(now, liveness::Input::ProbeSent);
-        }
-    }
-
-    fn settled(&mut self, now: Instant, admitted: &Admitted, attempts: u32, end: &End) {
-        let latency = now.saturating_duration_since(admitted.at);
-        let outcome = match *end {
-            End::Acked => {
-                self.stats.acked = self.stats.acked.saturating_add(1);
-                let broker = self.broker(self.serving.unwrap_or(self.dialled));
-                Outcome::Acked { broker, attempts, latency }
-            }
-            End::Refused(code) => {
-                self.stats.rejected = self.stats.rejected.saturating_add(1);
-                Outcome::Rejected { reason: format!("the broker refused it with code {code:#04x}") }
-            }
-            End::Expired => {
-                self.stats.expired = self.stats.expired.saturating_add(1);
-                self.emit(Event::Expired { topic: admitted.message.topic().to_owned() });
-                Outcome::Expired { maybe_delivered: attempts > 0 }
-            }
-            End::Broken => {
-                self.stats.undelivered = self.stats.undelivered.saturating_add(1);
-                Outcome::Undelivered { maybe_delivered: attempts > 0 }
-            }
-        };
-        self.outputs.push_back(Output::Settled { id: admitted.id, outcome });
     }
 
     fn stop(&mut self, now: Instant) {

@@ -18,6 +18,7 @@ use crate::{
     event::{Filter, GapReason},
     handover::{Acknowledged, Command, Handle, Shared},
     packet::{PacketId, Publish, Qos},
+    properties::UserProperties,
 };
 
 /// Deliveries of one filter, as a stream. Dropping it unsubscribes.
@@ -115,6 +116,7 @@ pub struct Delivery {
     qos: Qos,
     duplicate: bool,
     retained: bool,
+    user_properties: UserProperties,
     token: Option<Arc<AckToken>>,
 }
 
@@ -126,6 +128,7 @@ impl Delivery {
             qos: publish.qos,
             duplicate: publish.duplicate,
             retained: publish.retain,
+            user_properties: publish.properties.user.clone(),
             token,
         }
     }
@@ -158,6 +161,12 @@ impl Delivery {
     #[must_use]
     pub const fn is_retained(&self) -> bool {
         self.retained
+    }
+
+    /// What its sender put beside the payload (MQTT 5); empty in 3.1.1.
+    #[must_use]
+    pub const fn user_properties(&self) -> &UserProperties {
+        &self.user_properties
     }
 
     /// Says that the program is done with it. An acknowledgement that comes after its connection ended is dropped and

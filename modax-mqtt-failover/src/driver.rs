@@ -217,7 +217,7 @@ impl Driver {
         self.dial = None;
         match result {
             Ok(transport) => {
-                self.link = Some(Link::new(attempt, transport));
+                self.link = Some(Link::new(attempt, self.courier.version(), transport));
                 self.input(Input::Opened { attempt });
             }
             Err(error) => {

@@ -74,10 +74,11 @@ pub enum Event {
         /// The broker's code.
         code: u8,
     },
-    /// A broker granted less than was asked for.
+    /// A broker grants less than was asked for. Said once a connection where it takes no messages of the level asked for;
+    /// those are [rejected](crate::Rejection::Qos).
     QosLowered {
-        /// Which filter.
-        filter: String,
+        /// Which filter; `None` where messages to publish are meant.
+        filter: Option<String>,
         /// The level asked for.
         requested: u8,
         /// The level granted.

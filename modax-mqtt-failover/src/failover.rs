@@ -7,15 +7,19 @@
 //! jitter, and none is ever given up. The CONNACK deadline doubles with every full round over all brokers, because a
 //! cluster that elects a leader may accept a connection and answer 8 s later.
 
+mod words;
+
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
+pub use words::{Input, Output};
+
 use crate::{
     breaker::{Breaker, Failure},
     config::{Config, Topology},
-    packet::ConnectCode,
+    packet::{ConnectCode, Version},
     policy::{
         backoff::{Backoff, Jitter},
         selection::{Candidate, Selection},
@@ -34,94 +38,6 @@ const TAKEOVERS: usize = 3;
 /// after which NATS resets a connection whose publish it cannot store: that broker is electing, nobody took our place.
 const TAKEOVER_LIFE: Duration = Duration::from_secs(3);
 
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Input {
-    /// Begin.
-    Start,
-    /// The transport of this attempt stands.
-    Opened {
-        /// Which attempt.
-        attempt: u64,
-    },
-    /// The attempt failed or its connection ended.
-    Lost {
-        /// Which attempt.
-        attempt: u64,
-        /// Whether the other side closed it; else we left it.
-        by_peer: bool,
-    },
-    /// The broker answered CONNECT.
-    Answered {
-        /// Which attempt.
-        attempt: u64,
-        /// How.
-        code: ConnectCode,
-    },
-    /// Stop for good.
-    Stop,
-}
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Output {
-    /// Open a transport.
-    Dial {
-        /// Its number from here on; numbers only grow.
-        attempt: u64,
-        /// To which broker of the list.
-        broker: usize,
-        /// When it is given up.
-        deadline: Instant,
-    },
-    /// Send CONNECT on it.
-    Greet {
-        /// Which attempt.
-        attempt: u64,
-        /// To which broker of the list.
-        broker: usize,
-        /// Only to throw an old session away: leave again after CONNACK.
-        wipe: bool,
-    },
-    /// Say goodbye and hang up: the old session is gone.
-    Leave {
-        /// Which attempt.
-        attempt: u64,
-    },
-    /// The attempt serves us.
-    Established {
-        /// Which attempt.
-        attempt: u64,
-        /// To which broker of the list.
-        broker: usize,
-    },
-    /// Hang up.
-    GiveUp {
-        /// Which attempt.
-        attempt: u64,
-        /// To which broker of the list.
-        broker: usize,
-        /// What was overdue.
-        reason: &'static str,
-    },
-    /// The broker refused for a reason that a person has to mend.
-    Parked {
-        /// Which broker of the list.
-        broker: usize,
-        /// Its answer.
-        code: ConnectCode,
-    },
-    /// Another client uses our identity.
-    DuplicateClientId {
-        /// Where it was seen last.
-        broker: usize,
-        /// How often within 30 s.
-        takeovers: usize,
-    },
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Idle,
@@ -138,7 +54,8 @@ pub struct Failover {
     topology: Topology,
     selection: Selection,
     backoff: Backoff,
-    clean_session: bool,
+    /// Whether an old session takes a connection of its own to throw away.
+    wipes: bool,
     jitter: Jitter,
     breakers: Vec<Breaker>,
     state: State,
@@ -153,6 +70,8 @@ pub struct Failover {
     wiped: Option<usize>,
     /// A connection that the broker ended soon after accepting it: where.
     ousted: Option<usize>,
+    /// The broker of the present connection said that it was taken over.
+    taken_over: bool,
     takeovers: VecDeque<Instant>,
     contested: bool,
     outputs: VecDeque<Output>,
@@ -166,7 +85,10 @@ impl Failover {
             topology: config.topology,
             selection: config.selection,
             backoff: config.retry,
-            clean_session: config.clean_session,
+            // MQTT 5 throws it away and begins the next in one CONNECT.
+            wipes: config.topology == Topology::Independent
+                && !config.clean_session
+                && config.speaks() == Version::V311,
             jitter: Jitter::new(config.seed),
             breakers: vec![Breaker::default(); config.brokers.len()],
             state: State::Idle,
@@ -177,6 +99,7 @@ impl Failover {
             home: None,
             wiped: None,
             ousted: None,
+            taken_over: false,
             takeovers: VecDeque::new(),
             contested: false,
             outputs: VecDeque::new(),
@@ -199,12 +122,19 @@ impl Failover {
                     (code, _) => self.refused(now, broker, code),
                 }
             }
+            (Input::TakenOver { attempt }, State::Established { attempt: current, .. }) if attempt == current => {
+                self.taken_over = true;
+            }
             (Input::Lost { attempt, by_peer }, state) if self.current() == Some(attempt) => {
                 self.lost(now, state, by_peer);
             }
             (Input::Stop, _) => self.state = State::Stopped,
             (
-                Input::Start | Input::Opened { .. } | Input::Answered { .. } | Input::Lost { .. },
+                Input::Start
+                | Input::TakenOver { .. }
+                | Input::Opened { .. }
+                | Input::Answered { .. }
+                | Input::Lost { .. },
                 State::Idle
                 | State::Waiting { .. }
                 | State::Dialling { .. }
@@ -310,7 +240,7 @@ impl Failover {
 
     fn greet(&mut self, now: Instant, attempt: u64, broker: usize) {
         let stranger = self.home.is_some() && self.home != Some(broker) && self.wiped != Some(broker);
-        let wipe = stranger && self.topology == Topology::Independent && !self.clean_session;
+        let wipe = stranger && self.wipes;
         self.state = State::Greeting { attempt, broker, until: now + self.patience(), wipe };
         self.outputs.push_back(Output::Greet { attempt, broker, wipe });
     }
@@ -372,7 +302,8 @@ impl Failover {
             State::Greeting { broker, .. } => self.fail(now, broker, Failure::Unreachable),
             State::Established { broker, since, .. } => {
                 let lived = now.saturating_duration_since(since);
-                self.ousted = (by_peer && lived < TAKEOVER_LIFE).then_some(broker);
+                let told = std::mem::take(&mut self.taken_over);
+                self.ousted = (told || (by_peer && lived < TAKEOVER_LIFE)).then_some(broker);
                 if lived >= TAKEOVER_WINDOW {
                     self.contested = false;
                     self.takeovers.clear();

@@ -55,6 +55,8 @@ pub struct Inflight {
     ids: BTreeMap<PacketId, MessageId>,
     /// Entries in one of the two pending phases.
     pending: BTreeSet<MessageId>,
+    /// Entries whose PUBLISH is to be sent (again) on this connection.
+    unsent: usize,
     expiries: BTreeSet<(Instant, MessageId)>,
 }
 
@@ -84,6 +86,7 @@ impl Inflight {
             self.expiries.insert((at, message));
         }
         self.pending.insert(message);
+        self.unsent = self.unsent.saturating_add(1);
         self.entries.insert(message, Entry { admitted, attempts: 0, phase: Phase::Pending, id: None });
     }
 
@@ -91,6 +94,19 @@ impl Inflight {
     #[must_use]
     pub fn next_pending(&self) -> Option<MessageId> {
         self.pending.first().copied()
+    }
+
+    /// The oldest message whose PUBREL is to be sent (again).
+    #[must_use]
+    pub fn next_release(&self) -> Option<MessageId> {
+        let releases = |id: &&MessageId| self.get(**id).is_some_and(|entry| entry.phase == Phase::ReleasePending);
+        self.pending.iter().find(releases).copied()
+    }
+
+    /// Messages whose PUBLISH is on this connection, or was received by this session, and that have no outcome.
+    #[must_use]
+    pub fn on_the_wire(&self) -> usize {
+        self.entries.len().saturating_sub(self.unsent)
     }
 
     /// The message under this identity.
@@ -113,6 +129,7 @@ impl Inflight {
         self.ids.insert(id, message);
         entry.phase = match entry.phase {
             Phase::Pending | Phase::Sent { .. } => {
+                self.unsent = self.unsent.saturating_sub(usize::from(entry.phase == Phase::Pending));
                 entry.attempts = entry.attempts.saturating_add(1);
                 Phase::Sent { sequence }
             }
@@ -132,6 +149,7 @@ impl Inflight {
     pub fn remove(&mut self, message: MessageId) -> Option<Entry> {
         let entry = self.entries.remove(&message)?;
         self.pending.remove(&message);
+        self.unsent = self.unsent.saturating_sub(usize::from(entry.phase == Phase::Pending));
         if let Some(id) = entry.id {
             self.ids.remove(&id);
         }
@@ -150,6 +168,11 @@ impl Inflight {
             };
             self.pending.insert(*message);
         }
+        self.recount();
+    }
+
+    fn recount(&mut self) {
+        self.unsent = self.entries.values().filter(|entry| entry.phase == Phase::Pending).count();
     }
 
     /// The generation ended: packet identifiers mean nothing any more, and what a vanished session had received of a
@@ -162,6 +185,7 @@ impl Inflight {
                 entry.phase = Phase::Pending;
             }
         }
+        self.recount();
     }
 
     /// The session may be another one than that which received QoS 2 messages. Their PUBLISH under the same identifier
@@ -170,6 +194,7 @@ impl Inflight {
         for entry in self.entries.values_mut().filter(|entry| entry.phase == Phase::ReleasePending) {
             entry.phase = Phase::Pending;
         }
+        self.recount();
     }
 
     /// The place, among the packets of this connection, of the oldest that waits for an answer.
@@ -212,6 +237,7 @@ impl Inflight {
     pub fn drain(&mut self) -> Vec<Entry> {
         self.ids.clear();
         self.pending.clear();
+        self.unsent = 0;
         self.expiries.clear();
         std::mem::take(&mut self.entries).into_values().collect()
     }

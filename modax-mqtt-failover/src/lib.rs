@@ -115,6 +115,7 @@ pub mod packet;
 pub mod policy;
 mod properties;
 pub mod queue;
+mod reason;
 pub mod session;
 pub mod subscription;
 
@@ -149,6 +150,7 @@ pub use packet::{Qos, Version};
 pub use policy::{backoff::Backoff, selection::Selection};
 pub use properties::UserProperties;
 pub use queue::{Queue, WhenFull};
+pub use reason::{Reason, Rejection};
 
 #[cfg(feature = "tokio")]
 pub use builder::ClientBuilder;

@@ -39,6 +39,8 @@ pub enum Input {
         /// Whether it is a node of a cluster that may be electing a leader: then its first silence is borne longer.
         electing: bool,
     },
+    /// What the broker was promised from here on: a packet within this time; zero for never.
+    KeepAlive(Duration),
     /// The connection ended.
     Closed,
     /// At least one byte arrived.
@@ -181,6 +183,7 @@ impl Liveness {
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         match input {
             Input::Opened { same_broker, electing } => self.open(now, same_broker, electing),
+            Input::KeepAlive(time) => self.keep_alive = time,
             Input::Closed => {
                 self.phase = Phase::Off;
                 self.outputs.clear();

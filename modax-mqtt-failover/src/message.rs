@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use crate::{broker::Broker, packet::Qos, properties::UserProperties};
+use crate::{broker::Broker, packet::Qos, properties::UserProperties, reason::Rejection};
 
 /// Our own identity of a message, in order of admission. Packet identifiers belong to a session and are reused; this
 /// one is not.
@@ -163,10 +163,12 @@ pub enum Outcome {
     },
     /// Dropped from a full queue by its policy; it was never sent.
     Shed,
-    /// The broker refused it; sending it again would not help.
+    /// The broker refused it, or takes no such message. What comes after it goes on. Whether publishing it again may help
+    /// says [`Rejection::is_transient`]: a broker over its quota (0x97) rejects too, because to wait for it would hold up
+    /// everything behind.
     Rejected {
-        /// In the broker's words, or ours.
-        reason: String,
+        /// Why; shows as a sentence.
+        reason: Rejection,
     },
     /// The client was closed, or its runtime ended, first.
     Undelivered {

@@ -6,6 +6,8 @@ use std::{fmt, num::NonZeroU16, sync::Arc};
 
 use bytes::Bytes;
 
+use crate::{properties::UserProperties, reason::Reason};
+
 /// Which MQTT is spoken; all brokers of one client speak the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Version {
@@ -103,14 +105,23 @@ impl fmt::Display for PacketId {
 pub struct Connect {
     /// Identity of the session on the broker.
     pub client_id: Arc<str>,
-    /// Whether an older session under this identity is thrown away, and this one ends with the connection.
+    /// Whether an older session under this identity is thrown away. In 3.1.1 this one then ends with the connection; in
+    /// 5 (Clean Start) `session_expiry_seconds` says that alone.
     pub clean_session: bool,
+    /// How long the broker keeps the session after the connection (MQTT 5 only).
+    pub session_expiry_seconds: u32,
+    /// QoS 1 and 2 messages the broker may send without an answer (MQTT 5 only).
+    pub receive_maximum: u16,
+    /// The largest packet the broker may send; `None` for any (MQTT 5 only).
+    pub max_packet_bytes: Option<u32>,
     /// Seconds after which the broker may give the client up; 0 switches that off.
     pub keep_alive_seconds: u16,
     /// User name and password.
     pub credentials: Option<Credentials>,
     /// What the broker publishes when the connection ends without a DISCONNECT.
     pub will: Option<Publish>,
+    /// How long it waits with that for us to come back (MQTT 5 only).
+    pub will_delay_seconds: u32,
 }
 
 impl fmt::Debug for Connect {
@@ -171,6 +182,48 @@ pub struct Publish {
     pub duplicate: bool,
     /// Present for QoS 1 and 2.
     pub id: Option<PacketId>,
+    /// What MQTT 5 carries beside; empty in 3.1.1.
+    pub properties: PublishProperties,
+}
+
+/// What MQTT 5 carries beside a message, as far as this crate uses it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishProperties {
+    /// Names and values.
+    pub user: UserProperties,
+    /// Seconds after which the broker may drop it.
+    pub expiry_seconds: Option<u32>,
+}
+
+impl Publish {
+    /// Size of the whole packet in MQTT 5.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        let properties = self.properties.encoded_bytes();
+        let id = if self.id.is_some() { 2 } else { 0 };
+        let parts = [2, self.topic.len(), id, varint_bytes(properties), properties, self.payload.len()];
+        let remaining = parts.into_iter().fold(0, usize::saturating_add);
+        remaining.saturating_add(varint_bytes(remaining)).saturating_add(1)
+    }
+}
+
+impl PublishProperties {
+    /// Their length on the wire, without that length's own bytes.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        let expiry = if self.expiry_seconds.is_some() { 5 } else { 0 };
+        self.user.encoded_bytes().saturating_add(expiry)
+    }
+}
+
+/// Bytes of a variable byte integer (MQTT 5, 1.5.5).
+pub(crate) const fn varint_bytes(number: usize) -> usize {
+    match number {
+        0..0x80 => 1,
+        0x80..0x4000 => 2,
+        0x4000..0x20_0000 => 3,
+        _ => 4,
+    }
 }
 
 impl fmt::Debug for Publish {
@@ -182,7 +235,35 @@ impl fmt::Debug for Publish {
             .field("retain", &self.retain)
             .field("duplicate", &self.duplicate)
             .field("id", &self.id)
+            .field("properties", &self.properties)
             .finish()
+    }
+}
+
+/// What a broker says in CONNACK that it takes (MQTT 5). The default is no limit, as in 3.1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// QoS 1 and 2 messages it takes without having answered.
+    pub receive_maximum: u16,
+    /// The highest level it takes.
+    pub max_qos: Qos,
+    /// Whether it keeps retained messages.
+    pub retain_available: bool,
+    /// The largest packet it takes.
+    pub max_packet_bytes: Option<u32>,
+    /// The keep-alive it wants instead of ours.
+    pub keep_alive_seconds: Option<u16>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            receive_maximum: u16::MAX,
+            max_qos: Qos::ExactlyOnce,
+            retain_available: true,
+            max_packet_bytes: None,
+            keep_alive_seconds: None,
+        }
     }
 }
 
@@ -202,19 +283,26 @@ pub enum ConnectCode {
     Credentials,
     /// Known, but not allowed.
     NotAuthorised,
+    /// Any other reason of MQTT 5.
+    Refused(Reason),
 }
 
 impl ConnectCode {
     /// Whether trying again without a change by a person may help.
     #[must_use]
     pub const fn is_transient(self) -> bool {
-        matches!(self, Self::Accepted | Self::Unavailable)
+        match self {
+            Self::Accepted | Self::Unavailable => true,
+            Self::ProtocolVersion | Self::ClientId | Self::Credentials | Self::NotAuthorised => false,
+            Self::Refused(reason) => reason.is_transient(),
+        }
     }
 }
 
 impl fmt::Display for ConnectCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Refused(reason) => return reason.fmt(f),
             Self::Accepted => "accepted",
             Self::ProtocolVersion => "protocol version refused",
             Self::ClientId => "client identity refused",
@@ -237,6 +325,8 @@ pub enum Packet {
         session_present: bool,
         /// Accepted, or why not.
         code: ConnectCode,
+        /// What the broker takes.
+        limits: Limits,
     },
     /// A message, either way.
     Publish(Publish),
@@ -255,9 +345,19 @@ pub enum Packet {
         code: u8,
     },
     /// The sender's release of a QoS 2 message.
-    PubRel(PacketId),
+    PubRel {
+        /// Which one.
+        id: PacketId,
+        /// 0x92: nothing is known of it (MQTT 5); always 0 in 3.1.1.
+        code: u8,
+    },
     /// Last answer to a QoS 2 message.
-    PubComp(PacketId),
+    PubComp {
+        /// Which one.
+        id: PacketId,
+        /// 0x92: nothing is known of it (MQTT 5); always 0 in 3.1.1.
+        code: u8,
+    },
     /// Client to broker: send me these.
     Subscribe {
         /// Answered under this identifier.
@@ -285,6 +385,8 @@ pub enum Packet {
     PingReq,
     /// Yes.
     PingResp,
-    /// Goodbye; the broker drops the will.
-    Disconnect,
+    /// Goodbye, in MQTT 5 either way; with [`Reason::SUCCESS`] the broker drops the will.
+    Disconnect(Reason),
+    /// Further steps of a login that nobody asked for (MQTT 5).
+    Auth,
 }

@@ -7,6 +7,7 @@
 
 mod incoming;
 mod ledger;
+mod limits;
 mod resume;
 mod words;
 
@@ -23,8 +24,9 @@ use crate::{
     event::Filter,
     inflight::Inflight,
     message::Message,
-    packet::{Connect, ConnectCode, Credentials, Packet, PacketId, Publish, Qos},
+    packet::{Connect, ConnectCode, Credentials, Limits, Packet, PacketId, Publish, PublishProperties, Qos, Version},
     queue::Admitted,
+    reason::Reason,
     subscription::Subscriptions,
 };
 
@@ -58,10 +60,14 @@ struct Control {
 /// The state machine. See the head of this file.
 #[derive(Debug)]
 pub struct Session {
+    version: Version,
     connect: Connect,
     broker_credentials: Vec<Option<Credentials>>,
     topology: Topology,
     max_inflight: usize,
+    limits: Limits,
+    /// Whether it was told that the present broker takes no higher level.
+    told_lowered: bool,
     state: State,
     /// The broker of the last accepted connection.
     last_broker: Option<usize>,
@@ -97,15 +103,22 @@ impl Session {
         let connect = Connect {
             client_id: config.client_id.clone(),
             clean_session: config.clean_session,
+            session_expiry_seconds: config.session_expiry_seconds(),
+            receive_maximum: config.receive_maximum,
+            max_packet_bytes: config.max_packet_bytes,
             keep_alive_seconds,
             credentials: config.credentials.clone(),
             will: config.will.as_ref().map(will),
+            will_delay_seconds: config.will_delay_seconds(),
         };
         Self {
+            version: config.speaks(),
             connect,
             broker_credentials: config.broker_credentials.clone(),
             topology: config.topology,
             max_inflight: usize::from(config.max_inflight),
+            limits: Limits::default(),
+            told_lowered: false,
             state: State::Down,
             last_broker: None,
             doubtful: false,
@@ -131,7 +144,7 @@ impl Session {
             Input::Greet { broker, wipe } => self.greet(broker, wipe),
             Input::Received(packet) => self.receive(now, packet),
             Input::Lost => self.lose(now),
-            Input::Publish(admitted) => self.publish(admitted),
+            Input::Publish(admitted) => self.publish(now, admitted),
             Input::Subscribe { filter, qos } => {
                 self.unwanted.remove(&filter);
                 if self.subscriptions.want(filter, qos) && self.is_up() {
@@ -155,7 +168,7 @@ impl Session {
             Input::Abandon { id, serial } => self.incoming.abandon(id, serial),
             Input::Flushed(packets) => self.flushed(now, packets),
             Input::Probe if self.is_up() => self.send(Packet::PingReq),
-            Input::Goodbye if self.state != State::Down => self.send(Packet::Disconnect),
+            Input::Goodbye if self.state != State::Down => self.send(Packet::Disconnect(Reason::SUCCESS)),
             Input::Probe | Input::Goodbye => {}
         }
     }
@@ -179,13 +192,19 @@ impl Session {
         self.inflight.next_expiry()
     }
 
+    /// Which MQTT is spoken.
+    #[must_use]
+    pub const fn version(&self) -> Version {
+        self.version
+    }
+
     /// How many more messages may be handed in: none without a connection, so that they wait where they can be shed.
     #[must_use]
     pub fn room(&self) -> usize {
         if !self.is_up() || self.unwritten.len() >= UNWRITTEN_LIMIT {
             return 0;
         }
-        self.max_inflight.saturating_sub(self.inflight.len())
+        self.window().saturating_sub(self.inflight.len())
     }
 
     /// Messages sent or to be sent again, without an outcome.
@@ -244,12 +263,16 @@ impl Session {
             connect.clean_session = true;
             connect.will = None;
         }
+        // MQTT 5 throws an old session away and begins a lasting one in the same CONNECT.
+        let stranger = self.last_broker.is_some_and(|last| last != broker) && self.topology == Topology::Independent;
+        connect.clean_session |= stranger && self.version == Version::V5;
         self.send(Packet::Connect(connect));
     }
 
     fn receive(&mut self, now: Instant, packet: Packet) {
         match (packet, self.state) {
-            (Packet::ConnAck { session_present, code }, State::Greeting { broker, wipe }) => {
+            (Packet::ConnAck { session_present, code, limits }, State::Greeting { broker, wipe }) => {
+                self.limit(limits);
                 self.outputs.push_back(Output::Answered { code, session_present });
                 if code == ConnectCode::Accepted && !wipe {
                     self.resume(now, broker, session_present);
@@ -258,25 +281,37 @@ impl Session {
             (Packet::Publish(publish), State::Up) => self.deliver(publish),
             (Packet::PubAck { id, code }, State::Up) => self.acknowledged(now, id, code, Qos::AtLeastOnce),
             (Packet::PubRec { id, code }, State::Up) => self.received(now, id, code),
-            (Packet::PubComp(id), State::Up) => self.acknowledged(now, id, 0, Qos::ExactlyOnce),
-            (Packet::PubRel(id), State::Up) => {
-                self.incoming.release(id);
-                self.send(Packet::PubComp(id));
+            // 0x92 as well: the broker had it, and had forgotten that it was not released.
+            (Packet::PubComp { id, .. }, State::Up) => self.acknowledged(now, id, 0, Qos::ExactlyOnce),
+            (Packet::PubRel { id, .. }, State::Up) => {
+                let known = self.incoming.release(id);
+                let code = self.code_for(if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND });
+                self.send(Packet::PubComp { id, code });
             }
             (Packet::SubAck { id, codes }, State::Up) => self.subscribed(id, &codes),
             (Packet::UnsubAck(id), State::Up) => self.unsubscribed(id),
             (Packet::PingResp, State::Up) => self.outputs.push_back(Output::ProbeAnswered),
-            (
-                Packet::Connect(_)
-                | Packet::Subscribe { .. }
-                | Packet::Unsubscribe { .. }
-                | Packet::PingReq
-                | Packet::Disconnect,
-                _,
-            ) => self.outputs.push_back(Output::Violation("a packet that only clients send")),
-            (_, State::Greeting { .. }) => self.outputs.push_back(Output::Violation("a packet before CONNACK")),
-            (_, State::Up | State::Down) => self.outputs.push_back(Output::Violation("a second CONNACK")),
+            (Packet::Connect(_) | Packet::Subscribe { .. } | Packet::Unsubscribe { .. } | Packet::PingReq, _) => {
+                self.violation("a packet that only clients send");
+            }
+            (Packet::Disconnect(reason), _) => self.outputs.push_back(Output::Dismissed(reason)),
+            (Packet::Auth, _) => self.violation("AUTH, although no method was agreed on"),
+            (_, State::Greeting { .. }) => self.violation("a packet before CONNACK"),
+            (_, State::Up | State::Down) => self.violation("a second CONNACK"),
         }
+    }
+
+    /// The broker broke the protocol; MQTT 5 lets us say so before we hang up (4.13.1).
+    fn violation(&mut self, what: &'static str) {
+        if self.version == Version::V5 && self.is_up() {
+            self.send(Packet::Disconnect(Reason::PROTOCOL_ERROR));
+        }
+        self.outputs.push_back(Output::Violation(what));
+    }
+
+    /// The reason as it stands in an acknowledgement; 3.1.1 has none.
+    fn code_for(&self, reason: Reason) -> u8 {
+        if self.version == Version::V5 { reason.number() } else { 0 }
     }
 
     fn send(&mut self, packet: Packet) {
@@ -312,5 +347,9 @@ fn will(message: &Message) -> Publish {
         retain: message.retained,
         duplicate: false,
         id: None,
+        properties: PublishProperties {
+            user: message.user_properties.clone(),
+            expiry_seconds: message.expires_in.map(|time| u32::try_from(time.as_secs().max(1)).unwrap_or(u32::MAX)),
+        },
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use modax_mqtt_failover::{Client, Event, Message, Outcome, Qos, Received, Topology};
+use modax_mqtt_failover::{Client, Event, Message, Outcome, Qos, Received, Topology, Version};
 use modax_testbed::{Ground, Mosquitto, wait};
 use rumqttc::{AsyncClient, MqttOptions, Packet, QoS};
 use tokio::sync::Notify;
@@ -167,8 +167,18 @@ async fn three() -> (Ground, Vec<Mosquitto>, Vec<Oracle>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f01_brokers_killed_under_load_lose_nothing_that_was_admitted() {
+    kill_three_times(Version::V311).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_brokers_killed_under_load_lose_nothing_with_mqtt_5() {
+    kill_three_times(Version::V5).await;
+}
+
+async fn kill_three_times(version: Version) {
     let (ground, brokers, oracles) = three().await;
-    let client = Client::builder("drill").brokers(brokers.iter().map(Mosquitto::url)).unwrap().build().unwrap();
+    let builder = Client::builder("drill").brokers(brokers.iter().map(Mosquitto::url)).unwrap();
+    let client = builder.version(version).build().unwrap();
     let load = Load::start(&client, RATE, Qos::ExactlyOnce);
     acked_since(&client, 0).await;
 

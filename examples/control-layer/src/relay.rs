@@ -69,7 +69,7 @@ impl Sink for ToBrokers {
         match hand_over(app, message, left).await? {
             mqtt::Outcome::Acked { broker, .. } => Ok(Confirmation::by(broker.to_string())),
             mqtt::Outcome::Expired { .. } => Err(SinkError::Expired),
-            mqtt::Outcome::Rejected { reason } => Err(SinkError::reject(reason)),
+            mqtt::Outcome::Rejected { reason } => Err(SinkError::reject(reason.to_string())),
             outcome => Err(SinkError::retry(format!("not acknowledged: {outcome:?}"))),
         }
     }
@@ -102,7 +102,7 @@ async fn publish_command(app: &App, message: &OutgoingMessage) -> Result<Confirm
     };
     match outcome {
         mqtt::Outcome::Acked { broker, .. } => return Ok(Confirmation::by(broker.to_string())),
-        mqtt::Outcome::Rejected { reason } => return Err(SinkError::reject(reason)),
+        mqtt::Outcome::Rejected { reason } => return Err(SinkError::reject(reason.to_string())),
         mqtt::Outcome::Shed
         | mqtt::Outcome::Expired { maybe_delivered: false }
         | mqtt::Outcome::Undelivered { maybe_delivered: false } => app.doubts.set(id, was_sent),

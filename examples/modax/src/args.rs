@@ -56,6 +56,9 @@ pub(crate) struct BrokerArgs {
     /// The brokers are nodes of one cluster that share sessions (default: independent brokers).
     #[arg(long)]
     pub(crate) cluster: bool,
+    /// Speak MQTT 5 instead of 3.1.1: user properties, reasons, limits. The same as `?version=5` behind a URL.
+    #[arg(long)]
+    pub(crate) mqtt5: bool,
     /// Which broker follows one that failed; the one that failed last always comes last.
     #[arg(long, value_enum, default_value_t = BrokerOrder::Priority)]
     pub(crate) selection: BrokerOrder,
@@ -79,7 +82,7 @@ pub(crate) struct PubArgs {
     /// Quality of service of lines that name none: 0, 1 or 2.
     #[arg(long, default_value_t = 1, value_parser = parse_qos)]
     pub(crate) qos: u8,
-    /// Every line is a payload, also one that looks like {"topic","payload","qos"}.
+    /// Every line is a payload, also one that looks like {"topic","payload","qos","user_properties"}.
     #[arg(long)]
     pub(crate) plain: bool,
     /// After the end of input, how long to wait for outcomes, such as 30s or 500ms.
@@ -283,7 +286,7 @@ pub(crate) struct DemoArgs {
 }
 
 /// Flags of the design that this version does not have yet: they are refused by name, never ignored.
-const LATER_FLAGS: &[&str] = &["--mqtt5", "--standby"];
+const LATER_FLAGS: &[&str] = &["--standby"];
 
 /// One sentence for what is wrong with the command line; it names the flag.
 pub(crate) fn explain(error: &clap::Error) -> String {
@@ -367,7 +370,7 @@ mod tests {
     #[test]
     fn what_comes_later_is_refused_by_name() {
         let publish = ["modax", "pub", "--brokers", "mqtt://a", "--client-id", "c"];
-        for flag in ["--mqtt5", "--tls-ca=x", "--standby=probe"] {
+        for flag in ["--tls-ca=x", "--standby=probe"] {
             let line: Vec<&str> = publish.iter().copied().chain([flag]).collect();
             let name = flag.split('=').next().unwrap();
             assert_eq!(refused(&line), format!("{name} is not supported by this version"));

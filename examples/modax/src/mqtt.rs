@@ -10,10 +10,10 @@ mod subscribe;
 
 use std::time::Duration;
 
-use modax_mqtt_failover::{Client, ClientBuilder, ConfigError, Qos, Selection, Topology};
+use modax_mqtt_failover::{Client, ClientBuilder, ConfigError, Qos, Selection, Topology, Version};
 use serde_json::json;
 
-pub(crate) use self::outcome::put_payload;
+pub(crate) use self::outcome::{put_payload, put_properties};
 pub(crate) use self::publish::publish;
 pub(crate) use self::subscribe::subscribe;
 use crate::Exit;
@@ -29,7 +29,9 @@ fn builder(args: &BrokerArgs) -> Result<ClientBuilder, ConfigError> {
         BrokerOrder::Priority => Selection::priority(),
         BrokerOrder::RoundRobin => Selection::round_robin(),
     };
-    Ok(Client::builder(args.client_id.as_str()).brokers(&args.brokers)?.topology(topology).selection(selection))
+    let builder = Client::builder(args.client_id.as_str()).brokers(&args.brokers)?;
+    let builder = if args.mqtt5 { builder.version(Version::V5) } else { builder };
+    Ok(builder.topology(topology).selection(selection))
 }
 
 /// Builds the client and starts to print its events; says on stderr what is wrong.

@@ -187,7 +187,7 @@ impl Sink for Broker {
         match receipt.acked().await {
             Outcome::Acked { broker, .. } => Ok(Confirmation::by(broker.to_string())),
             Outcome::Expired { .. } => Err(SinkError::Expired),
-            Outcome::Rejected { reason, .. } => Err(SinkError::reject(reason)),
+            Outcome::Rejected { reason, .. } => Err(SinkError::reject(reason.to_string())),
             other => Err(SinkError::retry(format!("{other:?}"))),
         }
     }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::Exit;
 use crate::args::QueueAction;
-use crate::mqtt::put_payload;
+use crate::mqtt::{put_payload, put_properties};
 use crate::output::{self, Output, OutputClosed};
 
 /// Looks into the queue, or copies it.
@@ -128,6 +128,7 @@ fn describe(message: &StoredMessage) -> Value {
         "retained": message.retained,
         "expires_at_unix_ms": message.expires_at_unix_ms,
     });
+    put_properties(&mut line, &message.user_properties);
     put_payload(&mut line, &message.payload);
     line
 }

@@ -14,7 +14,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::wire::{self, WireError};
 use crate::{
-    packet::Packet,
+    packet::{Packet, Version},
     transport::{Traffic, Transport},
 };
 
@@ -36,6 +36,7 @@ pub(crate) struct Progress {
 
 pub(crate) struct Link {
     pub(crate) attempt: u64,
+    version: Version,
     transport: Transport,
     /// What had crossed the border to the operating system when we last looked.
     traffic: Traffic,
@@ -54,9 +55,10 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(attempt: u64, transport: Transport) -> Self {
+    pub(crate) fn new(attempt: u64, version: Version, transport: Transport) -> Self {
         Self {
             attempt,
+            version,
             traffic: transport.traffic(),
             transport,
             input: BytesMut::with_capacity(READ_CHUNK),
@@ -74,7 +76,7 @@ impl Link {
     /// Appends a packet to what is to be written.
     pub(crate) fn send(&mut self, packet: &Packet) -> Result<(), WireError> {
         let before = self.output.len();
-        wire::encode(packet, &mut self.output)?;
+        wire::encode(self.version, packet, &mut self.output)?;
         let added = self.output.len().saturating_sub(before);
         self.encoded = self.encoded.saturating_add(u64::try_from(added).unwrap_or(u64::MAX));
         self.packets_encoded = self.packets_encoded.saturating_add(1);
@@ -90,7 +92,7 @@ impl Link {
 
     /// The next whole packet that arrived.
     pub(crate) fn receive(&mut self) -> Result<Option<Packet>, WireError> {
-        if self.input.is_empty() { Ok(None) } else { wire::decode(&mut self.input) }
+        if self.input.is_empty() { Ok(None) } else { wire::decode(self.version, &mut self.input) }
     }
 
     /// Whether more may be encoded.

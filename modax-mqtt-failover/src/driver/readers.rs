@@ -160,7 +160,10 @@ impl Reader {
 
 fn cost(item: &Received) -> usize {
     let bytes = match item {
-        Received::Delivery(delivery) => delivery.topic().len().saturating_add(delivery.payload().len()),
+        Received::Delivery(delivery) => {
+            let beside = delivery.topic().len().saturating_add(delivery.user_properties().encoded_bytes());
+            beside.saturating_add(delivery.payload().len())
+        }
         Received::Gap { .. } => 0,
     };
     bytes.saturating_add(Message::OVERHEAD_BYTES)

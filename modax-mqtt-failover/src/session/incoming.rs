@@ -67,11 +67,13 @@ impl Incoming {
         }
     }
 
-    /// The broker let go of a QoS 2 message.
-    pub(super) fn release(&mut self, id: PacketId) {
-        if matches!(self.stages.get(&id), Some((_, Stage::Delivered | Stage::Received))) {
+    /// The broker let go of a QoS 2 message; false when there was none under this identifier.
+    pub(super) fn release(&mut self, id: PacketId) -> bool {
+        let known = matches!(self.stages.get(&id), Some((_, Stage::Delivered | Stage::Received)));
+        if known {
             self.stages.remove(&id);
         }
+        known
     }
 
     /// The connection ended: QoS 1 deliveries come again.
@@ -90,8 +92,7 @@ impl Session {
         let serial = match (publish.qos, publish.id) {
             (Qos::AtMostOnce, _) => None,
             (Qos::AtLeastOnce | Qos::ExactlyOnce, None) => {
-                self.outputs.push_back(Output::Violation("a message without its packet identifier"));
-                return;
+                return self.violation("a message without its packet identifier");
             }
             (qos, Some(id)) => match self.incoming.register(id, qos) {
                 Some(serial) => Some(serial),

@@ -6,16 +6,17 @@ use super::{End, Output, Session};
 use crate::{
     inflight::Phase,
     message::MessageId,
-    packet::{Packet, PacketId, Publish, Qos},
+    packet::{Packet, PacketId, Publish, PublishProperties, Qos},
     queue::Admitted,
+    reason::{Reason, Rejection},
 };
 
 impl Session {
-    pub(super) fn publish(&mut self, admitted: Admitted) {
+    pub(super) fn publish(&mut self, now: Instant, admitted: Admitted) {
         if admitted.message.qos != Qos::AtMostOnce {
             self.inflight.insert(admitted);
             if self.is_up() {
-                self.pump();
+                self.pump(now);
             }
             return;
         }
@@ -23,25 +24,44 @@ impl Session {
             self.outputs.push_back(Output::Settled { admitted, attempts: 0, end: End::Broken });
             return;
         }
-        self.send(Packet::Publish(packet(&admitted, None, false)));
+        let publish = packet(&admitted, None, false, self.properties(now, &admitted));
+        if let Some(rejection) = self.refusal(&publish) {
+            self.outputs.push_back(Output::Settled { admitted, attempts: 0, end: End::Rejected(rejection) });
+            return;
+        }
+        self.send(Packet::Publish(publish));
         self.unwritten.push_back((self.sent, admitted));
     }
 
     /// Sends what is pending, oldest first, so that later messages never overtake an earlier one's resend.
-    pub(super) fn pump(&mut self) {
-        while let Some(message) = self.inflight.next_pending() {
+    pub(super) fn pump(&mut self, now: Instant) {
+        while let Some(message) = self.next_to_send() {
             let Some(entry) = self.inflight.get(message) else { return };
             let (known, attempts, phase) = (entry.id, entry.attempts, entry.phase);
             let Some(id) = known.or_else(|| self.free_id()) else { return };
             if phase == Phase::ReleasePending {
-                self.send(Packet::PubRel(id));
+                self.send(Packet::PubRel { id, code: 0 });
             } else if let Some(entry) = self.inflight.get(message) {
                 // DUP says: sent before, in this session, under this identifier (MQTT-3.3.1-1).
-                let publish = packet(&entry.admitted, Some(id), known.is_some() && attempts > 0);
+                let duplicate = known.is_some() && attempts > 0;
+                let publish = packet(&entry.admitted, Some(id), duplicate, self.properties(now, &entry.admitted));
+                if let Some(rejection) = self.refusal(&publish) {
+                    self.settle(message, End::Rejected(rejection));
+                    continue;
+                }
                 self.resent = self.resent.saturating_add(u64::from(attempts > 0));
                 self.send(Packet::Publish(publish));
             }
             self.inflight.mark_sent(message, id, self.sent);
+        }
+    }
+
+    /// The window counts messages, and a PUBREL is none (MQTT 5, 4.9).
+    fn next_to_send(&self) -> Option<MessageId> {
+        if self.inflight.on_the_wire() < self.window() {
+            self.inflight.next_pending()
+        } else {
+            self.inflight.next_release()
         }
     }
 
@@ -57,7 +77,8 @@ impl Session {
             return;
         }
         self.answered(now, phase);
-        self.settle(message, if code < 0x80 { End::Acked } else { End::Refused(code) });
+        self.settle(message, ending(Reason::new(code)));
+        self.pump(now);
     }
 
     /// PUBREC.
@@ -66,19 +87,21 @@ impl Session {
             self.outputs.push_back(Output::StrayAck);
             // A broker that waits for a PUBREL would wait for ever, and hold the identifier.
             if code < 0x80 && self.entry(id).is_none() {
-                self.send(Packet::PubRel(id));
+                let code = self.code_for(Reason::PACKET_ID_NOT_FOUND);
+                self.send(Packet::PubRel { id, code });
             }
             return;
         };
-        if code >= 0x80 {
+        if Reason::new(code).is_failure() {
             self.answered(now, phase);
-            return self.settle(message, End::Refused(code));
+            self.settle(message, ending(Reason::new(code)));
+            return self.pump(now);
         }
         match phase {
             Phase::Pending | Phase::Sent { .. } => {
                 self.answered(now, phase);
                 self.inflight.mark_received(message);
-                self.pump();
+                self.pump(now);
             }
             // Said twice: the PUBREL is on its way.
             Phase::ReleasePending | Phase::Released { .. } => self.outputs.push_back(Output::StrayAck),
@@ -132,7 +155,12 @@ impl Session {
     }
 }
 
-fn packet(admitted: &Admitted, id: Option<PacketId>, duplicate: bool) -> Publish {
+/// "No matching subscribers" is no failure: the broker has it, and nobody wanted it.
+const fn ending(reason: Reason) -> End {
+    if reason.is_failure() { End::Rejected(Rejection::Broker(reason)) } else { End::Acked }
+}
+
+fn packet(admitted: &Admitted, id: Option<PacketId>, duplicate: bool, properties: PublishProperties) -> Publish {
     let message = &admitted.message;
     Publish {
         topic: message.topic.clone(),
@@ -141,5 +169,6 @@ fn packet(admitted: &Admitted, id: Option<PacketId>, duplicate: bool) -> Publish
         retain: message.retained,
         duplicate,
         id,
+        properties,
     }
 }

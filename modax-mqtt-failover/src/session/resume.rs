@@ -38,7 +38,7 @@ impl Session {
         }
         self.apply_subscriptions();
         self.withdraw();
-        self.pump();
+        self.pump(now);
     }
 
     /// Asks the broker for every wanted filter that this session has not granted.
@@ -73,8 +73,7 @@ impl Session {
             return;
         };
         if filters.len() != codes.len() {
-            self.outputs.push_back(Output::Violation("a SUBACK with the wrong number of codes"));
-            return;
+            return self.violation("a SUBACK with the wrong number of codes");
         }
         for ((filter, requested), code) in filters.into_iter().zip(codes.iter().copied()) {
             if self.subscriptions.get(&filter).is_none() {
@@ -87,7 +86,11 @@ impl Session {
             }
             self.subscriptions.granted(&filter);
             if code < requested.level() {
-                self.outputs.push_back(Output::QosLowered { filter: Arc::clone(&filter), requested, granted: code });
+                self.outputs.push_back(Output::QosLowered {
+                    filter: Some(Arc::clone(&filter)),
+                    requested,
+                    granted: code,
+                });
             }
         }
     }

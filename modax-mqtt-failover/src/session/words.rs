@@ -6,6 +6,7 @@ use crate::{
     event::{Filter, GapReason},
     packet::{ConnectCode, Packet, PacketId, Publish, Qos},
     queue::Admitted,
+    reason::{Reason, Rejection},
 };
 
 /// What happened.
@@ -65,8 +66,8 @@ pub enum Input {
 pub enum End {
     /// Acknowledged (QoS 0: written).
     Acked,
-    /// Refused by the broker with this code.
-    Refused(u8),
+    /// Refused by the broker, or not given to it because it takes no such message.
+    Rejected(Rejection),
     /// Its time to live ended.
     Expired,
     /// QoS 0, and the connection broke before it was certainly written.
@@ -116,10 +117,10 @@ pub enum Output {
         /// The broker's code.
         code: u8,
     },
-    /// The broker granted less than was asked for.
+    /// The broker grants less than was asked for.
     QosLowered {
-        /// Which filter.
-        filter: Filter,
+        /// Which filter; `None` where messages to publish are meant.
+        filter: Option<Filter>,
         /// Asked for.
         requested: Qos,
         /// Granted.
@@ -133,6 +134,8 @@ pub enum Output {
     StrayAck,
     /// The program acknowledged a delivery whose connection had ended.
     LateAck,
+    /// The broker said goodbye (MQTT 5): hang up.
+    Dismissed(Reason),
     /// The broker broke the protocol: hang up.
     Violation(&'static str),
 }

@@ -8,9 +8,9 @@ use std::{
 };
 
 use modax_mqtt_failover::{
-    Bytes, Message, MessageId, Qos, Topology,
+    Bytes, Message, MessageId, Qos, Reason, Rejection, Topology, Version,
     config::Config,
-    packet::{ConnectCode, Packet, PacketId, Publish},
+    packet::{ConnectCode, Limits, Packet, PacketId, Publish, PublishProperties},
     queue::{Admission, Backlog},
     session::{End, Input, Output, Session},
 };
@@ -28,6 +28,7 @@ impl Player {
             match option {
                 "cluster" => config.topology = Topology::Cluster,
                 "clean" => config.clean_session = true,
+                "v5" => config.version = Some(Version::V5),
                 other => panic!("unknown option {other}"),
             }
         }
@@ -45,8 +46,12 @@ impl Player {
             }
             ["publish", payload, level, ref rest @ ..] => {
                 let mut message = Message::new("t", Bytes::copy_from_slice(payload.as_bytes())).qos(qos(level));
-                if let [ms] = rest {
-                    message = message.expires_in(Duration::from_millis(ms.parse().unwrap()));
+                for word in rest {
+                    message = match *word {
+                        "retained" => message.retained(),
+                        "property" => message.user_property("name", "value"),
+                        ms => message.expires_in(Duration::from_millis(ms.parse().unwrap())),
+                    };
                 }
                 let Admission::Admitted { .. } = self.backlog.admit(self.now, &message) else { panic!("no room") };
                 Input::Publish(self.backlog.take(self.now).unwrap())
@@ -82,13 +87,27 @@ fn id(number: &str) -> PacketId {
 
 fn packet(words: &[&str]) -> Packet {
     match *words {
-        ["CONNACK", present] => Packet::ConnAck { session_present: present == "1", code: ConnectCode::Accepted },
-        ["CONNACK", "refused", _] => Packet::ConnAck { session_present: false, code: ConnectCode::Credentials },
+        ["CONNACK", "refused", "4"] => {
+            let limits = Limits::default();
+            Packet::ConnAck { session_present: false, code: ConnectCode::Credentials, limits }
+        }
+        ["CONNACK", "refused", number] => {
+            let code = ConnectCode::Refused(Reason::new(number.parse().unwrap()));
+            Packet::ConnAck { session_present: false, code, limits: Limits::default() }
+        }
+        ["CONNACK", present, ref limits @ ..] => {
+            Packet::ConnAck { session_present: present == "1", code: ConnectCode::Accepted, limits: limits_of(limits) }
+        }
         ["PUBACK", number] => Packet::PubAck { id: id(number), code: 0 },
         ["PUBACK", number, code] => Packet::PubAck { id: id(number), code: code.parse().unwrap() },
         ["PUBREC", number] => Packet::PubRec { id: id(number), code: 0 },
-        ["PUBREL", number] => Packet::PubRel(id(number)),
-        ["PUBCOMP", number] => Packet::PubComp(id(number)),
+        ["PUBREC", number, code] => Packet::PubRec { id: id(number), code: code.parse().unwrap() },
+        ["PUBREL", number] => Packet::PubRel { id: id(number), code: 0 },
+        ["PUBREL", number, code] => Packet::PubRel { id: id(number), code: code.parse().unwrap() },
+        ["PUBCOMP", number] => Packet::PubComp { id: id(number), code: 0 },
+        ["PUBCOMP", number, code] => Packet::PubComp { id: id(number), code: code.parse().unwrap() },
+        ["DISCONNECT", code] => Packet::Disconnect(Reason::new(code.parse().unwrap())),
+        ["AUTH"] => Packet::Auth,
         ["PUBLISH", number, payload, level, ref rest @ ..] => Packet::Publish(Publish {
             topic: Arc::from("c"),
             payload: Bytes::copy_from_slice(payload.as_bytes()),
@@ -96,6 +115,7 @@ fn packet(words: &[&str]) -> Packet {
             retain: false,
             duplicate: rest == ["dup"],
             id: PacketId::new(number.parse().unwrap()),
+            properties: PublishProperties::default(),
         }),
         ["SUBACK", number, ref codes @ ..] => {
             Packet::SubAck { id: id(number), codes: codes.iter().map(|code| code.parse().unwrap()).collect() }
@@ -115,7 +135,8 @@ fn show(output: &Output) -> String {
         Output::Settled { admitted, attempts, end } => {
             let end = match end {
                 End::Acked => "acked".to_owned(),
-                End::Refused(code) => format!("refused {code}"),
+                End::Rejected(Rejection::Broker(reason)) => format!("refused {}", reason.number()),
+                End::Rejected(rejection) => format!("rejected: {rejection}"),
                 End::Expired => "expired".to_owned(),
                 End::Broken => "broken".to_owned(),
                 other => panic!("{other:?}"),
@@ -134,13 +155,17 @@ fn show(output: &Output) -> String {
         }
         Output::Gap { filter, reason } => format!("gap {filter} {reason:?}"),
         Output::Refused { filter, code } => format!("filter {filter} refused {code}"),
-        Output::QosLowered { filter, requested, granted } => {
+        Output::QosLowered { filter: None, requested, granted } => {
+            format!("publishing lowered {} {granted}", requested.level())
+        }
+        Output::QosLowered { filter: Some(filter), requested, granted } => {
             format!("filter {filter} lowered {} {granted}", requested.level())
         }
         Output::Acknowledged(_) => "measured".to_owned(),
         Output::ProbeAnswered => "probe answered".to_owned(),
         Output::StrayAck => "stray".to_owned(),
         Output::LateAck => "late".to_owned(),
+        Output::Dismissed(reason) => format!("dismissed {}", reason.number()),
         Output::Violation(_) => "violation".to_owned(),
         other => panic!("{other:?}"),
     }
@@ -153,12 +178,13 @@ fn show_packet(packet: &Packet) -> String {
             let number = publish.id.map_or(0, PacketId::number);
             let dup = if publish.duplicate { " dup" } else { "" };
             let payload = String::from_utf8_lossy(&publish.payload);
-            format!("PUBLISH {number} {payload} {}{dup}", publish.qos.level())
+            let expiry = publish.properties.expiry_seconds.map_or(String::new(), |left| format!(" expires {left}"));
+            format!("PUBLISH {number} {payload} {}{dup}{expiry}", publish.qos.level())
         }
         Packet::PubAck { id, .. } => format!("PUBACK {id}"),
         Packet::PubRec { id, .. } => format!("PUBREC {id}"),
-        Packet::PubRel(id) => format!("PUBREL {id}"),
-        Packet::PubComp(id) => format!("PUBCOMP {id}"),
+        Packet::PubRel { id, code } => coded("PUBREL", *id, *code),
+        Packet::PubComp { id, code } => coded("PUBCOMP", *id, *code),
         Packet::Subscribe { id, filters } => {
             let filters = filters.iter().map(|(filter, qos)| format!(" {filter}:{}", qos.level()));
             format!("SUBSCRIBE {id}{}", filters.collect::<String>())
@@ -168,9 +194,32 @@ fn show_packet(packet: &Packet) -> String {
             format!("UNSUBSCRIBE {id}{}", filters.collect::<String>())
         }
         Packet::PingReq => "PINGREQ".to_owned(),
-        Packet::Disconnect => "DISCONNECT".to_owned(),
+        Packet::Disconnect(Reason::SUCCESS) => "DISCONNECT".to_owned(),
+        Packet::Disconnect(reason) => format!("DISCONNECT {}", reason.number()),
         other => panic!("{other:?} is not a client's"),
     }
+}
+
+fn coded(name: &str, id: PacketId, code: u8) -> String {
+    if code == 0 { format!("{name} {id}") } else { format!("{name} {id} {code}") }
+}
+
+/// `receive N`, `qos N`, `bytes N`, `unretained`, each once.
+fn limits_of(words: &[&str]) -> Limits {
+    let mut limits = Limits::default();
+    match *words {
+        [] => return limits,
+        ["receive", number, ref rest @ ..] => {
+            limits = Limits { receive_maximum: number.parse().unwrap(), ..limits_of(rest) }
+        }
+        ["qos", level, ref rest @ ..] => limits = Limits { max_qos: qos(level), ..limits_of(rest) },
+        ["bytes", number, ref rest @ ..] => {
+            limits = Limits { max_packet_bytes: Some(number.parse().unwrap()), ..limits_of(rest) }
+        }
+        ["unretained", ref rest @ ..] => limits = Limits { retain_available: false, ..limits_of(rest) },
+        _ => panic!("unknown limits {words:?}"),
+    }
+    limits
 }
 
 /// Plays one file: `case NAME [options]`, then `> input` and `< output` lines.

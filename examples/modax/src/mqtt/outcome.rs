@@ -1,6 +1,6 @@
 //! What became of a message, as a line.
 
-use modax_mqtt_failover::Outcome;
+use modax_mqtt_failover::{Outcome, UserProperties};
 use serde_json::{Value, json};
 
 use super::base64;
@@ -21,7 +21,7 @@ pub(super) fn describe(seq: u64, outcome: &Outcome) -> Value {
         }
         Outcome::Shed => "shed",
         Outcome::Rejected { reason, .. } => {
-            line["error"] = json!(reason);
+            line["error"] = json!(reason.to_string());
             "rejected"
         }
         Outcome::Undelivered { maybe_delivered, .. } => {
@@ -35,6 +35,23 @@ pub(super) fn describe(seq: u64, outcome: &Outcome) -> Value {
     };
     line["outcome"] = json!(name);
     line
+}
+
+/// Adds `user_properties` where there are any: names with their value, or the list of values of a name that repeats.
+pub(crate) fn put_properties(line: &mut Value, properties: &UserProperties) {
+    let mut object = serde_json::Map::new();
+    for (name, value) in properties.iter() {
+        match object.get_mut(name) {
+            None => {
+                object.insert(name.to_owned(), json!(value));
+            }
+            Some(Value::Array(values)) => values.push(json!(value)),
+            Some(first) => *first = json!([first.take(), value]),
+        }
+    }
+    if !object.is_empty() {
+        line["user_properties"] = Value::Object(object);
+    }
 }
 
 /// Adds `payload`, or `payload_base64` where the bytes are not text.

@@ -3,7 +3,7 @@
 //! Messages are admitted in the order of their lines, and with a disk queue many are on their way to the disk at once:
 //! each waits there for others, and would otherwise hold up the next line.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -34,8 +34,20 @@ struct Envelope {
     topic: Option<String>,
     #[serde(default)]
     qos: Option<u8>,
+    #[serde(default)]
+    user_properties: BTreeMap<String, Values>,
 }
 
+/// One value of a user property, or several under one name.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Values {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// What a message line looks like, for people.
+const LINE: &str = "a message line is {\"topic\": string, \"payload\": string, \"qos\": 0, 1 or 2, \"user_properties\": {name: string}}";
 /// For the client to end: it waits up to 5 s for the disk to take its last records.
 const LAST_COMMIT: Duration = Duration::from_secs(8);
 /// When to see whether a message of an earlier run has made room: those have no receipt to wait for.
@@ -261,19 +273,29 @@ impl Run {
 
     fn message(&self, bytes: Vec<u8>) -> Result<Message, String> {
         let envelope = if self.args.plain { None } else { serde_json::from_slice::<Envelope>(&bytes).ok() };
-        let (topic, payload, level) = match envelope {
-            Some(line) => (line.topic, Bytes::from(line.payload), line.qos.unwrap_or(self.args.qos)),
+        let (topic, payload, level, properties) = match envelope {
+            Some(line) => {
+                let level = line.qos.unwrap_or(self.args.qos);
+                (line.topic, Bytes::from(line.payload), level, line.user_properties)
+            }
             // A mistake in a message's own fields must not send the whole line as a payload.
             None if !self.args.plain && has_string_payload(&bytes) => {
-                return Err("a message line is {\"topic\": string, \"payload\": string, \"qos\": 0, 1 or 2}".to_owned());
+                return Err(LINE.to_owned());
             }
-            None => (None, Bytes::from(bytes), self.args.qos),
+            None => (None, Bytes::from(bytes), self.args.qos, BTreeMap::new()),
         };
         let topic = topic.or_else(|| self.args.topic.clone()).ok_or("no topic: neither in the line nor by --topic")?;
         if level > 2 {
             return Err(format!("qos {level} is none: 0, 1 or 2"));
         }
         let mut message = Message::new(topic, payload).qos(qos(level));
+        for (name, values) in properties {
+            let values = match values {
+                Values::One(value) => vec![value],
+                Values::Several(values) => values,
+            };
+            message = values.into_iter().fold(message, |message, value| message.user_property(name.as_str(), value));
+        }
         if let Some(time) = self.args.expires_in {
             message = message.expires_in(time);
         }

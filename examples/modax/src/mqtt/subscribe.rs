@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::once::Once;
-use super::outcome::put_payload;
+use super::outcome::{put_payload, put_properties};
 use super::{GOODBYE, builder, level, qos, start};
 use crate::Exit;
 use crate::args::SubArgs;
@@ -76,6 +76,7 @@ async fn print(delivery: Delivery, output: &Output, last: Option<Arc<Notify>>) -
         "qos": level(delivery.qos()),
         "duplicate": delivery.is_duplicate(),
     });
+    put_properties(&mut line, delivery.user_properties());
     put_payload(&mut line, delivery.payload());
     let flushed = move || {
         delivery.ack();

@@ -51,6 +51,32 @@ async fn what_is_published_is_printed_by_the_subscriber() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn user_properties_go_through_with_mqtt_5_and_are_refused_without() {
+    let ground = Ground::start().await.unwrap();
+    let broker = ground.mosquitto().await.unwrap();
+    let url = broker.url();
+    let mut sub =
+        Running::start(&["sub", "--mqtt5", "--brokers", &url, "--client-id", "s", "--filter", "t", "--count", "1"]);
+    let line = "{\"topic\":\"t\",\"payload\":\"a\",\"user_properties\":{\"one\":\"1\",\"two\":[\"2\",\"3\"]}}";
+    let mut publisher = Running::start(&["pub", "--mqtt5", "--brokers", &url, "--client-id", "p"]);
+    let received = loop {
+        publisher.send(line).await;
+        assert_eq!(publisher.line().await["outcome"], "acked");
+        if let Ok(line) = tokio::time::timeout(std::time::Duration::from_millis(100), sub.line()).await {
+            break line;
+        }
+    };
+    assert_eq!(received["user_properties"], serde_json::json!({ "one": "1", "two": ["2", "3"] }));
+
+    let mut old = Running::start(&["pub", "--brokers", &url, "--client-id", "o"]);
+    old.send(line).await;
+    let refused = old.line().await;
+    assert_eq!(refused["outcome"], "rejected");
+    assert!(refused["error"].as_str().unwrap().contains("MQTT 5"), "{refused}");
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn f01_a_killed_broker_costs_no_line_of_the_input() {
     let ground = Ground::start().await.unwrap();
     let (first, second) = (ground.mosquitto().await.unwrap(), ground.mosquitto().await.unwrap());

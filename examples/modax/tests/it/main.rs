@@ -31,7 +31,6 @@ fn bad_usage_exits_2_with_one_line_that_names_the_flag() {
     let with = |more: &[&'static str]| -> Vec<&'static str> { publish.iter().chain(more).copied().collect() };
     let cases: Vec<(Vec<&str>, &str)> = vec![
         (with(&["--fsync-every", "5ms"]), "--queue"),
-        (with(&["--mqtt5"]), "--mqtt5"),
         (with(&["--tls-ca", "x"]), "--tls-ca"),
         (with(&["--standby", "probe"]), "--standby"),
         (with(&["--dedup", "x"]), "--dedup"),

@@ -8,7 +8,7 @@ use std::{
 
 use modax_mqtt_failover::{
     Bytes, Qos,
-    packet::{ConnectCode, Packet, PacketId, Publish},
+    packet::{ConnectCode, Limits, Packet, PacketId, Publish, PublishProperties},
 };
 
 /// What a broker keeps of a client.
@@ -90,7 +90,11 @@ impl Broker {
                 let session = self.session.get_or_insert_default();
                 let mut answers = vec![(
                     mood.connack_delay,
-                    Packet::ConnAck { session_present: connection.session_present, code: ConnectCode::Accepted },
+                    Packet::ConnAck {
+                        session_present: connection.session_present,
+                        code: ConnectCode::Accepted,
+                        limits: Limits::default(),
+                    },
                 )];
                 let again = session.outgoing.values().cloned().map(|publish| Publish { duplicate: true, ..publish });
                 answers.extend(again.map(|publish| (mood.connack_delay, Packet::Publish(publish))));
@@ -136,9 +140,9 @@ impl Broker {
                 answers.extend(connection.held.drain(..).rev().map(|held| (now, held)));
                 answers
             }
-            Packet::PubRel(id) => {
+            Packet::PubRel { id, .. } => {
                 self.session.get_or_insert_default().received.remove(&id);
-                if draw(16) < mood.acks_missing { Vec::new() } else { vec![(now, Packet::PubComp(id))] }
+                if draw(16) < mood.acks_missing { Vec::new() } else { vec![(now, Packet::PubComp { id, code: 0 })] }
             }
             Packet::Subscribe { id, filters } => {
                 let codes = filters.iter().map(|(_, qos)| qos.level().min(1)).collect();
@@ -157,7 +161,7 @@ impl Broker {
                 answers.push((now, Packet::PingResp));
                 answers
             }
-            Packet::Disconnect => {
+            Packet::Disconnect(_) => {
                 self.end(attempt);
                 Vec::new()
             }
@@ -177,6 +181,7 @@ impl Broker {
             retain: false,
             duplicate: false,
             id: None,
+            properties: PublishProperties::default(),
         });
         self.feed()
     }

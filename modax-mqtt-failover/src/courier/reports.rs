@@ -1,0 +1,98 @@
+//! What the session and the judge of silence say, and what follows from it.
+
+use std::time::Instant;
+
+use super::{Courier, Output};
+use crate::{
+    event::{Event, GapReason},
+    liveness,
+    message::Outcome,
+    packet::Packet,
+    queue::Admitted,
+    session::{self, End},
+};
+
+impl Courier {
+    pub(super) fn on_session(&mut self, now: Instant, output: session::Output) {
+        match output {
+            session::Output::Send(packet) => {
+                self.sent = self.sent.saturating_add(1);
+                if packet == Packet::PingReq {
+                    self.probes.push_back(self.sent);
+                }
+                self.outputs.push_back(Output::Send { attempt: self.attempt, packet });
+            }
+            session::Output::Answered { code, session_present } => self.answered(now, code, session_present),
+            session::Output::Settled { admitted, attempts, end } => self.settled(now, &admitted, attempts, &end),
+            session::Output::Deliver { publish, serial } => {
+                self.stats.received = self.stats.received.saturating_add(1);
+                self.outputs.push_back(Output::Deliver { publish, serial });
+            }
+            session::Output::Gap { filter, reason } => self.outputs.push_back(Output::Gap { filter, reason }),
+            session::Output::Refused { filter, code } => {
+                self.emit(Event::SubscriptionRefused { filter: filter.to_string(), code });
+                self.outputs.push_back(Output::Gap { filter, reason: GapReason::Refused { code } });
+            }
+            session::Output::QosLowered { filter, requested, granted } => {
+                let filter = filter.map(|filter| filter.to_string());
+                self.emit(Event::QosLowered { filter, requested: requested.level(), granted });
+            }
+            session::Output::Acknowledged(took) => {
+                self.liveness.handle_input(now, liveness::Input::Acknowledged(took));
+            }
+            session::Output::ProbeAnswered => self.liveness.handle_input(now, liveness::Input::ProbeAnswered),
+            session::Output::StrayAck => self.stats.stray_acks = self.stats.stray_acks.saturating_add(1),
+            session::Output::LateAck => self.stats.late_acks = self.stats.late_acks.saturating_add(1),
+            session::Output::Dismissed(reason) => self.dismissed(now, reason),
+            session::Output::Violation(what) => self.abandon(now, format!("protocol violation: {what}"), now),
+        }
+    }
+
+    pub(super) fn on_liveness(&mut self, now: Instant, output: liveness::Output) {
+        let serving = self.serving.map(|index| self.broker(index));
+        match (output, serving) {
+            (liveness::Output::Probe, _) => self.session.handle_input(now, session::Input::Probe),
+            (liveness::Output::Suspected(reason), Some(broker)) => {
+                self.emit(Event::Suspected { broker, reason: reason.to_string() });
+            }
+            (liveness::Output::Slow, Some(broker)) => self.emit(Event::BrokerSlow { broker }),
+            (liveness::Output::Dead { reason, since }, _) => self.abandon(now, reason.to_string(), since),
+            (liveness::Output::Suspected(_) | liveness::Output::Slow, None) => {}
+        }
+    }
+
+    pub(super) fn written(&mut self, now: Instant, packets: u64, stalled: Option<Instant>) {
+        self.session.handle_input(now, session::Input::Flushed(packets));
+        self.liveness.handle_input(now, liveness::Input::Sent);
+        self.liveness.handle_input(now, liveness::Input::Stalled(stalled));
+        while self.probes.front().is_some_and(|place| *place <= packets) {
+            self.probes.pop_front();
+            self.liveness.handle_input(now, liveness::Input::ProbeSent);
+        }
+    }
+
+    fn settled(&mut self, now: Instant, admitted: &Admitted, attempts: u32, end: &End) {
+        let latency = now.saturating_duration_since(admitted.at);
+        let outcome = match *end {
+            End::Acked => {
+                self.stats.acked = self.stats.acked.saturating_add(1);
+                let broker = self.broker(self.serving.unwrap_or(self.dialled));
+                Outcome::Acked { broker, attempts, latency }
+            }
+            End::Rejected(reason) => {
+                self.stats.rejected = self.stats.rejected.saturating_add(1);
+                Outcome::Rejected { reason }
+            }
+            End::Expired => {
+                self.stats.expired = self.stats.expired.saturating_add(1);
+                self.emit(Event::Expired { topic: admitted.message.topic().to_owned() });
+                Outcome::Expired { maybe_delivered: attempts > 0 }
+            }
+            End::Broken => {
+                self.stats.undelivered = self.stats.undelivered.saturating_add(1);
+                Outcome::Undelivered { maybe_delivered: attempts > 0 }
+            }
+        };
+        self.outputs.push_back(Output::Settled { id: admitted.id, outcome });
+    }
+}

@@ -1,0 +1,62 @@
+//! What the present broker takes, and what becomes of a message that it does not.
+
+use std::time::Instant;
+
+use super::{Output, Session};
+use crate::{
+    packet::{Limits, Publish, PublishProperties, Version},
+    queue::Admitted,
+    reason::Rejection,
+};
+
+impl Session {
+    /// What the present broker said that it takes.
+    #[must_use]
+    pub const fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub(super) fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.told_lowered = false;
+    }
+
+    /// Messages with QoS 1 or 2 that may be without an answer at once: ours, or less where the broker says so.
+    pub(super) fn window(&self) -> usize {
+        self.max_inflight.min(usize::from(self.limits.receive_maximum))
+    }
+
+    /// Why this broker cannot be given this message, if so: sending it all the same would cost the connection, and
+    /// again on the next.
+    pub(super) fn refusal(&mut self, publish: &Publish) -> Option<Rejection> {
+        if self.version == Version::V311 {
+            return (!publish.properties.user.is_empty()).then_some(Rejection::NeedsVersion5);
+        }
+        let highest = self.limits.max_qos;
+        if publish.qos > highest {
+            if !std::mem::replace(&mut self.told_lowered, true) {
+                let requested = publish.qos;
+                self.outputs.push_back(Output::QosLowered { filter: None, requested, granted: highest.level() });
+            }
+            return Some(Rejection::Qos { highest });
+        }
+        if publish.retain && !self.limits.retain_available {
+            return Some(Rejection::Retained);
+        }
+        let limit_bytes = self.limits.max_packet_bytes?;
+        let bytes = publish.encoded_bytes();
+        let fits = u32::try_from(bytes).is_ok_and(|bytes| bytes <= limit_bytes);
+        (!fits).then_some(Rejection::TooLarge { bytes, limit_bytes })
+    }
+
+    /// What MQTT 5 carries beside a message; its time to live is what is left of it now.
+    pub(super) fn properties(&self, now: Instant, admitted: &Admitted) -> PublishProperties {
+        let left = admitted.expires_at.filter(|_| self.version == Version::V5).map(|at| {
+            let left = at.saturating_duration_since(now);
+            // Rounded up: a broker that drops it a moment late does no harm, one that drops it early loses it.
+            let seconds = left.as_secs().saturating_add(u64::from(left.subsec_nanos() > 0));
+            u32::try_from(seconds).unwrap_or(u32::MAX)
+        });
+        PublishProperties { user: admitted.message.user_properties.clone(), expiry_seconds: left }
+    }
+}
