@@ -130,9 +130,20 @@ impl ClientBuilder {
     }
 
     /// Published by the broker when we vanish without goodbye; default none. A broker that is left in a failover publishes it too,
-    /// although we live on elsewhere.
+    /// although we live on elsewhere: at once in 3.1.1, after [`will_delay`](Self::will_delay) in MQTT 5.
     pub fn will(mut self, will: Message) -> Self {
         self.config.will = Some(will);
+        self
+    }
+
+    /// Said first on each connection, before anything else; default none. Usually [retained](Message::retained) and on the
+    /// topic of the will, which it contradicts: the client then watches for its own will, and says this again when a broker
+    /// publishes it although the client lives (it was left in a failover, or took an old connection for the present one).
+    /// A client that is closed says nothing more: publish the farewell before, if there is to be one.
+    ///
+    /// At most QoS 1, and another payload than the will's.
+    pub fn on_connect(mut self, message: Message) -> Self {
+        self.config.on_connect = Some(message);
         self
     }
 

@@ -6,7 +6,7 @@ use crate::{
     broker::{Address, AddressError, Broker},
     liveness::LivenessConfig,
     message::Message,
-    packet::{Credentials, Version},
+    packet::{Credentials, Qos, Version},
     policy::{backoff::Backoff, selection::Selection},
     queue::Queue,
 };
@@ -68,6 +68,12 @@ pub enum ConfigError {
     NeedsVersion5 {
         /// Which field.
         field: &'static str,
+    },
+    /// The message said on each connection contradicts itself or the will.
+    #[error("on_connect: {reason}")]
+    OnConnect {
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// `session_expiry` says how long a session lasts, and `clean_session` that it ends with the connection.
     #[error("session_expiry: contradicts clean_session")]
@@ -138,6 +144,10 @@ pub struct Config {
     /// The largest packet a broker may send us, in bytes (MQTT 5); default none, because a broker drops a larger one
     /// without a word.
     pub max_packet_bytes: Option<u32>,
+    /// Said first on each connection, before anything else; default none. Usually retained and on the topic of the will,
+    /// which it then contradicts: the will is watched for, and this said again when a broker publishes it although we
+    /// live. At most QoS 1, and another payload than the will's.
+    pub on_connect: Option<Message>,
     /// How long a broker waits with the will for us to come back (MQTT 5), in whole seconds; default none, which is 10 s:
     /// longer than a failover, so that a client that lives on elsewhere or comes back is not mourned.
     pub will_delay: Option<Duration>,
@@ -172,6 +182,7 @@ impl Config {
             receive_maximum: u16::MAX,
             max_packet_bytes: None,
             will_delay: None,
+            on_connect: None,
             seed: 0,
         }
     }
@@ -223,6 +234,7 @@ impl Config {
     }
 
     fn check_version(&self, speaks: Version) -> Result<(), ConfigError> {
+        let said_properties = self.on_connect.as_ref().is_some_and(|said| !said.user_properties.is_empty());
         let will_properties = self.will.as_ref().is_some_and(|will| !will.user_properties.is_empty());
         let only_in_5 = [
             ("session_expiry", self.session_expiry.is_some()),
@@ -230,6 +242,7 @@ impl Config {
             ("max_packet_bytes", self.max_packet_bytes.is_some()),
             ("will_delay", self.will_delay.is_some()),
             ("will.user_properties", will_properties),
+            ("on_connect.user_properties", said_properties),
         ];
         match only_in_5.into_iter().find(|(_, used)| *used) {
             Some((field, _)) if speaks == Version::V311 => return Err(ConfigError::NeedsVersion5 { field }),
@@ -239,8 +252,20 @@ impl Config {
             return Err(ConfigError::CleanSession);
         }
         let range = |holds, field, limit| if holds { Ok(()) } else { Err(ConfigError::OutOfRange { field, limit }) };
+        range(self.will.is_some() || self.will_delay.is_none(), "will_delay", "only with a will")?;
         range(self.receive_maximum > 0, "receive_maximum", "at least 1")?;
         range(self.max_packet_bytes.is_none_or(|bytes| bytes >= 1024), "max_packet_bytes", "at least 1024")
+    }
+
+    fn check_on_connect(&self) -> Result<(), ConfigError> {
+        let Some(said) = &self.on_connect else { return Ok(()) };
+        let refuse = |holds, reason| if holds { Ok(()) } else { Err(ConfigError::OnConnect { reason }) };
+        refuse(check_topic(&said.topic).is_ok(), "topic is empty, too long or holds a wildcard")?;
+        refuse(said.user_properties.check().is_ok(), "a user property is too long or holds a NUL character")?;
+        refuse(said.qos <= Qos::AtLeastOnce, "at most QoS 1")?;
+        refuse(said.expires_in.is_none(), "never expires: it is said again on each connection")?;
+        let repeats = |will: &Message| will.topic == said.topic && will.payload == said.payload;
+        refuse(!self.will.as_ref().is_some_and(repeats), "says the same as the will")
     }
 
     /// Finds contradictions.
@@ -267,6 +292,7 @@ impl Config {
             }
         }
         self.check_version(speaks)?;
+        self.check_on_connect()?;
         range(u16::try_from(self.keep_alive.as_secs()).is_ok(), "keep_alive", "at most 65535 s")?;
         range(self.max_inflight > 0, "max_inflight", "at least 1")?;
         range(self.queue.max_messages > 0, "queue.max_messages", "at least 1")?;
@@ -276,6 +302,9 @@ impl Config {
         match &self.will {
             Some(will) if check_topic(&will.topic).is_err() => {
                 Err(ConfigError::Will { reason: "topic is empty, too long or holds a wildcard" })
+            }
+            Some(will) if will.user_properties.check().is_err() => {
+                Err(ConfigError::Will { reason: "a user property is too long or holds a NUL character" })
             }
             Some(will) if will.payload.len() > usize::from(u16::MAX) => {
                 Err(ConfigError::Will { reason: "payload is longer than 65535 bytes" })

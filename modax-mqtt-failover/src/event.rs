@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::broker::Broker;
+use crate::{broker::Broker, reason::Rejection};
 
 /// Something that happened. Never holds a payload or a password.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +83,11 @@ pub enum Event {
         requested: u8,
         /// The level granted.
         granted: u8,
+    },
+    /// The message of `on_connect` was refused by a broker, or not given to one that takes no such message.
+    AnnouncementRefused {
+        /// Why.
+        reason: Rejection,
     },
     /// A message was dropped from a full queue by its policy.
     Shed {

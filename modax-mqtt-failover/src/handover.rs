@@ -205,6 +205,7 @@ fn trace(event: &Event) {
         | Event::DuplicateClientId { .. }
         | Event::SubscriptionRefused { .. }
         | Event::QosLowered { .. }
+        | Event::AnnouncementRefused { .. }
         | Event::CertificatesRefused { .. }
         | Event::BrokerSlow { .. } => tracing::warn!(?event, "mqtt"),
         Event::Connected { .. } | Event::CertificatesReloaded | Event::Closed => tracing::info!(?event, "mqtt"),

@@ -64,13 +64,38 @@
 //! # Independent brokers, or a cluster
 //!
 //! [`Topology::Independent`]: each broker has its own sessions. On the way to another one the client first throws away
-//! what session that one may still have under its name (CONNECT clean, DISCONNECT, CONNECT), so that old commands are
-//! not replayed. [`Topology::Cluster`]: any node may have the session, and it goes on there.
+//! what session that one may still have under its name (CONNECT clean, DISCONNECT, CONNECT; in MQTT 5 one CONNECT), so
+//! that old commands are not replayed. [`Topology::Cluster`]: any node may have the session, and it goes on there.
 //!
 //! # Once for a handler
 //!
 //! [`dedup::Dedup`] tells first copies from repeats by an identity that the message brings or carries, in bounded
 //! memory.
+//!
+//! # MQTT 5
+//!
+//! [`ClientBuilder::version`], or `?version=5` behind a broker's URL. 3.1.1 is the default, and all brokers of one client
+//! speak the same. What 5 adds:
+//!
+//! - **Reasons**: an acknowledgement that says no rejects its message with a [`Rejection`], a broker's goodbye says why in
+//!   [`Event::Disconnected`], a refused CONNECT in [`Event::Parked`] or [`Event::ConnectFailed`]. Redirections are told
+//!   and not followed: where to go is the configuration's word alone.
+//! - **Limits of the broker**: its receive maximum bounds what is on its way; a message that is larger than it takes, above
+//!   its highest QoS, or retained where it keeps nothing is rejected to its caller, and what is behind it goes on. In
+//!   3.1.1 a broker can only close the connection, and the message is then sent again until it expires: give such
+//!   messages a time to live.
+//! - **Time**: [`Message::expires_in`] goes along, as what is left of it; [`ClientBuilder::session_expiry`] says how long a
+//!   broker keeps our session (default one hour), [`ClientBuilder::will_delay`] how long it waits with the will.
+//! - **[User properties](Message::user_property)**, also through a disk queue, and [of what arrives](Delivery::user_properties).
+//!   A client of 3.1.1 refuses messages with them. Other properties of arriving messages are not passed on.
+//! - **Shared subscriptions**: `$share/GROUP/FILTER`. A client that also subscribes to a filter of its own matching the same
+//!   topic reads each message once for each copy and filter: MQTT does not say which copy is which.
+//!
+//! # Presence
+//!
+//! [`ClientBuilder::will`] is published by a broker when we vanish, [`ClientBuilder::on_connect`] by us on each connection.
+//! A broker that we left may publish the will although we live: on the same topic, the client notices its own will and
+//! says the message again.
 //!
 //! # Without tokio
 //!
@@ -84,7 +109,7 @@
 //!
 //! # Limits
 //!
-//! MQTT 3.1.1 over TCP. Built and tested on Linux; TCP_USER_TIMEOUT is set there only. macOS and Windows
+//! Topic aliases, subscription identifiers, AUTH and redirections of MQTT 5 are not used. Built and tested on Linux; TCP_USER_TIMEOUT is set there only. macOS and Windows
 //! are meant to work and are not built here.
 #![cfg_attr(
     not(test),

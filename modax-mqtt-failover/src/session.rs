@@ -8,6 +8,7 @@
 mod incoming;
 mod ledger;
 mod limits;
+mod presence;
 mod resume;
 mod words;
 
@@ -17,6 +18,7 @@ use std::{
 };
 
 use incoming::Incoming;
+use presence::Presence;
 pub use words::{End, Input, Output};
 
 use crate::{
@@ -48,9 +50,11 @@ enum State {
 enum Request {
     Subscribe(Vec<(Filter, Qos)>),
     Unsubscribe,
+    /// The message said on each connection.
+    Announce,
 }
 
-/// A SUBSCRIBE or UNSUBSCRIBE without an answer.
+/// A SUBSCRIBE, an UNSUBSCRIBE or an announcement without an answer.
 #[derive(Debug)]
 struct Control {
     sequence: u64,
@@ -85,6 +89,7 @@ pub struct Session {
     unwanted: BTreeSet<Filter>,
     control: BTreeMap<PacketId, Control>,
     incoming: Incoming,
+    presence: Presence,
     /// QoS 0 messages of this connection that are not written yet, with their place.
     unwritten: VecDeque<(u64, Admitted)>,
     /// Packets of this connection.
@@ -111,6 +116,11 @@ impl Session {
             will: config.will.as_ref().map(will),
             will_delay_seconds: config.will_delay_seconds(),
         };
+        let presence = Presence::new(config);
+        let mut subscriptions = Subscriptions::default();
+        if let Some(topic) = presence.watched() {
+            subscriptions.want(topic, Qos::AtMostOnce);
+        }
         Self {
             version: config.speaks(),
             connect,
@@ -126,10 +136,11 @@ impl Session {
             generation: 0,
             next_id: PacketId::FIRST,
             inflight: Inflight::default(),
-            subscriptions: Subscriptions::default(),
+            subscriptions,
             unwanted: BTreeSet::new(),
             control: BTreeMap::new(),
             incoming: Incoming::default(),
+            presence,
             unwritten: VecDeque::new(),
             sent: 0,
             written: VecDeque::new(),
@@ -147,12 +158,13 @@ impl Session {
             Input::Publish(admitted) => self.publish(now, admitted),
             Input::Subscribe { filter, qos } => {
                 self.unwanted.remove(&filter);
+                self.presence.note_wish(&filter, true);
                 if self.subscriptions.want(filter, qos) && self.is_up() {
                     self.apply_subscriptions();
                 }
             }
             Input::Unsubscribe { filter } => {
-                if self.subscriptions.drop_wish(&filter) {
+                if !self.presence.note_wish(&filter, false) && self.subscriptions.drop_wish(&filter) {
                     self.unwanted.insert(filter);
                     if self.is_up() {
                         self.withdraw();

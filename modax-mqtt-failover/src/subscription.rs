@@ -45,6 +45,12 @@ impl Subscriptions {
         self.wishes.get(filter)
     }
 
+    /// How many wanted filters match this topic.
+    #[must_use]
+    pub fn matching(&self, topic: &str) -> usize {
+        self.wishes.keys().filter(|filter| matches(filter, topic)).count()
+    }
+
     /// A broker granted it.
     pub fn granted(&mut self, filter: &Filter) {
         if let Some(wish) = self.wishes.get_mut(filter) {

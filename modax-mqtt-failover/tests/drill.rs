@@ -1,6 +1,9 @@
 //! Real brokers, killed and stopped under load; an oracle on each broker, outside the code under test, counts what
 //! was lost, repeated and out of order. A machine without mosquitto or NATS fails: it does not skip.
 
+#[path = "drill/version5.rs"]
+mod version5;
+
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},

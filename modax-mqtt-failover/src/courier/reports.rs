@@ -37,6 +37,7 @@ impl Courier {
                 let filter = filter.map(|filter| filter.to_string());
                 self.emit(Event::QosLowered { filter, requested: requested.level(), granted });
             }
+            session::Output::AnnouncementRefused(reason) => self.emit(Event::AnnouncementRefused { reason }),
             session::Output::Acknowledged(took) => {
                 self.liveness.handle_input(now, liveness::Input::Acknowledged(took));
             }

@@ -89,6 +89,9 @@ impl Incoming {
 
 impl Session {
     pub(super) fn deliver(&mut self, publish: Publish) {
+        if self.watch(&publish) {
+            return;
+        }
         let serial = match (publish.qos, publish.id) {
             (Qos::AtMostOnce, _) => None,
             (Qos::AtLeastOnce | Qos::ExactlyOnce, None) => {

@@ -58,7 +58,7 @@ impl Session {
 
     /// The window counts messages, and a PUBREL is none (MQTT 5, 4.9).
     fn next_to_send(&self) -> Option<MessageId> {
-        if self.inflight.on_the_wire() < self.window() {
+        if self.inflight.on_the_wire().saturating_add(self.announcing()) < self.window() {
             self.inflight.next_pending()
         } else {
             self.inflight.next_release()
@@ -68,6 +68,9 @@ impl Session {
     /// PUBACK or PUBCOMP.
     pub(super) fn acknowledged(&mut self, now: Instant, id: PacketId, code: u8, level: Qos) {
         let Some((message, qos, phase)) = self.entry(id) else {
+            if level == Qos::AtLeastOnce && self.announced(id, Reason::new(code)) {
+                return self.pump(now);
+            }
             self.outputs.push_back(Output::StrayAck);
             return;
         };

@@ -28,6 +28,7 @@ impl Session {
         if ours && doubtful {
             self.inflight.doubt_receipts();
         }
+        self.announce();
         let reason = if same_broker { GapReason::SessionLost } else { GapReason::BrokerChanged };
         for (filter, reason) in self.subscriptions.gaps(certain, reason) {
             self.outputs.push_back(Output::Gap { filter, reason });
@@ -45,7 +46,7 @@ impl Session {
     pub(super) fn apply_subscriptions(&mut self) {
         let subscribes = self.control.values().filter_map(|control| match &control.request {
             Request::Subscribe(filters) => Some(filters),
-            Request::Unsubscribe => None,
+            Request::Unsubscribe | Request::Announce => None,
         });
         let asked: Vec<_> = subscribes.flatten().cloned().collect();
         let mut missing = self.subscriptions.ungranted();
@@ -98,7 +99,9 @@ impl Session {
     pub(super) fn unsubscribed(&mut self, id: PacketId) {
         match self.control.remove(&id) {
             Some(Control { request: Request::Unsubscribe, .. }) => {}
-            Some(Control { request: Request::Subscribe(_), .. }) | None => self.outputs.push_back(Output::StrayAck),
+            Some(Control { request: Request::Subscribe(_) | Request::Announce, .. }) | None => {
+                self.outputs.push_back(Output::StrayAck);
+            }
         }
     }
 

@@ -126,6 +126,8 @@ pub enum Output {
         /// Granted.
         granted: u8,
     },
+    /// The message said on each connection was refused, or not given to a broker that takes no such message.
+    AnnouncementRefused(Rejection),
     /// A packet was acknowledged after this time on the wire.
     Acknowledged(Duration),
     /// A PINGRESP arrived.

@@ -345,6 +345,31 @@ async fn f30_a_flood_of_qos_1_stops_reading_and_pings_go_on() {
 }
 
 #[tokio::test]
+async fn f34_a_will_that_comes_although_we_live_is_contradicted_and_the_last_word_is_true() {
+    let first = broker(Script::new()).await;
+    let second = broker(Script::new()).await;
+    let client = client_of(&[&first, &second])
+        .will(Message::new("presence/faults", "gone").retained())
+        .on_connect(Message::new("presence/faults", "here").retained())
+        .build()
+        .unwrap();
+    let said = |broker: &ScriptedBroker| broker.publishes().iter().filter(|seen| seen.payload == "here").count();
+    assert!(first.wait_until(DEADLINE, |broker| said(broker) == 1 && broker.subscribes().len() == 1).await);
+    assert!(first.publishes()[0].retained && first.connects()[0].has_will);
+
+    // What a broker does that has taken an old connection of ours for the present one.
+    first.publish("presence/faults", "gone", 1);
+    assert!(first.wait_until(DEADLINE, |broker| said(broker) == 2).await, "nobody contradicted the will");
+
+    first.stop();
+    assert!(second.wait_until(DEADLINE, |broker| said(broker) == 1).await, "the next broker was told nothing");
+    assert!(acked(&client, "x").await.is_acked());
+    assert_eq!(client.stats().unmatched, 0, "the watch is nobody's delivery");
+    let seen = second.publishes();
+    assert_eq!(seen.first().map(|publish| &*publish.topic), Some("presence/faults"), "something came before it");
+}
+
+#[tokio::test]
 async fn f56_a_close_without_any_broker_returns_what_was_not_delivered() {
     let only = broker(Script::new()).await;
     only.stop();

@@ -9,3 +9,4 @@ mod liveness_tests;
 mod properties;
 mod session_tables;
 mod simulation;
+mod version5;

@@ -28,6 +28,10 @@ impl Player {
             match option {
                 "cluster" => config.topology = Topology::Cluster,
                 "clean" => config.clean_session = true,
+                "presence" => {
+                    config.will = Some(Message::new("who", "gone").retained());
+                    config.on_connect = Some(Message::new("who", "here").retained());
+                }
                 "v5" => config.version = Some(Version::V5),
                 other => panic!("unknown option {other}"),
             }
@@ -109,7 +113,7 @@ fn packet(words: &[&str]) -> Packet {
         ["DISCONNECT", code] => Packet::Disconnect(Reason::new(code.parse().unwrap())),
         ["AUTH"] => Packet::Auth,
         ["PUBLISH", number, payload, level, ref rest @ ..] => Packet::Publish(Publish {
-            topic: Arc::from("c"),
+            topic: Arc::from(if rest == ["who"] { "who" } else { "c" }),
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             qos: qos(level),
             retain: false,
@@ -161,6 +165,7 @@ fn show(output: &Output) -> String {
         Output::QosLowered { filter: Some(filter), requested, granted } => {
             format!("filter {filter} lowered {} {granted}", requested.level())
         }
+        Output::AnnouncementRefused(rejection) => format!("announcement refused: {rejection}"),
         Output::Acknowledged(_) => "measured".to_owned(),
         Output::ProbeAnswered => "probe answered".to_owned(),
         Output::StrayAck => "stray".to_owned(),

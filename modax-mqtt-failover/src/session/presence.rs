@@ -1,0 +1,99 @@
+//! What others know of us: a message said on each connection, and the will that may contradict it.
+//!
+//! A broker that we have left, or that takes an old connection of ours for the present one, publishes our will although
+//! we live (fault F34). Whoever reads it is told the truth again: the message is repeated when our own will comes by.
+
+use std::sync::Arc;
+
+use super::{Control, Output, Request, Session};
+use crate::{
+    config::Config,
+    event::Filter,
+    message::Message,
+    packet::{Packet, PacketId, Publish, PublishProperties, Qos},
+    reason::{Reason, Rejection},
+};
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Presence {
+    announcement: Option<Message>,
+    /// The will, where the announcement stands against it on the same topic.
+    contradicted: Option<Message>,
+    /// Whether the program wants that topic as well.
+    wanted: bool,
+}
+
+impl Presence {
+    pub(super) fn new(config: &Config) -> Self {
+        let same_topic = |will: &&Message| config.on_connect.as_ref().is_some_and(|said| said.topic == will.topic);
+        let contradicted = config.will.as_ref().filter(same_topic).cloned();
+        Self { announcement: config.on_connect.clone(), contradicted, wanted: false }
+    }
+
+    /// The topic on which our own will would appear.
+    pub(super) fn watched(&self) -> Option<Filter> {
+        self.contradicted.as_ref().map(|will| Arc::clone(&will.topic))
+    }
+
+    /// The program wants this filter, or does not any more; true when it is watched all the same.
+    pub(super) fn note_wish(&mut self, filter: &Filter, wanted: bool) -> bool {
+        let watched = self.contradicted.as_ref().is_some_and(|will| will.topic == *filter);
+        if watched {
+            self.wanted = wanted;
+        }
+        watched
+    }
+}
+
+impl Session {
+    /// Says who we are, before anything else on a connection.
+    pub(super) fn announce(&mut self) {
+        let Some(message) = self.presence.announcement.clone() else { return };
+        if self.announcing() > 0 {
+            return;
+        }
+        let id = if message.qos == Qos::AtMostOnce { None } else { self.free_id() };
+        let properties = PublishProperties { user: message.user_properties.clone(), expiry_seconds: None };
+        let (topic, payload, qos) = (message.topic, message.payload, message.qos);
+        let publish = Publish { topic, payload, qos, retain: message.retained, duplicate: false, id, properties };
+        if let Some(rejection) = self.refusal(&publish) {
+            return self.outputs.push_back(Output::AnnouncementRefused(rejection));
+        }
+        self.send(Packet::Publish(publish));
+        if let Some(id) = id {
+            self.control.insert(id, Control { sequence: self.sent, request: Request::Announce });
+        }
+    }
+
+    /// Announcements without an answer: one at most.
+    pub(super) fn announcing(&self) -> usize {
+        self.control.values().filter(|control| matches!(control.request, Request::Announce)).count()
+    }
+
+    /// PUBACK; false when it is for no announcement.
+    pub(super) fn announced(&mut self, id: PacketId, reason: Reason) -> bool {
+        if !matches!(self.control.get(&id), Some(Control { request: Request::Announce, .. })) {
+            return false;
+        }
+        self.control.remove(&id);
+        if reason.is_failure() {
+            self.outputs.push_back(Output::AnnouncementRefused(Rejection::Broker(reason)));
+        }
+        true
+    }
+
+    /// Looks whether this is our own will; true when it is for nobody but us.
+    pub(super) fn watch(&mut self, publish: &Publish) -> bool {
+        let Some(will) = self.presence.contradicted.as_ref().filter(|will| will.topic == publish.topic) else {
+            return false;
+        };
+        let mourned = will.payload == publish.payload;
+        let ours_alone = !self.presence.wanted && publish.qos == Qos::AtMostOnce;
+        let ours_alone = ours_alone && self.subscriptions.matching(&publish.topic) <= 1;
+        if mourned {
+            self.announce();
+        }
+        ours_alone
+    }
+}

@@ -1,0 +1,170 @@
+//! MQTT 5 against mosquitto: what a broker refuses, limits and says, and what QoS 2 comes to over a cut.
+
+use modax_mqtt_failover::{
+    Client, ClientBuilder, Delivery, Event, Events, Message, Outcome, Qos, Reason, Received, Rejection, Subscription,
+    Version,
+};
+use modax_testbed::{
+    Ground, Mosquitto, MosquittoOptions,
+    proxy::{Direction, Fault, Proxy},
+    wait,
+};
+
+use crate::{DEADLINE, Oracle, serving};
+
+fn client_of(url: String, version: Version) -> ClientBuilder {
+    Client::builder("drill").brokers([url]).unwrap().version(version)
+}
+
+async fn broker_with(ground: &Ground, extra: &str) -> Mosquitto {
+    ground.mosquitto_with(MosquittoOptions { extra: extra.to_owned(), ..Default::default() }).await.expect("mosquitto")
+}
+
+async fn outcome(client: &Client, message: Message) -> Outcome {
+    let receipt = client.publish(message).await.expect("admitted");
+    tokio::time::timeout(DEADLINE, receipt.acked()).await.expect("an outcome in time")
+}
+
+async fn event(events: &mut Events, what: &str, wanted: impl Fn(&Event) -> bool) -> Event {
+    tokio::time::timeout(DEADLINE, async {
+        loop {
+            let event = events.next().await.expect("the client lives");
+            if wanted(&event) {
+                return event;
+            }
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+async fn delivery(messages: &mut Subscription) -> Delivery {
+    match tokio::time::timeout(DEADLINE, messages.next()).await {
+        Ok(Some(Received::Delivery(delivery))) => delivery,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f27_a_broker_that_says_no_rejects_one_message_and_the_rest_goes_on() {
+    let ground = Ground::start().await.expect("a ground");
+    let acl = ground.dir().join("acl");
+    std::fs::write(&acl, "topic readwrite drill/#\n").unwrap();
+    let broker = broker_with(&ground, &format!("acl_file {}", acl.display())).await;
+    let client = client_of(broker.url(), Version::V5).build().unwrap();
+
+    for message in [Message::new("forbidden", "1"), Message::new("forbidden", "2").exactly_once()] {
+        let refused = outcome(&client, message).await;
+        let said_no = Outcome::Rejected { reason: Rejection::Broker(Reason::new(0x87)) };
+        assert_eq!(refused, said_no);
+    }
+
+    assert!(outcome(&client, Message::new("drill/x", "3").exactly_once()).await.is_acked());
+    let stats = client.stats();
+    assert_eq!((stats.connects, stats.rejected, stats.inflight), (1, 2, 0));
+    client.close(DEADLINE).await;
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f29_what_a_broker_does_not_take_is_rejected_and_costs_no_connection() {
+    let ground = Ground::start().await.expect("a ground");
+    let broker = broker_with(&ground, "max_packet_size 300\nmax_qos 1\nretain_available false").await;
+    let client = client_of(broker.url(), Version::V5).build().unwrap();
+    let mut events = client.events();
+    assert!(outcome(&client, Message::new("drill/x", "small")).await.is_acked());
+
+    let behind = client.publish(Message::new("drill/x", vec![0; 400])).await.unwrap();
+    let next = client.publish(Message::new("drill/x", "next")).await.unwrap();
+    let large = tokio::time::timeout(DEADLINE, behind.acked()).await.unwrap();
+    assert!(
+        matches!(large, Outcome::Rejected { reason: Rejection::TooLarge { limit_bytes: 300, .. } }),
+        "the broker must name its limit: {large:?}"
+    );
+    assert!(tokio::time::timeout(DEADLINE, next.acked()).await.unwrap().is_acked(), "it held up the next one");
+    let twice = outcome(&client, Message::new("drill/x", "twice").exactly_once()).await;
+    assert_eq!(twice, Outcome::Rejected { reason: Rejection::Qos { highest: Qos::AtLeastOnce } });
+    let kept = outcome(&client, Message::new("drill/x", "kept").retained()).await;
+    assert_eq!(kept, Outcome::Rejected { reason: Rejection::Retained });
+
+    let lowered = event(&mut events, "the limit", |event| matches!(event, Event::QosLowered { .. })).await;
+    assert_eq!(lowered, Event::QosLowered { filter: None, requested: 2, granted: 1 });
+    assert_eq!(client.stats().connects, 1, "a limit cost the connection");
+    client.close(DEADLINE).await;
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shared_subscription_gives_each_message_to_one_member_with_its_user_properties() {
+    let ground = Ground::start().await.expect("a ground");
+    let broker = broker_with(&ground, "").await;
+    let member = |name: &str| Client::builder(name).brokers([format!("{}?version=5", broker.url())]).unwrap().build();
+    let (one, two) = (member("one").unwrap(), member("two").unwrap());
+    let mut first = one.subscribe("$share/group/drill/#", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    let mut second = two.subscribe("$share/group/drill/#", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    // A member is known to be one when a message comes to it: until both are, publish and read on.
+    let mut seen = [false; 2];
+    while seen != [true, true] {
+        assert!(outcome(&one, Message::new("drill/warm", "")).await.is_acked());
+        tokio::select! {
+            _ = delivery(&mut first) => seen[0] = true,
+            _ = delivery(&mut second) => seen[1] = true,
+        }
+    }
+
+    for number in 0..20 {
+        let message = Message::new("drill/x", number.to_string()).user_property("number", number.to_string());
+        assert!(outcome(&one, message.expires_in(DEADLINE)).await.is_acked());
+    }
+
+    let mut numbers = Vec::new();
+    while numbers.len() < 20 {
+        let delivery = tokio::select! {
+            delivery = delivery(&mut first) => delivery,
+            delivery = delivery(&mut second) => delivery,
+        };
+        assert_eq!(delivery.topic(), "drill/x", "more was delivered than published");
+        assert_eq!(delivery.user_properties().get("number").map(str::as_bytes), Some(&**delivery.payload()));
+        numbers.push(String::from_utf8_lossy(delivery.payload()).parse::<u32>().unwrap());
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..20).collect::<Vec<_>>(), "each to one member");
+    one.close(DEADLINE).await;
+    two.close(DEADLINE).await;
+    ground.stop().await;
+}
+
+/// The broker has the message and its PUBREC is out; the connection ends before PUBREL arrives.
+async fn cut_behind_pubrec(version: Version) {
+    let ground = Ground::start().await.expect("a ground");
+    let broker = broker_with(&ground, "").await;
+    let oracle = Oracle::start(broker.addr().port()).await;
+    let proxy = Proxy::start(broker.addr()).await.expect("a proxy");
+    let client = client_of(proxy.url("mqtt"), version).build().unwrap();
+    serving(&client).await;
+    // PUBREC of packet identifier 1.
+    proxy.set(Direction::ToClient, Fault::CutAfterMatch(vec![0x50, 0x02, 0x00, 0x01]));
+
+    let cut = outcome(&client, Message::new("drill/x", "1").exactly_once()).await;
+    assert!(matches!(cut, Outcome::Acked { attempts: 1, .. }), "{version}: PUBLISH went out again: {cut:?}");
+    assert!(outcome(&client, Message::new("drill/x", "2").exactly_once()).await.is_acked());
+
+    assert_eq!(proxy.fired().cut, 1, "{version}: the connection was never cut");
+    assert_eq!(client.stats().connects, 2, "{version}");
+    let both = || oracle.seen.lock().unwrap().first.get("drill/x").is_some_and(|first| *first == [1, 2]);
+    wait::until(DEADLINE, "both messages", || async { both() }).await.expect("once each, in order");
+    assert_eq!(oracle.seen.lock().unwrap().repeats, 0, "{version}: QoS 2 came twice");
+    client.close(DEADLINE).await;
+    drop(oracle);
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f07_a_cut_between_pubrec_and_pubrel_delivers_qos_2_once() {
+    cut_behind_pubrec(Version::V311).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f07_a_cut_between_pubrec_and_pubrel_delivers_qos_2_once_with_mqtt_5() {
+    cut_behind_pubrec(Version::V5).await;
+}
