@@ -84,10 +84,26 @@ pub enum Event {
         /// The level granted.
         granted: u8,
     },
+    /// A message was refused by a broker, or not given to one that takes no such message.
+    Rejected {
+        /// Its topic.
+        topic: String,
+        /// Why.
+        reason: Rejection,
+    },
     /// The message of `on_connect` was refused by a broker, or not given to one that takes no such message.
     AnnouncementRefused {
         /// Why.
         reason: Rejection,
+    },
+    /// Connection after connection ended while this message, the oldest on its way, waited for an answer; said at the
+    /// 3rd, 6th, 12th… time. A broker of MQTT 3.1.1 that does not take a message (too large, its QoS, its topic) can only
+    /// close the connection. The message is sent again until it expires, because a broker that dies looks the same.
+    MessageStuck {
+        /// Its topic.
+        topic: String,
+        /// How often it was sent.
+        attempts: u32,
     },
     /// A message was dropped from a full queue by its policy.
     Shed {

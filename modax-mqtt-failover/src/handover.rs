@@ -205,7 +205,9 @@ fn trace(event: &Event) {
         | Event::DuplicateClientId { .. }
         | Event::SubscriptionRefused { .. }
         | Event::QosLowered { .. }
+        | Event::Rejected { .. }
         | Event::AnnouncementRefused { .. }
+        | Event::MessageStuck { .. }
         | Event::CertificatesRefused { .. }
         | Event::BrokerSlow { .. } => tracing::warn!(?event, "mqtt"),
         Event::Connected { .. } | Event::CertificatesReloaded | Event::Closed => tracing::info!(?event, "mqtt"),

@@ -208,6 +208,12 @@ impl Inflight {
         self.entries.values().find_map(waiting)
     }
 
+    /// The oldest message that waits for PUBACK or PUBREC on this connection.
+    #[must_use]
+    pub fn oldest_sent(&self) -> Option<&Entry> {
+        self.entries.values().find(|entry| matches!(entry.phase, Phase::Sent { .. }))
+    }
+
     /// Takes out one message whose time to live has ended and that is not on its way. One that a broker may hold half
     /// of (QoS 2, sent) is brought to its end instead.
     pub fn expire(&mut self, now: Instant) -> Option<Entry> {

@@ -14,6 +14,7 @@ mod words;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -36,6 +37,8 @@ use crate::{
 const UNWRITTEN_LIMIT: usize = 1024;
 /// So long after an unanswered CONNECT a session that is called present may be one that it began.
 const DOUBT: Duration = Duration::from_secs(600);
+/// So many connections that end on one message say that brokers do not take it.
+const OFTEN: u32 = 3;
 /// Filters in one SUBSCRIBE; some brokers refuse more than a few dozen.
 const FILTERS_A_PACKET: usize = 32;
 
@@ -337,6 +340,14 @@ impl Session {
         {
             self.doubtful = true;
             self.doubtful_until = now.checked_add(DOUBT);
+        }
+        // A broker of 3.1.1 that takes no such message can only close the connection: nobody is to wait for that unawares.
+        if let Some(entry) = self.inflight.oldest_sent()
+            && entry.attempts % OFTEN == 0
+            && (entry.attempts / OFTEN).is_power_of_two()
+        {
+            let (topic, attempts) = (Arc::clone(&entry.admitted.message.topic), entry.attempts);
+            self.outputs.push_back(Output::Stuck { topic, attempts });
         }
         self.state = State::Down;
         self.inflight.disconnect();

@@ -38,6 +38,9 @@ impl Courier {
                 self.emit(Event::QosLowered { filter, requested: requested.level(), granted });
             }
             session::Output::AnnouncementRefused(reason) => self.emit(Event::AnnouncementRefused { reason }),
+            session::Output::Stuck { topic, attempts } => {
+                self.emit(Event::MessageStuck { topic: topic.to_string(), attempts });
+            }
             session::Output::Acknowledged(took) => {
                 self.liveness.handle_input(now, liveness::Input::Acknowledged(took));
             }
@@ -82,6 +85,7 @@ impl Courier {
             }
             End::Rejected(reason) => {
                 self.stats.rejected = self.stats.rejected.saturating_add(1);
+                self.emit(Event::Rejected { topic: admitted.message.topic().to_owned(), reason });
                 Outcome::Rejected { reason }
             }
             End::Expired => {

@@ -128,6 +128,13 @@ pub enum Output {
     },
     /// The message said on each connection was refused, or not given to a broker that takes no such message.
     AnnouncementRefused(Rejection),
+    /// Connection after connection ends while this message waits for its first answer.
+    Stuck {
+        /// Its topic.
+        topic: Filter,
+        /// How often it was sent.
+        attempts: u32,
+    },
     /// A packet was acknowledged after this time on the wire.
     Acknowledged(Duration),
     /// A PINGRESP arrived.

@@ -1,8 +1,8 @@
 //! MQTT 5 against mosquitto: what a broker refuses, limits and says, and what QoS 2 comes to over a cut.
 
 use modax_mqtt_failover::{
-    Client, ClientBuilder, Delivery, Event, Events, Message, Outcome, Qos, Reason, Received, Rejection, Subscription,
-    Version,
+    Client, ClientBuilder, Delivery, Event, Events, Message, Outcome, Qos, Queue, Reason, Received, Rejection,
+    Subscription, Version,
 };
 use modax_testbed::{
     Ground, Mosquitto, MosquittoOptions,
@@ -167,4 +167,41 @@ async fn f07_a_cut_between_pubrec_and_pubrel_delivers_qos_2_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f07_a_cut_between_pubrec_and_pubrel_delivers_qos_2_once_with_mqtt_5() {
     cut_behind_pubrec(Version::V5).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_properties_arrive_out_of_a_disk_queue_that_an_earlier_client_left() {
+    let ground = Ground::start().await.expect("a ground");
+    let broker = broker_with(&ground, "").await;
+    let directory = ground.dir().join("outgoing");
+    let queued = || client_of(broker.url(), Version::V5).queue(Queue::disk(&directory)).build().unwrap();
+    let reader = Client::builder("reader").brokers([broker.url()]).unwrap().version(Version::V5).build().unwrap();
+    broker.kill().await;
+    let first = queued();
+    drop(first.publish(Message::new("drill/x", "1").user_property("unit", "°C")).await.expect("on disk"));
+    assert_eq!(first.close(std::time::Duration::ZERO).await.undelivered.len(), 1, "the broker was there");
+    broker.restart().await.expect("restarted");
+    let mut messages = reader.subscribe("drill/#", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    // Its own message comes back to the reader once the subscription stands.
+    let mut warm = false;
+    while !warm {
+        assert!(outcome(&reader, Message::new("drill/warm", "")).await.is_acked());
+        let wait = std::time::Duration::from_millis(100);
+        warm = tokio::time::timeout(wait, messages.next())
+            .await
+            .is_ok_and(|item| matches!(item, Some(Received::Delivery(_))));
+    }
+
+    let second = queued();
+
+    let received = loop {
+        let delivery = delivery(&mut messages).await;
+        if delivery.topic() == "drill/x" {
+            break delivery;
+        }
+    };
+    assert_eq!(received.user_properties().get("unit"), Some("°C"));
+    second.close(DEADLINE).await;
+    reader.close(DEADLINE).await;
+    ground.stop().await;
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use modax_mqtt_failover::{Client, ConfigError, Message, PublishError, Queue, disk};
+use modax_mqtt_failover::{Client, ConfigError, Event, Message, PublishError, Queue, Rejection, disk};
 use modax_testbed::broker::{Script, ScriptedBroker};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -218,4 +218,31 @@ async fn f31_a_disk_that_refuses_is_a_typed_error_and_what_was_admitted_stays() 
     assert!(within("an outcome", receipt.acked()).await.is_acked());
     assert!(broker.publishes().iter().any(|publish| publish.payload == "0"), "what was admitted before is lost");
     within("the close", client.close(DEADLINE)).await;
+}
+
+#[tokio::test]
+async fn user_properties_survive_the_process_and_are_never_cut_off_by_an_older_protocol() {
+    let folder = Folder::new("properties");
+    let nobody = client("mqtt://127.0.0.1:1?version=5", &folder.queue()).unwrap();
+    let message = Message::new("disk", "1").user_property("one", "1").user_property("one", "2");
+    drop(within("admission", nobody.publish(message)).await.unwrap());
+    within("the end", nobody.close(Duration::ZERO)).await;
+
+    let survey = disk::inspect(folder.queue()).unwrap();
+    let kept: Vec<_> = survey.waiting.iter().flat_map(|message| message.user_properties.iter()).collect();
+    assert_eq!(kept, [("one", "1"), ("one", "2")]);
+
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let old = client(&broker.url(), &folder.queue()).unwrap();
+    let mut events = old.events();
+    let rejected = within("the word on it", async {
+        loop {
+            if let Some(Event::Rejected { topic, reason }) = events.next().await {
+                return (topic, reason);
+            }
+        }
+    });
+    assert_eq!(rejected.await, ("disk".to_owned(), Rejection::NeedsVersion5));
+    emptied(&old).await;
+    assert_eq!((old.stats().rejected, broker.publishes().len()), (1, 0));
 }

@@ -345,6 +345,23 @@ async fn f30_a_flood_of_qos_1_stops_reading_and_pings_go_on() {
 }
 
 #[tokio::test]
+async fn f29_a_broker_of_3_1_1_that_closes_on_a_message_is_told_of_until_the_message_expires() {
+    let only = broker(Script::new().closes_after_publishes(1)).await;
+    let client = client_of(&[&only]).build().unwrap();
+    let mut events = client.events();
+    let message = Message::new("faults/large", "x").exactly_once();
+    let stuck = client.publish(message).await.unwrap();
+
+    let told =
+        event(&mut events, "the message that is stuck", |event| matches!(event, Event::MessageStuck { .. })).await;
+
+    assert_eq!(told, Event::MessageStuck { topic: "faults/large".to_owned(), attempts: 3 });
+    assert_eq!(only.fired().closed, 3, "{:?}", only.fired());
+    only.set(Script::new());
+    assert!(within("an outcome", stuck.acked()).await.is_acked(), "a broker that takes it now gets it");
+}
+
+#[tokio::test]
 async fn f34_a_will_that_comes_although_we_live_is_contradicted_and_the_last_word_is_true() {
     let first = broker(Script::new()).await;
     let second = broker(Script::new()).await;

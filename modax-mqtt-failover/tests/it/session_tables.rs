@@ -166,6 +166,7 @@ fn show(output: &Output) -> String {
             format!("filter {filter} lowered {} {granted}", requested.level())
         }
         Output::AnnouncementRefused(rejection) => format!("announcement refused: {rejection}"),
+        Output::Stuck { topic, attempts } => format!("stuck {topic} {attempts}"),
         Output::Acknowledged(_) => "measured".to_owned(),
         Output::ProbeAnswered => "probe answered".to_owned(),
         Output::StrayAck => "stray".to_owned(),

@@ -47,7 +47,11 @@ fn describe(event: &Event) -> (&'static str, Value) {
         Event::Lagged { missed } => ("lagged", json!({ "missed": missed })),
         Event::Closed => ("closed", json!({})),
         Event::DuplicateClientId { .. } => ("duplicate_client_id", json!({ "detail": format!("{event:?}") })),
-        Event::QosLowered { .. } => ("qos_lowered", json!({ "detail": format!("{event:?}") })),
+        Event::QosLowered { filter, requested, granted } => {
+            ("qos_lowered", json!({ "filter": filter, "requested": requested, "granted": granted }))
+        }
+        Event::Rejected { topic, reason } => ("rejected", json!({ "topic": topic, "reason": reason.to_string() })),
+        Event::MessageStuck { topic, attempts } => ("message_stuck", json!({ "topic": topic, "attempts": attempts })),
         other => ("other", json!({ "detail": format!("{other:?}") })),
     }
 }

@@ -3,11 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use modax_mqtt_failover::{
-    Bytes, Qos,
+    Bytes, Qos, Version,
     packet::{ConnectCode, Limits, Packet, PacketId, Publish, PublishProperties},
 };
 
@@ -23,6 +23,8 @@ pub(crate) struct Stored {
     pub(crate) exactly_once: BTreeSet<u64>,
     /// A CONNECT was not answered, so that the client cannot know that this is still the session it knew.
     pub(crate) doubted: bool,
+    /// When it ends unless the client comes back (MQTT 5).
+    pub(crate) ends: Option<Instant>,
     next: u16,
 }
 
@@ -38,10 +40,19 @@ pub(crate) struct Mood {
     pub(crate) acks_missing: u64,
     pub(crate) acks_doubled: u64,
     pub(crate) acks_held: u64,
+    /// Of each 16 QoS 1 and 2 messages so many are refused (MQTT 5).
+    pub(crate) acks_refusing: u64,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Broker {
+    pub(crate) version: Version,
+    /// What it says that it takes (MQTT 5), and holds the client to.
+    pub(crate) limits: Limits,
+    pub(crate) now: Option<Instant>,
+    /// Messages it refused. Where the refusal is lost, one may be sent and taken later: its place is no rule then.
+    pub(crate) refused: BTreeSet<u64>,
+    pub(crate) expired: u64,
     pub(crate) mood: Mood,
     pub(crate) keeps_sessions: bool,
     pub(crate) session: Option<Stored>,
@@ -57,6 +68,10 @@ pub(crate) struct Connection {
     pub(crate) attempt: u64,
     pub(crate) greeted: bool,
     pub(crate) clean: bool,
+    /// How long the session outlives it (MQTT 5).
+    pub(crate) expiry: Duration,
+    /// Messages it takes part in without an answer (MQTT 5).
+    pub(crate) open: BTreeSet<PacketId>,
     pub(crate) session_present: bool,
     pub(crate) unanswered: BTreeSet<PacketId>,
     pub(crate) held: Vec<Packet>,
@@ -82,18 +97,23 @@ impl Broker {
             Packet::Connect(connect) => {
                 assert!(!connection.greeted, "a second CONNECT on one connection");
                 connection.greeted = true;
-                connection.clean = connect.clean_session;
-                if connect.clean_session {
+                let old = self.version == Version::V311;
+                connection.clean = connect.clean_session && old;
+                connection.expiry = Duration::from_secs(connect.session_expiry_seconds.into());
+                let over = |session: &Stored| session.ends.is_some_and(|at| self.now.is_some_and(|now| at <= now));
+                self.expired += u64::from(self.session.as_ref().is_some_and(over));
+                if connect.clean_session || self.session.as_ref().is_some_and(over) {
                     self.session = None;
                 }
                 connection.session_present = self.session.is_some();
                 let session = self.session.get_or_insert_default();
+                session.ends = None;
                 let mut answers = vec![(
                     mood.connack_delay,
                     Packet::ConnAck {
                         session_present: connection.session_present,
                         code: ConnectCode::Accepted,
-                        limits: Limits::default(),
+                        limits: self.limits,
                     },
                 )];
                 let again = session.outgoing.values().cloned().map(|publish| Publish { duplicate: true, ..publish });
@@ -103,6 +123,27 @@ impl Broker {
             }
             Packet::Publish(publish) => {
                 let sequence = u64::from_be_bytes(publish.payload.as_ref().try_into().expect("eight bytes"));
+                let limit = self.limits.max_packet_bytes.map(|bytes| usize::try_from(bytes).expect("small"));
+                assert!(
+                    limit.is_none_or(|limit| publish.encoded_bytes() <= limit),
+                    "{sequence} is larger than allowed"
+                );
+                if let Some(id) = publish.id {
+                    connection.open.insert(id);
+                    let most = usize::from(self.limits.receive_maximum);
+                    assert!(connection.open.len() <= most, "more than {most} messages without an answer");
+                    let new = !self.session.as_ref().is_some_and(|session| session.received.contains(&id));
+                    if new && draw(16) < mood.acks_refusing {
+                        self.refused.insert(sequence);
+                        connection.open.remove(&id);
+                        let (qos, code) = (publish.qos, 0x97);
+                        let once = qos == Qos::AtLeastOnce;
+                        return vec![(
+                            now,
+                            if once { Packet::PubAck { id, code } } else { Packet::PubRec { id, code } },
+                        )];
+                    }
+                }
                 if publish.duplicate {
                     assert!(connection.session_present, "DUP on a session that has just begun");
                 }
@@ -129,6 +170,7 @@ impl Broker {
                 }
                 let ack = Packet::PubAck { id, code: 0 };
                 connection.unanswered.remove(&id);
+                connection.open.remove(&id);
                 if draw(16) < mood.acks_held {
                     connection.held.push(ack);
                     return Vec::new();
@@ -141,8 +183,13 @@ impl Broker {
                 answers
             }
             Packet::PubRel { id, .. } => {
-                self.session.get_or_insert_default().received.remove(&id);
-                if draw(16) < mood.acks_missing { Vec::new() } else { vec![(now, Packet::PubComp { id, code: 0 })] }
+                let known = self.session.get_or_insert_default().received.remove(&id);
+                let code = if known || self.version == Version::V311 { 0 } else { 0x92 };
+                if draw(16) < mood.acks_missing {
+                    return Vec::new();
+                }
+                connection.open.remove(&id);
+                vec![(now, Packet::PubComp { id, code })]
             }
             Packet::Subscribe { id, filters } => {
                 let codes = filters.iter().map(|(_, qos)| qos.level().min(1)).collect();
@@ -189,8 +236,12 @@ impl Broker {
     /// The connection ended, from either side.
     pub(crate) fn end(&mut self, attempt: u64) {
         let ended = self.connection.take_if(|connection| connection.attempt == attempt);
-        if ended.is_some_and(|connection| connection.clean) {
+        let Some(ended) = ended else { return };
+        if ended.clean {
             self.session = None;
+        }
+        if let (Version::V5, Some(session)) = (self.version, self.session.as_mut()) {
+            session.ends = self.now.and_then(|now| now.checked_add(ended.expiry));
         }
     }
 

@@ -7,10 +7,10 @@ use std::{
 };
 
 use modax_mqtt_failover::{
-    Bytes, Event, GapReason, Message, MessageId, Outcome, Queue, Topology,
+    Bytes, Event, GapReason, Message, MessageId, Outcome, Queue, Rejection, Topology, Version,
     config::Config,
     courier::{Courier, Input, Output},
-    packet::{Packet, PacketId},
+    packet::{Limits, Packet, PacketId},
     policy::backoff::Jitter,
     queue::{Admission, Backlog},
 };
@@ -31,6 +31,7 @@ pub(crate) struct Plan {
     pub(crate) stalls: bool,
     /// Whether the messages of one topic have QoS 2.
     pub(crate) exactly_once: bool,
+    pub(crate) version: Version,
 }
 
 impl Plan {
@@ -46,6 +47,7 @@ impl Plan {
             faults: true,
             stalls: seed.is_multiple_of(5),
             exactly_once: seed.is_multiple_of(2),
+            version: if seed / 4 % 2 == 1 { Version::V5 } else { Version::V311 },
         }
     }
 
@@ -71,6 +73,10 @@ pub(crate) struct Fired {
     pub(crate) failovers: u64,
     pub(crate) disconnects: u64,
     pub(crate) probes: u64,
+    /// Messages refused by a broker, messages too large for one, and sessions that ended by their time (MQTT 5).
+    pub(crate) refusals: u64,
+    pub(crate) oversize: u64,
+    pub(crate) expired_sessions: u64,
 }
 
 impl Fired {
@@ -89,6 +95,9 @@ impl Fired {
         self.failovers += other.failovers;
         self.disconnects += other.disconnects;
         self.probes += other.probes;
+        self.refusals += other.refusals;
+        self.oversize += other.oversize;
+        self.expired_sessions += other.expired_sessions;
     }
 
     pub(crate) fn all_fired(&self) -> bool {
@@ -105,6 +114,9 @@ impl Fired {
             self.resumed,
             self.gaps,
             self.failovers,
+            self.refusals,
+            self.oversize,
+            self.expired_sessions,
         ];
         all.iter().all(|count| *count > 0)
     }
@@ -162,6 +174,15 @@ struct Link {
     welcomed: bool,
 }
 
+/// Bytes of a packet that every broker takes: the messages of a world have 43 at most, but for those made too large.
+const TAKEN_BYTES: u32 = 100;
+
+fn some_limits(numbers: &mut Jitter) -> Limits {
+    let receive_maximum = u16::try_from(numbers.next_number() % 12 + 1).expect("small");
+    let max_packet_bytes = numbers.next_number().is_multiple_of(2).then_some(TAKEN_BYTES);
+    Limits { receive_maximum, max_packet_bytes, ..Limits::default() }
+}
+
 impl World {
     pub(crate) fn new(seed: u64, plan: Plan) -> Self {
         let now = Instant::now();
@@ -171,9 +192,16 @@ impl World {
         config.topology = plan.topology;
         config.seed = numbers.next_number();
         config.max_inflight = 10;
+        config.version = Some(plan.version);
+        if plan.version == Version::V5 {
+            config.session_expiry = Some(Duration::from_secs(numbers.next_number() % 8));
+        }
         config.queue = Queue::memory().max_messages(100_000);
-        let brokers = (0..plan.brokers)
-            .map(|_| Broker { keeps_sessions: numbers.next_number().is_multiple_of(2), ..Broker::default() });
+        let brokers = (0..plan.brokers).map(|_| {
+            let keeps_sessions = numbers.next_number().is_multiple_of(2);
+            let limits = if plan.version == Version::V5 { some_limits(&mut numbers) } else { Limits::default() };
+            Broker { version: plan.version, keeps_sessions, limits, ..Broker::default() }
+        });
         let brokers = brokers.collect();
         Self {
             start: now,
@@ -228,6 +256,8 @@ impl World {
             }
         }
         self.judge();
+        self.fired.refusals = self.brokers.iter().map(|broker| broker.refused.len() as u64).sum();
+        self.fired.expired_sessions = self.brokers.iter().map(|broker| broker.expired).sum();
         self.fired
     }
 
@@ -293,6 +323,7 @@ impl World {
 
     fn happen(&mut self, happening: Happening) {
         let Some(happening) = self.postpone(happening) else { return };
+        self.brokers.iter_mut().for_each(|broker| broker.now = Some(self.now));
         match happening {
             Happening::Publish(number) => self.publish(number),
             Happening::Subscribe => {
@@ -342,6 +373,9 @@ impl World {
         }
         if expires {
             message = message.expires_in(Duration::from_millis(500));
+        }
+        if self.plan.version == Version::V5 && self.draw(20) == 0 {
+            message = message.user_property("ballast", "x".repeat(200));
         }
         let Admission::Admitted { id, .. } = self.backlog.admit(self.now, &message) else { panic!("room for all") };
         self.admitted.insert(id, (topic, number, expires));
@@ -414,6 +448,17 @@ impl World {
                 let topic: Arc<str> = Arc::from(topic.as_str());
                 let holds = |broker: &Broker| broker.received.get(&topic).is_some_and(|seen| seen.contains(number));
                 assert!(self.brokers.iter().any(holds), "message {number} was acknowledged and no broker has it");
+            }
+            Outcome::Rejected { reason } => {
+                assert_eq!(self.plan.version, Version::V5, "3.1.1 rejects nothing: {reason}");
+                match reason {
+                    Rejection::Broker(reason) => assert_eq!(reason.number(), 0x97),
+                    Rejection::TooLarge { limit_bytes, .. } => {
+                        assert_eq!(*limit_bytes, TAKEN_BYTES);
+                        self.fired.oversize += 1;
+                    }
+                    other => panic!("message {number} was rejected: {other}"),
+                }
             }
             Outcome::Expired { .. } => assert!(expires, "message {number} has no time to live"),
             other => panic!("message {number} ended as {other:?}"),
@@ -521,6 +566,8 @@ impl World {
             attempt,
             greeted: false,
             clean: false,
+            expiry: Duration::ZERO,
+            open: BTreeSet::new(),
             session_present: false,
             unanswered: BTreeSet::new(),
             held: Vec::new(),
@@ -580,6 +627,8 @@ impl World {
                 let spoilt = [self.draw(3), self.draw(4), self.draw(4)];
                 let mood = &mut self.brokers[index].mood;
                 [mood.acks_missing, mood.acks_doubled, mood.acks_held] = spoilt;
+                let refusing = if self.plan.version == Version::V5 { spoilt[0] } else { 0 };
+                self.brokers[index].mood.acks_refusing = refusing;
                 self.fired.spoilt_acks += spoilt.iter().sum::<u64>();
             }
             _ => {
@@ -631,7 +680,9 @@ impl World {
     fn judge(&self) {
         for broker in &self.brokers {
             for (topic, seen) in &broker.received {
-                assert!(seen.is_sorted(), "first receipts of {topic} out of order: {seen:?}");
+                let refused = |number: &&u64| self.brokers.iter().any(|broker| broker.refused.contains(number));
+                let ordered = seen.iter().filter(|number| !refused(number)).is_sorted();
+                assert!(ordered, "first receipts of {topic} out of order: {seen:?}");
             }
         }
         let open: Vec<_> = self.admitted.iter().filter(|(id, _)| !self.outcomes.contains_key(id)).collect();
