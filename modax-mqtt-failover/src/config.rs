@@ -339,6 +339,9 @@ pub enum TopicError {
     /// A wildcard in a topic, or one in the wrong place of a filter (MQTT 3.1.1, 4.7.1).
     #[error("has a wildcard where none is allowed")]
     Wildcard,
+    /// It begins like a shared subscription and is none (MQTT 5, 4.8.2).
+    #[error("is not $share/GROUP/FILTER")]
+    Share,
 }
 
 /// Checks a topic to publish to.
@@ -356,6 +359,11 @@ pub fn check_topic(topic: &str) -> Result<(), TopicError> {
 /// [`TopicError`] says what is wrong.
 pub fn check_filter(filter: &str) -> Result<(), TopicError> {
     check_text(filter)?;
+    let filter = match filter.strip_prefix("$share/").map(|shared| shared.split_once('/')) {
+        None => filter,
+        Some(Some((group, shared))) if !group.is_empty() && !group.contains(['+', '#']) && !shared.is_empty() => shared,
+        Some(_) => return Err(TopicError::Share),
+    };
     let mut levels = filter.split('/').peekable();
     while let Some(level) = levels.next() {
         let misplaced_plus = level.contains('+') && level != "+";

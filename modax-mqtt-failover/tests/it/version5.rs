@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use modax_mqtt_failover::{
     Client, ConfigError, Event, Message, Reason, Version,
-    config::Config,
+    config::{Config, TopicError, check_filter},
     courier::{Courier, Input, Output},
     packet::{ConnectCode, Limits, Packet},
 };
@@ -144,4 +144,15 @@ async fn settings_of_mqtt_5_are_refused_by_name_on_3_1_1_and_where_they_contradi
         let error = refused(builder).to_string();
         assert!(error.starts_with(named), "{error} does not begin with {named}");
     }
+}
+
+#[test]
+fn a_shared_subscription_has_a_group_and_a_filter() {
+    for filter in ["$share/group/a/+/#", "$share/g/#", "$share", "$shared/x"] {
+        assert_eq!(check_filter(filter), Ok(()), "{filter}");
+    }
+    for filter in ["$share/", "$share/group", "$share/group/", "$share//a", "$share/+/a", "$share/g#/a"] {
+        assert_eq!(check_filter(filter), Err(TopicError::Share), "{filter}");
+    }
+    assert_eq!(check_filter("$share/group/a#"), Err(TopicError::Wildcard));
 }
