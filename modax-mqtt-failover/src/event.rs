@@ -71,7 +71,7 @@ pub enum Event {
     SubscriptionRefused {
         /// Which filter.
         filter: String,
-        /// The broker's code.
+        /// The broker's code; [`Reason::new`](crate::Reason::new) names it.
         code: u8,
     },
     /// A broker grants less than was asked for. Said once a connection where it takes no messages of the level asked for;

@@ -205,3 +205,22 @@ async fn user_properties_arrive_out_of_a_disk_queue_that_an_earlier_client_left(
     reader.close(DEADLINE).await;
     ground.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f25_a_broker_that_knows_only_3_1_1_says_so_and_the_next_one_is_used() {
+    let ground = Ground::start().await.expect("a ground");
+    let cluster = ground.nats_cluster().await.expect("nats");
+    let broker = broker_with(&ground, "").await;
+    let old = cluster.nodes().first().expect("a node");
+    let client = Client::builder("drill").brokers([old.url(), broker.url()]).unwrap().version(Version::V5);
+    let client = client.build().unwrap();
+    let mut events = client.events();
+
+    let parked = event(&mut events, "the refusal", |event| matches!(event, Event::Parked { .. })).await;
+
+    assert!(matches!(&parked, Event::Parked { reason, .. } if reason == "protocol version refused"), "{parked:?}");
+    let acked = outcome(&client, Message::new("drill/x", "1")).await;
+    assert!(matches!(&acked, Outcome::Acked { broker: by, .. } if by.port() == broker.addr().port()), "{acked:?}");
+    client.close(DEADLINE).await;
+    ground.stop().await;
+}
