@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Where cargo puts the binaries, also when it was told to put them elsewhere.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo test build lint doc features package bench-mqtt help
+.PHONY: demo test build lint doc features package bench-mqtt drill-mqtt help
 
 help: ## This list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,3 +31,6 @@ package: ## Each crate as it would be published, built from the package
 
 bench-mqtt: ## The MQTT client beside rumqttc, Paho C, mqtt.js and paho-python (about 8 minutes; BENCH=throughput,latency,kill,stop for parts)
 	$(CARGO) bench -p modax-mqtt-failover --bench beside --locked
+
+drill-mqtt: ## The MQTT client's drills with full counts and their table (about 40 minutes; DRILL=f01 for some of them)
+	.ci/drill-mqtt $(DRILL)

@@ -30,6 +30,7 @@ pub mod error;
 pub mod ground;
 mod guardian;
 pub mod oracle;
+pub mod prober;
 pub mod process;
 pub mod proxy;
 pub mod servers;
@@ -37,6 +38,7 @@ pub mod wait;
 
 pub use error::TestbedError;
 pub use ground::Ground;
+pub use prober::Prober;
 pub use process::{Process, Spawn};
 pub use rustix::process::Signal;
 pub use servers::{

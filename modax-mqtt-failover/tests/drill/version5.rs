@@ -10,7 +10,7 @@ use modax_testbed::{
     wait,
 };
 
-use crate::{DEADLINE, Oracle, serving};
+use crate::{DEADLINE, oracle::Oracles, serving};
 
 fn client_of(url: String, version: Version) -> ClientBuilder {
     Client::builder("drill").brokers([url]).unwrap().version(version)
@@ -138,7 +138,7 @@ async fn a_shared_subscription_gives_each_message_to_one_member_with_its_user_pr
 async fn cut_behind_pubrec(version: Version) {
     let ground = Ground::start().await.expect("a ground");
     let broker = broker_with(&ground, "").await;
-    let oracle = Oracle::start(broker.addr().port()).await;
+    let oracle = Oracles::start(std::iter::once(broker.addr())).await;
     let proxy = Proxy::start(broker.addr()).await.expect("a proxy");
     let client = client_of(proxy.url("mqtt"), version).build().unwrap();
     serving(&client).await;
@@ -151,9 +151,9 @@ async fn cut_behind_pubrec(version: Version) {
 
     assert_eq!(proxy.fired().cut, 1, "{version}: the connection was never cut");
     assert_eq!(client.stats().connects, 2, "{version}");
-    let both = || oracle.seen.lock().unwrap().first.get("drill/x").is_some_and(|first| *first == [1, 2]);
+    let both = || oracle.record().by_broker[0].first.get("drill/x").is_some_and(|first| *first == [1, 2]);
     wait::until(DEADLINE, "both messages", || async { both() }).await.expect("once each, in order");
-    assert_eq!(oracle.seen.lock().unwrap().repeats, 0, "{version}: QoS 2 came twice");
+    assert_eq!(oracle.record().by_broker[0].repeats, 0, "{version}: QoS 2 came twice");
     client.close(DEADLINE).await;
     drop(oracle);
     ground.stop().await;

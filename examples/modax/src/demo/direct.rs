@@ -1,20 +1,16 @@
-//! A direct prober of the brokers, and our client beside it: what does the client add to the cluster's own outage?
+//! Our client beside a direct prober of the brokers: what does it add to the cluster's own outage?
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use modax_mqtt_failover::{Client, Message, Outcome, Topology};
-use rumqttc::{AsyncClient, Event, MqttOptions, Outgoing, Packet, QoS};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::cluster::Failure;
 
-/// Between two publishes of either.
+/// Between two publishes, as the prober does.
 const PACE: Duration = Duration::from_millis(50);
-/// Between two tries to connect.
-const RETRY: Duration = Duration::from_millis(50);
 
 /// Acknowledged publishes: (sent, acknowledged).
 type Acks = Arc<Mutex<Vec<(Instant, Instant)>>>;
@@ -27,63 +23,6 @@ fn note(acks: &Acks, sent: Instant) {
 fn first(acks: &Acks, start: Instant) -> Option<Instant> {
     let acks = acks.lock().unwrap_or_else(PoisonError::into_inner);
     acks.iter().filter(|(sent, _)| *sent >= start).map(|(_, acked)| *acked).min()
-}
-
-/// Publishes to every broker over a bare connection of its own; ends when dropped.
-pub(crate) struct Direct {
-    acks: Acks,
-    _tasks: JoinSet<()>,
-}
-
-impl Direct {
-    pub(crate) fn start<'a>(brokers: impl Iterator<Item = &'a std::net::SocketAddr>) -> Self {
-        let acks = Acks::default();
-        let mut tasks = JoinSet::new();
-        for broker in brokers {
-            tasks.spawn(publish_to(*broker, acks.clone()));
-        }
-        Self { acks, _tasks: tasks }
-    }
-
-    /// The first acknowledgement, from whichever broker, of what was sent after `start`.
-    pub(crate) fn first(&self, start: Instant) -> Option<Instant> {
-        first(&self.acks, start)
-    }
-}
-
-async fn publish_to(broker: std::net::SocketAddr, acks: Acks) {
-    let id = format!("direct-{}", uuid::Uuid::new_v4().simple());
-    let mut options = MqttOptions::new(id, broker.ip().to_string(), broker.port());
-    options.set_clean_session(true).set_keep_alive(Duration::from_secs(5)).set_inflight(1000);
-    let (client, mut connection) = AsyncClient::new(options, 1000);
-    let mut publishing = JoinSet::new();
-    publishing.spawn(async move {
-        let mut pace = interval(PACE);
-        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            pace.tick().await;
-            // Full while nobody answers: the next tick tries again.
-            let _ = client.try_publish("demo/direct", QoS::AtLeastOnce, false, "x");
-        }
-    });
-    let mut sent = BTreeMap::new();
-    loop {
-        match connection.poll().await {
-            Ok(Event::Outgoing(Outgoing::Publish(id))) => {
-                sent.insert(id, Instant::now());
-            }
-            Ok(Event::Incoming(Packet::PubAck(ack))) => {
-                if let Some(sent) = sent.remove(&ack.pkid) {
-                    note(&acks, sent);
-                }
-            }
-            Ok(_) => {}
-            Err(_) => {
-                sent.clear();
-                sleep(RETRY).await;
-            }
-        }
-    }
 }
 
 /// Our own client, publishing at the same pace; ends when dropped.

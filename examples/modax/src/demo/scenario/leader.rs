@@ -9,7 +9,7 @@ use tokio::time::sleep;
 use super::brokers::SIGNS;
 use super::{Found, Stage, first_event, recovery};
 use crate::demo::cluster::Failure;
-use crate::demo::direct::{Direct, Witness};
+use crate::demo::direct::Witness;
 use crate::demo::probe::Prober;
 
 /// An election of NATS takes 6 to 8 s; on a busy machine more.
@@ -79,7 +79,7 @@ pub(super) async fn cut_off(stage: &Stage) -> Result<Found, Failure> {
 }
 
 /// The leader, our client connected to it, and bare connections to the others; all three as they are, not as they were.
-async fn ready(stage: &Stage) -> Result<(usize, Witness, Direct), Failure> {
+async fn ready(stage: &Stage) -> Result<(usize, Witness, modax_testbed::Prober), Failure> {
     let nats = &stage.cluster.nats;
     for _ in 0..TRIES {
         let leader = wait::until(PREPARES, "a leader of the message stream", || nats.stream_leader(STREAM)).await?;
@@ -87,8 +87,8 @@ async fn ready(stage: &Stage) -> Result<(usize, Witness, Direct), Failure> {
         urls.rotate_left(leader);
         let witness = Witness::start(&urls)?;
         let addrs: Vec<_> = nats.nodes().iter().map(modax_testbed::servers::nats::NatsNode::addr).collect();
-        let others = addrs.iter().enumerate().filter(|(index, _)| *index != leader).map(|(_, addr)| addr);
-        let direct = Direct::start(others);
+        let others = addrs.iter().enumerate().filter(|(index, _)| *index != leader).map(|(_, addr)| *addr);
+        let direct = modax_testbed::Prober::start(others, "demo/direct");
         let begun = Instant::now();
         wait::until(PREPARES, "the witness and the direct prober", || async {
             witness.first(begun).is_some() && direct.first(begun).is_some()

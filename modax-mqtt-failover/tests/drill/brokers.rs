@@ -1,0 +1,238 @@
+//! Three independent brokers that are killed, stopped and restarted in turn.
+
+use std::time::Instant;
+
+use modax_mqtt_failover::{Client, Event, Message, Qos, Queue, Received, Version};
+use modax_testbed::{Ground, Mosquitto, MosquittoOptions, wait};
+
+use crate::{
+    DEADLINE, RATE, acked_more, another,
+    load::Load,
+    oracle::Oracles,
+    scale::{count, milliseconds, row},
+    serving,
+    verdict::judge,
+};
+
+/// Three brokers with their oracles, and a client that publishes to them.
+struct Plant {
+    ground: Ground,
+    brokers: Vec<Mosquitto>,
+    oracles: Oracles,
+    client: Client,
+    faults: Vec<Instant>,
+}
+
+impl Plant {
+    async fn start(version: Version) -> Self {
+        let ground = Ground::start().await.expect("a ground");
+        let mut brokers = Vec::new();
+        for _ in 0..3 {
+            let options = MosquittoOptions { quiet: true, ..MosquittoOptions::default() };
+            brokers.push(ground.mosquitto_with(options).await.expect("mosquitto"));
+        }
+        let oracles = Oracles::start(brokers.iter().map(Mosquitto::addr)).await;
+        let client = Client::builder("drill")
+            .brokers(brokers.iter().map(Mosquitto::url))
+            .and_then(|builder| builder.version(version).queue(Queue::memory().max_messages(100_000)).build())
+            .expect("a client");
+        Self { ground, brokers, oracles, client, faults: Vec::new() }
+    }
+
+    /// The broker that serves, by its place and port.
+    async fn serving(&self) -> (usize, u16) {
+        let port = serving(&self.client).await;
+        let place = self.brokers.iter().position(|broker| broker.addr().port() == port);
+        (place.expect("one of ours"), port)
+    }
+
+    /// Kills the broker that serves, and starts it again when another one does.
+    async fn kill(&mut self) {
+        let (place, port) = self.serving().await;
+        let life = self.oracles.life(place);
+        self.faults.push(Instant::now());
+        self.brokers[place].kill().await;
+        another(&self.client, port).await;
+        acked_more(&self.client, 50).await;
+        self.brokers[place].restart().await.expect("restarted");
+        self.oracles.subscribed_after(place, life).await;
+        acked_more(&self.client, 100).await;
+    }
+
+    async fn stop(&mut self) {
+        let (place, port) = self.serving().await;
+        self.faults.push(Instant::now());
+        self.brokers[place].stop();
+        another(&self.client, port).await;
+        acked_more(&self.client, 50).await;
+        self.brokers[place].cont();
+        acked_more(&self.client, 100).await;
+    }
+
+    async fn end(self, what: &str, qos: Qos, load: Load) {
+        let published = load.end().await;
+        let failovers = usize::try_from(self.client.stats().failovers).expect("a count");
+        assert!(failovers >= self.faults.len(), "{failovers} failovers: not every fault reached the client");
+        judge(what, qos, &published, &self.faults, &self.oracles).await;
+        assert!(self.client.close(DEADLINE).await.undelivered.is_empty());
+        drop(self.oracles);
+        self.ground.stop().await;
+    }
+}
+
+async fn kills(version: Version, qos: Qos) {
+    let what = format!("kill, QoS {}, {version}", qos.level());
+    let mut plant = Plant::start(version).await;
+    let load = Load::start(&plant.client, RATE, qos);
+    acked_more(&plant.client, 500).await;
+    for _ in 0..count("DRILL_KILLS", 3) {
+        plant.kill().await;
+    }
+    plant.end(&what, qos, load).await;
+}
+
+async fn stops(version: Version, qos: Qos) {
+    let what = format!("stop and continue, QoS {}, {version}", qos.level());
+    let mut plant = Plant::start(version).await;
+    let mut events = plant.client.events();
+    let load = Load::start(&plant.client, RATE, qos);
+    acked_more(&plant.client, 500).await;
+    let (mut detected, mut outages) = (Vec::new(), Vec::new());
+    for _ in 0..count("DRILL_STOPS", 2) {
+        plant.stop().await;
+        loop {
+            let event = tokio::time::timeout(DEADLINE, events.next()).await.expect("an event in time");
+            if let Event::FailedOver { detected: after, outage, .. } = event.expect("it goes on") {
+                detected.push(after);
+                outages.push(outage);
+                break;
+            }
+        }
+    }
+    plant.end(&what, qos, load).await;
+    row(&format!(
+        "{what}: found out after {}, served by another after {} (median / maximum; promised under traffic: 500 ms)",
+        milliseconds(&detected),
+        milliseconds(&outages)
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_brokers_killed_under_load_lose_nothing_that_was_admitted() {
+    kills(Version::V311, Qos::AtLeastOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_brokers_killed_under_load_lose_nothing_with_mqtt_5() {
+    kills(Version::V5, Qos::AtLeastOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_brokers_killed_under_load_repeat_nothing_in_their_session_at_qos_2() {
+    kills(Version::V311, Qos::ExactlyOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_brokers_killed_under_load_repeat_nothing_in_their_session_at_qos_2_with_mqtt_5() {
+    kills(Version::V5, Qos::ExactlyOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_stopped_broker_is_left_at_default_settings_and_nothing_is_lost() {
+    stops(Version::V311, Qos::AtLeastOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_stopped_broker_is_left_with_mqtt_5_and_nothing_is_lost() {
+    stops(Version::V5, Qos::AtLeastOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_stopped_broker_that_goes_on_repeats_nothing_in_its_session_at_qos_2() {
+    stops(Version::V311, Qos::ExactlyOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_stopped_broker_that_goes_on_repeats_nothing_in_its_session_at_qos_2_with_mqtt_5() {
+    stops(Version::V5, Qos::ExactlyOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_stopped_broker_is_left_without_any_traffic() {
+    let mut plant = Plant::start(Version::V311).await;
+    let mut events = plant.client.events();
+    let mut outages = Vec::new();
+    for _ in 0..count("DRILL_STOPS", 2) {
+        let (place, port) = plant.serving().await;
+        plant.faults.push(Instant::now());
+        plant.brokers[place].stop();
+        another(&plant.client, port).await;
+        outages.push(plant.faults.last().expect("one").elapsed());
+        plant.brokers[place].cont();
+        loop {
+            let event = tokio::time::timeout(DEADLINE, events.next()).await.expect("an event in time");
+            if matches!(event, Some(Event::FailedOver { from: Some(from), .. }) if from.port() == port) {
+                break;
+            }
+        }
+    }
+    row(&format!(
+        "stop without traffic: another broker after {} (median / maximum; promised: 1500 ms)",
+        milliseconds(&outages)
+    ));
+    plant.client.close(DEADLINE).await;
+    plant.ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_a_rolling_restart_loses_nothing() {
+    let mut plant = Plant::start(Version::V311).await;
+    let load = Load::start(&plant.client, RATE, Qos::AtLeastOnce);
+    acked_more(&plant.client, 500).await;
+    for _ in 0..count("DRILL_ROUNDS", 1) {
+        for place in 0..plant.brokers.len() {
+            let life = plant.oracles.life(place);
+            let (serving, port) = plant.serving().await;
+            plant.brokers[place].process().terminate(DEADLINE).await.expect("it ends when asked to");
+            if serving == place {
+                plant.faults.push(Instant::now());
+                another(&plant.client, port).await;
+            }
+            plant.brokers[place].restart().await.expect("restarted");
+            plant.oracles.subscribed_after(place, life).await;
+            acked_more(&plant.client, 100).await;
+        }
+    }
+    assert!(!plant.faults.is_empty(), "no broker in use was restarted");
+    plant.end("rolling restart, QoS 1", Qos::AtLeastOnce, load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_with_our_session_goes_on_with_it_after_a_restart() {
+    let ground = Ground::start().await.expect("a ground");
+    let options = MosquittoOptions { persistence: true, ..Default::default() };
+    let broker = ground.mosquitto_with(options).await.expect("mosquitto");
+    let client = Client::builder("drill").brokers([broker.url()]).unwrap().build().unwrap();
+    let mut commands = client.subscribe("drill/commands", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    assert!(client.publish(Message::new("drill/x", "0")).await.unwrap().acked().await.is_acked());
+    wait::until(DEADLINE, "the session on disk", || async {
+        let folder = std::fs::read_dir(ground.dir()).ok()?;
+        let name = |entry: std::io::Result<std::fs::DirEntry>| Some(entry.ok()?.path().join("mosquitto.db"));
+        folder.filter_map(name).any(|file| file.exists()).then_some(())
+    })
+    .await
+    .expect("saved");
+
+    broker.kill().await;
+    broker.restart().await.expect("restarted");
+
+    wait::until(DEADLINE, "the session", || async { client.status().is_connected() && client.stats().connects >= 2 })
+        .await
+        .expect("connected again");
+    assert!(client.status().session_present, "the fault that is tested is a session that was kept");
+    assert!(client.publish(Message::new("drill/commands", "1")).await.unwrap().acked().await.is_acked());
+    let received = tokio::time::timeout(DEADLINE, commands.next()).await.expect("in time");
+    assert!(matches!(received, Some(Received::Delivery(_))), "{received:?}");
+    client.close(DEADLINE).await;
+    ground.stop().await;
+}

@@ -1,0 +1,148 @@
+//! A NATS cluster of three: nodes killed under load, each time with the whole cluster back before the next. A direct
+//! prober beside our client sees the cluster's own outage.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use modax_mqtt_failover::{
+    Bytes, Client, Qos, Topology,
+    dedup::{Dedup, Identity, Verdict},
+};
+use modax_testbed::{Ground, NatsNode, Prober, wait};
+use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
+use tokio::sync::Notify;
+
+use crate::{
+    DEADLINE, acked_more, another,
+    load::Load,
+    scale::{count, milliseconds, row},
+    serving,
+};
+
+/// Messages a second, for a cluster that writes each to the disks of three nodes on one machine.
+const RATE: u32 = 100;
+/// For a cluster to be whole again on a busy machine.
+const WHOLE: Duration = Duration::from_secs(120);
+
+#[derive(Default)]
+struct Seen {
+    /// First receipts by topic.
+    first: BTreeMap<String, Vec<u64>>,
+    known: BTreeSet<u64>,
+    repeats: u64,
+    handled: BTreeMap<u64, u32>,
+}
+
+/// One subscriber with a session that the cluster keeps for it while it goes from a dead node to the next.
+async fn watch(nodes: Vec<SocketAddr>, seen: Arc<Mutex<Seen>>, ready: Arc<Notify>) {
+    let options = |node: SocketAddr| {
+        let mut options = MqttOptions::new("oracle", node.ip().to_string(), node.port());
+        options.set_clean_session(false).set_keep_alive(Duration::from_secs(5));
+        options
+    };
+    let mut dedup = Dedup::new(100_000.try_into().expect("not zero"));
+    let (client, mut events) = AsyncClient::new(options(nodes[0]), 100);
+    let mut node = 0;
+    loop {
+        match events.poll().await {
+            Ok(Event::Incoming(Packet::ConnAck(ack))) => {
+                if !ack.session_present {
+                    client.subscribe("drill/#", QoS::AtLeastOnce).await.expect("room");
+                }
+            }
+            Ok(Event::Incoming(Packet::SubAck(_))) => ready.notify_one(),
+            Ok(Event::Incoming(Packet::Publish(publish))) => {
+                let number: u64 = String::from_utf8_lossy(&publish.payload).parse().expect("a number");
+                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                if dedup.check(&Identity::Opaque(Bytes::from(publish.payload.to_vec()))) == Verdict::First {
+                    *seen.handled.entry(number).or_default() += 1;
+                }
+                if seen.known.insert(number) {
+                    seen.first.entry(publish.topic).or_default().push(number);
+                } else {
+                    seen.repeats += 1;
+                }
+            }
+            Ok(_) => {}
+            Err(_) => {
+                node = (node + 1) % nodes.len();
+                events.mqtt_options = options(nodes[node]);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_cluster_nodes_killed_under_load_lose_nothing() {
+    let ground = Ground::start().await.expect("a ground");
+    let cluster = ground.nats_cluster().await.expect("nats");
+    let addresses: Vec<_> = cluster.nodes().iter().map(NatsNode::addr).collect();
+    let (seen, ready) = (Arc::new(Mutex::new(Seen::default())), Arc::new(Notify::new()));
+    let oracle = tokio::spawn(watch(addresses.clone(), Arc::clone(&seen), Arc::clone(&ready)));
+    tokio::time::timeout(DEADLINE, ready.notified()).await.expect("the oracle is subscribed");
+    let prober = Prober::start(addresses, "probe");
+    let client = Client::builder("drill")
+        .brokers(cluster.urls())
+        .and_then(|builder| builder.topology(Topology::Cluster).build())
+        .expect("a client");
+    let load = Load::start(&client, RATE, Qos::AtLeastOnce);
+    acked_more(&client, 100).await;
+
+    let (mut faults, mut direct) = (Vec::new(), Vec::new());
+    for _ in 0..count("DRILL_CLUSTER_KILLS", 1) {
+        let port = serving(&client).await;
+        let node = cluster.nodes().iter().find(|node| node.addr().port() == port).expect("one of ours");
+        let fault = Instant::now();
+        faults.push(fault);
+        node.kill();
+        another(&client, port).await;
+        let probed = wait::until(DEADLINE, "the prober", || async { prober.first(fault) }).await;
+        direct.push(probed.expect("the cluster never acknowledged again"));
+        acked_more(&client, 100).await;
+        node.restart().await.expect("restarted");
+        cluster.healthy(WHOLE).await.expect("whole again");
+    }
+
+    let published = load.end().await;
+    let admitted = u64::try_from(published.outcomes.len()).expect("a count");
+    let seen = || seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let lost = || (0..admitted).filter(|number| !seen().known.contains(number)).count();
+    // What is then still missing is counted below.
+    let _ = wait::until(DEADLINE, "every message at the oracle", || async { lost() == 0 }).await;
+    let unacknowledged = published.outcomes.iter().filter(|outcome| !outcome.is_acked()).count();
+    let reordered: usize =
+        seen().first.values().map(|first| first.windows(2).filter(|pair| pair[0] > pair[1]).count()).sum();
+    let twice = seen().handled.values().filter(|times| **times > 1).count();
+    let ours: Vec<_> = faults.iter().filter_map(|fault| published.first_after(*fault)).collect();
+    let since =
+        |ends: &[Instant]| ends.iter().zip(&faults).map(|(end, fault)| end.duration_since(*fault)).collect::<Vec<_>>();
+    let added: Vec<_> =
+        ours.iter().zip(&direct).map(|(ours, direct)| ours.saturating_duration_since(*direct)).collect();
+    row(&format!(
+        "| node of a NATS cluster killed, QoS 1 | {} | {admitted} | {} | 0 | {reordered} | {twice} | {} | {} |",
+        faults.len(),
+        lost() + unacknowledged,
+        seen().repeats,
+        milliseconds(&published.gaps(&faults)),
+    ));
+    row(&format!(
+        "NATS, from the kill to the first acknowledgement of a later publish: ours {}, a direct prober of all nodes {}, added by us {} (median / maximum; promised: 250 ms)",
+        milliseconds(&since(&ours)),
+        milliseconds(&since(&direct)),
+        milliseconds(&added),
+    ));
+    assert_eq!(
+        (lost(), unacknowledged, reordered, twice),
+        (0, 0, 0, 0),
+        "lost, unacknowledged, reordered, handled twice"
+    );
+    client.close(DEADLINE).await;
+    oracle.abort();
+    drop(prober);
+    ground.stop().await;
+}
