@@ -30,6 +30,7 @@ pub mod error;
 pub mod ground;
 mod guardian;
 pub mod oracle;
+pub mod pki;
 pub mod prober;
 pub mod process;
 pub mod proxy;

@@ -9,4 +9,7 @@ mod liveness_tests;
 mod properties;
 mod session_tables;
 mod simulation;
+#[cfg(feature = "ring")]
+mod tls;
+mod transport;
 mod version5;
