@@ -12,7 +12,8 @@ use crate::{
 };
 
 pub use crate::queue::{
-    segment::{Damage, StoredMessage},
+    scan::Damage,
+    segment::StoredMessage,
     survey::{FileSurvey, Survey},
 };
 

@@ -4,6 +4,7 @@
 //! that the bound is one on memory and not only on what waits. Only a message that was never handed out is shed.
 
 pub mod log;
+pub mod scan;
 pub mod segment;
 pub mod survey;
 

@@ -123,7 +123,7 @@ fn describe_file(file: &FileSurvey) -> Value {
 fn describe(message: &StoredMessage) -> Value {
     let mut line = json!({
         "sequence": message.sequence,
-        "topic": message.topic,
+        "topic": &*message.topic,
         "qos": message.qos_level,
         "retained": message.retained,
         "expires_at_unix_ms": message.expires_at_unix_ms,

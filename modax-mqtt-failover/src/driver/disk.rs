@@ -191,7 +191,7 @@ fn store(id: MessageId, message: &Message) -> StoredMessage {
         qos_level: message.qos.level(),
         retained: message.retained,
         expires_at_unix_ms: expires_at,
-        topic: message.topic().to_owned(),
+        topic: Arc::clone(&message.topic),
         user_properties: message.user_properties.clone(),
         payload: message.payload.clone(),
     }
@@ -199,11 +199,14 @@ fn store(id: MessageId, message: &Message) -> StoredMessage {
 
 fn restore(stored: StoredMessage, now: Instant) -> Admitted {
     let left = stored.expires_at_unix_ms.map(|at| Duration::from_millis(at.saturating_sub(unix_ms())));
-    let mut message = Message::new(stored.topic, stored.payload);
-    message.qos = Qos::from_level(stored.qos_level).unwrap_or(Qos::AtLeastOnce);
-    message.retained = stored.retained;
-    message.expires_in = left;
-    message.user_properties = stored.user_properties;
+    let message = Message {
+        topic: stored.topic,
+        payload: stored.payload,
+        qos: Qos::from_level(stored.qos_level).unwrap_or(Qos::AtLeastOnce),
+        retained: stored.retained,
+        expires_in: left,
+        user_properties: stored.user_properties,
+    };
     let expires_at = left.and_then(|left| now.checked_add(left));
     Admitted { id: MessageId::new(stored.sequence), message, at: now, expires_at }
 }

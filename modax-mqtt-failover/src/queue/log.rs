@@ -9,14 +9,14 @@
 //!
 //! No file is touched here: [`Storage`] does that, in a driver or in a simulation that crashes it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt, io,
-};
+use std::{cmp::Reverse, collections::BTreeMap, fmt, io};
 
 use bytes::Bytes;
 
-use super::segment::{Damage, EncodeError, Found, HEADER_BYTES, Record, Scan, SegmentId, StoredMessage, encode};
+use super::{
+    scan::{Damage, Found, Scan},
+    segment::{EncodeError, HEADER_BYTES, Record, SegmentId, StoredMessage, check, encode},
+};
 
 /// Where a log keeps its files: a folder, or a test's idea of one.
 pub trait Storage {
@@ -86,7 +86,7 @@ pub enum CommitError {
 }
 
 struct Live {
-    segment: u64,
+    segment: SegmentId,
     message: StoredMessage,
 }
 
@@ -95,10 +95,13 @@ pub struct Log<S> {
     storage: S,
     segment_bytes: u64,
     salts: Box<dyn FnMut() -> u64 + Send>,
-    /// Oldest first; the last is the one appended to. Length in bytes of each.
-    segments: BTreeMap<u64, (SegmentId, u64)>,
+    /// Oldest first; length in bytes of each.
+    segments: BTreeMap<SegmentId, u64>,
+    /// The one appended to.
+    current: SegmentId,
     live: BTreeMap<u64, Live>,
-    live_in: BTreeMap<u64, BTreeSet<u64>>,
+    /// How many live messages stand in each file that has any.
+    live_in: BTreeMap<SegmentId, usize>,
     pending: Vec<Record>,
     closed: bool,
 }
@@ -132,31 +135,20 @@ impl<S: Storage> Log<S> {
         for id in &ids {
             found.read(*id, storage.read(&id.file_name())?);
         }
-        let next = ids.last().map_or(0, |id| id.number().saturating_add(1));
-        let current = SegmentId::new(next, salts());
+        let current = SegmentId::new(ids.last().map_or(0, |id| id.number().saturating_add(1)), salts());
         storage.create(&current.file_name(), &current.header())?;
-        let mut segments = found.segments;
-        segments.insert(next, (current, length(HEADER_BYTES)));
-        let mut log = Self {
-            storage,
-            segment_bytes,
-            salts,
-            segments,
-            live: BTreeMap::new(),
-            live_in: BTreeMap::new(),
-            pending: Vec::new(),
-            closed: false,
-        };
-        let mut recovered =
-            Recovered { next_sequence: found.next_sequence, damaged: found.damaged, ..Recovered::default() };
-        for (sequence, live) in found.messages {
-            if !found.settled.contains(&sequence) {
-                recovered.messages.push(live.message.clone());
-                log.keep(live.segment, live.message);
-            }
+        found.segments.insert(current, length(HEADER_BYTES));
+        let (next_sequence, damaged) = (found.next_sequence, std::mem::take(&mut found.damaged));
+        let segments = std::mem::take(&mut found.segments);
+        let (live, pending) = found.live();
+        let mut live_in = BTreeMap::new();
+        for message in live.values() {
+            *live_in.entry(message.segment).or_default() += 1;
         }
+        let messages = live.values().map(|live| live.message.clone()).collect();
+        let mut log = Self { storage, segment_bytes, salts, segments, current, live, live_in, pending, closed: false };
         log.delete_settled_files();
-        Ok((log, recovered))
+        Ok((log, Recovered { messages, next_sequence, damaged }))
     }
 
     /// Takes a record for the next commit.
@@ -164,7 +156,7 @@ impl<S: Storage> Log<S> {
     /// # Errors
     /// [`EncodeError`] for a message that no file can hold; it is not taken.
     pub fn push(&mut self, record: Record) -> Result<(), EncodeError> {
-        encode(SegmentId::new(0, 0), &record, &mut Vec::new())?;
+        check(&record)?;
         self.pending.push(record);
         Ok(())
     }
@@ -180,7 +172,7 @@ impl<S: Storage> Log<S> {
         for record in records {
             match record {
                 Record::Settled(sequence) => self.settle(sequence),
-                Record::Message(message) if written.is_ok() => self.keep(self.current().number(), message),
+                Record::Message(message) if written.is_ok() => self.keep(self.current, message),
                 Record::Message(_) => {}
             }
         }
@@ -196,21 +188,20 @@ impl<S: Storage> Log<S> {
     /// # Errors
     /// [`CommitError`]; nothing was deleted then.
     pub fn renew(&mut self) -> Result<(), CommitError> {
-        let old: Vec<u64> = self.segments.keys().copied().collect();
+        let old: Vec<SegmentId> = self.segments.keys().copied().collect();
         self.closed = true;
-        let number = self.begin_segment().map_err(CommitError::Write)?;
+        self.begin_segment().map_err(CommitError::Write)?;
         let messages: Vec<_> = self.live.values().map(|live| Record::Message(live.message.clone())).collect();
         self.write_to_current(&messages)?;
         self.closed = false;
         for live in self.live.values_mut() {
-            live.segment = number;
+            live.segment = self.current;
         }
-        self.live_in = BTreeMap::from([(number, self.live.keys().copied().collect())]);
-        for number in old {
-            if !self.delete(number) {
-                break;
-            }
+        self.live_in.clear();
+        if !self.live.is_empty() {
+            self.live_in.insert(self.current, self.live.len());
         }
+        let _all_gone = old.into_iter().all(|id| self.delete(id));
         Ok(())
     }
 
@@ -223,7 +214,7 @@ impl<S: Storage> Log<S> {
     /// Bytes of all files.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.segments.values().map(|(_, bytes)| bytes).sum()
+        self.segments.values().sum()
     }
 
     /// Messages on disk without an outcome.
@@ -232,67 +223,55 @@ impl<S: Storage> Log<S> {
         self.live.len()
     }
 
-    fn current(&self) -> SegmentId {
-        self.segments.values().next_back().map_or(SegmentId::new(0, 0), |(id, _)| *id)
-    }
-
     fn write(&mut self, records: &[Record]) -> Result<(), CommitError> {
         if records.is_empty() {
             return Ok(());
         }
-        let full = self.segments.values().next_back().is_none_or(|(_, bytes)| *bytes >= self.segment_bytes);
-        if full {
+        if self.segments.get(&self.current).is_none_or(|bytes| *bytes >= self.segment_bytes) {
             self.begin_segment().map_err(CommitError::Write)?;
             self.write_again_what_pins_old_files()?;
         }
         self.write_to_current(records)
     }
 
-    fn begin_segment(&mut self) -> io::Result<u64> {
-        let id = SegmentId::new(self.current().number().saturating_add(1), (self.salts)());
-        if let Err(error) = self.storage.create(&id.file_name(), &id.header()) {
-            // Half a file may be there, and it may be what later appends go to: no append before `renew`.
-            self.closed = true;
-            self.segments.insert(id.number(), (id, length(HEADER_BYTES)));
-            return Err(error);
-        }
-        self.segments.insert(id.number(), (id, length(HEADER_BYTES)));
-        Ok(id.number())
+    fn begin_segment(&mut self) -> io::Result<()> {
+        let id = SegmentId::new(self.current.number().saturating_add(1), (self.salts)());
+        let made = self.storage.create(&id.file_name(), &id.header());
+        self.segments.insert(id, length(HEADER_BYTES));
+        self.current = id;
+        // Half a file may be there, and it may be what later appends go to: no append before `renew`.
+        self.closed |= made.is_err();
+        made
     }
 
-    /// Writes live messages of the oldest files again, when all files together are more than four times what is live.
+    /// Writes live messages of the oldest file again, when all files together are more than four times what is live.
     fn write_again_what_pins_old_files(&mut self) -> Result<(), CommitError> {
-        let live: usize =
-            self.live.values().map(|live| live.message.payload.len() + live.message.topic.len() + 64).sum();
-        let allowed = length(live).saturating_mul(4).max(self.segment_bytes.saturating_mul(4));
-        if self.bytes() <= allowed {
-            return Ok(());
-        }
-        let current = self.current().number();
-        let Some(oldest) = self.segments.keys().next().copied().filter(|oldest| *oldest != current) else {
+        let messages = self.live.values().map(|live| &live.message);
+        let bytes = messages.map(|it| length(it.payload.len().saturating_add(it.topic.len()).saturating_add(64)));
+        let live = bytes.fold(0, u64::saturating_add);
+        let allowed = live.max(self.segment_bytes).saturating_mul(4);
+        let oldest = self.segments.keys().next().copied();
+        let Some(oldest) = oldest.filter(|oldest| *oldest != self.current && self.bytes() > allowed) else {
             return Ok(());
         };
-        let sequences = self.live_in.get(&oldest).cloned().unwrap_or_default();
-        let messages = sequences.iter().filter_map(|sequence| self.live.get(sequence));
-        let records: Vec<_> = messages.map(|live| Record::Message(live.message.clone())).collect();
+        let pinning = self.live.values().filter(|live| live.segment == oldest);
+        let records: Vec<_> = pinning.map(|live| Record::Message(live.message.clone())).collect();
         self.write_to_current(&records)?;
-        for sequence in sequences {
-            if let Some(live) = self.live.remove(&sequence) {
-                self.keep(current, live.message);
+        for record in records {
+            if let Record::Message(message) = record {
+                self.keep(self.current, message);
             }
         }
-        self.live_in.remove(&oldest);
         Ok(())
     }
 
     fn write_to_current(&mut self, records: &[Record]) -> Result<(), CommitError> {
-        let id = self.current();
         let mut bytes = Vec::new();
         for record in records {
             // `push` has tried it: this cannot fail.
-            let _tried = encode(id, record, &mut bytes);
+            let _tried = encode(self.current, record, &mut bytes);
         }
-        let before = self.segments.get(&id.number()).map_or(0, |(_, bytes)| *bytes);
+        let before = self.segments.get(&self.current).copied().unwrap_or_default();
         if let Err(error) = self.storage.append(&bytes) {
             // Part of it may stand there. Were it left, a message that was refused would be sent after a restart.
             self.closed = self.storage.truncate(before).is_err();
@@ -302,28 +281,30 @@ impl<S: Storage> Log<S> {
             self.closed = true;
             return Err(CommitError::Sync(error));
         }
-        self.segments.insert(id.number(), (id, before.saturating_add(length(bytes.len()))));
+        self.segments.insert(self.current, before.saturating_add(length(bytes.len())));
         Ok(())
     }
 
-    fn keep(&mut self, segment: u64, message: StoredMessage) {
+    fn keep(&mut self, segment: SegmentId, message: StoredMessage) {
         let sequence = message.sequence;
         if let Some(before) = self.live.insert(sequence, Live { segment, message }) {
-            self.forget(before.segment, sequence);
+            self.forget(before.segment);
         }
-        self.live_in.entry(segment).or_default().insert(sequence);
+        let count = self.live_in.entry(segment).or_default();
+        *count = count.saturating_add(1);
     }
 
     fn settle(&mut self, sequence: u64) {
         if let Some(live) = self.live.remove(&sequence) {
-            self.forget(live.segment, sequence);
+            self.forget(live.segment);
         }
     }
 
-    fn forget(&mut self, segment: u64, sequence: u64) {
-        if let Some(sequences) = self.live_in.get_mut(&segment) {
-            sequences.remove(&sequence);
-            if sequences.is_empty() {
+    /// One live message fewer stands in this file.
+    fn forget(&mut self, segment: SegmentId) {
+        if let Some(count) = self.live_in.get_mut(&segment) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
                 self.live_in.remove(&segment);
             }
         }
@@ -332,22 +313,21 @@ impl<S: Storage> Log<S> {
     /// Oldest first and no further than the first file that is still needed: a later file may hold the record that
     /// settles a message of an earlier one.
     fn delete_settled_files(&mut self) {
-        let current = self.current().number();
-        let numbers: Vec<u64> = self.segments.keys().copied().collect();
-        for number in numbers {
-            if number == current || self.live_in.contains_key(&number) || !self.delete(number) {
+        let mut oldest = self.segments.keys().next().copied();
+        while let Some(id) = oldest.filter(|id| *id != self.current && !self.live_in.contains_key(id)) {
+            if !self.delete(id) {
                 break;
             }
+            oldest = self.segments.keys().next().copied();
         }
     }
 
     /// Whether the file is gone. One that cannot be deleted is tried again with the next commit.
-    fn delete(&mut self, number: u64) -> bool {
-        let Some((id, _)) = self.segments.get(&number) else { return true };
+    fn delete(&mut self, id: SegmentId) -> bool {
         match self.storage.remove(&id.file_name()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => false,
             Ok(()) | Err(_) => {
-                self.segments.remove(&number);
+                self.segments.remove(&id);
                 true
             }
         }
@@ -357,34 +337,57 @@ impl<S: Storage> Log<S> {
 /// What has been read of the files so far.
 #[derive(Default)]
 struct Reading {
-    segments: BTreeMap<u64, (SegmentId, u64)>,
-    messages: BTreeMap<u64, Live>,
-    settled: BTreeSet<u64>,
+    segments: BTreeMap<SegmentId, u64>,
+    messages: Vec<Live>,
+    settled: Vec<(u64, SegmentId)>,
     damaged: Vec<(String, Damage)>,
     next_sequence: u64,
 }
 
 impl Reading {
-    fn read(&mut self, id: SegmentId, content: Bytes) {
-        self.segments.insert(id.number(), (id, length(content.len())));
-        for found in Scan::new(id, content) {
+    fn read(&mut self, segment: SegmentId, content: Bytes) {
+        self.segments.insert(segment, length(content.len()));
+        for found in Scan::new(segment, content) {
             let sequence = match found {
                 Found::Damage(damage) => {
-                    self.damaged.push((id.file_name(), damage));
+                    self.damaged.push((segment.file_name(), damage));
                     continue;
                 }
                 Found::Record { record: Record::Settled(sequence), .. } => {
-                    self.settled.insert(sequence);
+                    self.settled.push((sequence, segment));
                     sequence
                 }
                 Found::Record { record: Record::Message(message), .. } => {
                     let sequence = message.sequence;
-                    self.messages.insert(sequence, Live { segment: id.number(), message });
+                    self.messages.push(Live { segment, message });
                     sequence
                 }
             };
             self.next_sequence = self.next_sequence.max(sequence.saturating_add(1));
         }
+    }
+
+    /// Messages without an outcome, and what has to be written again: outcomes that stand in an earlier file than their
+    /// message, because somebody renamed files, and would be deleted first.
+    ///
+    /// Of two copies the later file's counts, so that the earlier file can go. All is nearly sorted already, which the
+    /// sorts and the building of the map make use of.
+    fn live(mut self) -> (BTreeMap<u64, Live>, Vec<Record>) {
+        self.settled.sort_by_key(|(sequence, segment)| (*sequence, Reverse(*segment)));
+        self.messages.sort_by_key(|live| (live.message.sequence, Reverse(live.segment)));
+        self.messages.dedup_by_key(|live| live.message.sequence);
+        let mut again = Vec::new();
+        let mut settled = self.settled.into_iter().peekable();
+        self.messages.retain(|live| {
+            let sequence = live.message.sequence;
+            while settled.next_if(|(settled, _)| *settled < sequence).is_some() {}
+            let Some((_, in_file)) = settled.peek().filter(|(settled, _)| *settled == sequence) else { return true };
+            if *in_file < live.segment {
+                again.push(Record::Settled(sequence));
+            }
+            false
+        });
+        (self.messages.into_iter().map(|live| (live.message.sequence, live)).collect(), again)
     }
 }
 
@@ -394,7 +397,10 @@ fn length(bytes: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::{
+        collections::BTreeSet,
+        sync::{Arc, Mutex},
+    };
 
     use proptest::prelude::*;
 

@@ -14,12 +14,13 @@
 //! checks cover the file's random salt, so that a payload that holds another queue file, or a block that once
 //! belonged to one, is never taken for a frame of this file. They do not cover the frame's place: bytes lost or added
 //! in the middle cost only the frames they hit. A copy of a frame of this very file is harmless, because a sequence
-//! counts once. The salt stands in the file's name as well, so that a damaged header costs nothing.
+//! counts once. The salt stands in the header and in the file's name: a damaged header costs nothing, nor does a file
+//! that was renamed.
 //!
 //! CRC-32C finds every change of up to three bits at these lengths, and every burst of up to 32; it is a guard against
 //! accidents, not against somebody who writes to the file on purpose.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
@@ -33,14 +34,17 @@ pub const FRAME_BYTES: usize = 16;
 pub const MAX_BODY_BYTES: usize = 268_435_455 + 64;
 
 const FILE_MARK: [u8; 8] = *b"MODAXMQ1";
-const FRAME_MARK: [u8; 4] = *b"MQR1";
-const KIND_MESSAGE: u8 = 1;
-const KIND_SETTLED: u8 = 2;
-const FLAG_QOS: u8 = 0b011;
-const FLAG_RETAINED: u8 = 0b100;
-const FLAG_EXPIRES: u8 = 0b1000;
+pub(super) const FRAME_MARK: [u8; 4] = *b"MQR1";
+pub(super) const KIND_MESSAGE: u8 = 1;
+pub(super) const KIND_SETTLED: u8 = 2;
+/// Bytes of a message's body beside topic, properties and payload: kind, sequence, flags, expiry, length of the topic,
+/// count of the properties.
+const MESSAGE_BYTES: usize = 1 + 8 + 1 + 8 + 2 + 2;
+pub(super) const FLAG_QOS: u8 = 0b011;
+pub(super) const FLAG_RETAINED: u8 = 0b100;
+pub(super) const FLAG_EXPIRES: u8 = 0b1000;
 /// Absent from files of older versions, which had none.
-const FLAG_PROPERTIES: u8 = 0b1_0000;
+pub(super) const FLAG_PROPERTIES: u8 = 0b1_0000;
 
 /// Which file of a queue, and the salt of its checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +66,12 @@ impl SegmentId {
         self.number
     }
 
+    /// What its checks are salted with.
+    #[must_use]
+    pub const fn salt(self) -> u64 {
+        self.salt
+    }
+
     /// Name of the file.
     #[must_use]
     pub fn file_name(self) -> String {
@@ -75,6 +85,15 @@ impl SegmentId {
         let is_number = |text: &str| text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
         let parse = |text: &str| if is_number(text) { u64::from_str_radix(text, 16).ok() } else { None };
         Some(Self { number: parse(number)?, salt: parse(salt)? })
+    }
+
+    /// The file that begins with these bytes, if they hold.
+    pub(super) fn from_header(bytes: &[u8]) -> Option<Self> {
+        let (mark, rest) = bytes.get(..HEADER_BYTES)?.split_first_chunk::<8>()?;
+        let (number, rest) = rest.split_first_chunk::<8>()?;
+        let (salt, _) = rest.split_first_chunk::<8>()?;
+        let id = Self { number: u64::from_le_bytes(*number), salt: u64::from_le_bytes(*salt) };
+        (*mark == FILE_MARK && bytes.starts_with(&id.header())).then_some(id)
     }
 
     /// What the file begins with.
@@ -103,7 +122,7 @@ pub struct StoredMessage {
     /// When it expires, in milliseconds of Unix time: the only clock that survives a restart.
     pub expires_at_unix_ms: Option<u64>,
     /// Where it goes.
-    pub topic: String,
+    pub topic: Arc<str>,
     /// Names and values beside the payload (MQTT 5).
     pub user_properties: UserProperties,
     /// What it says.
@@ -146,40 +165,52 @@ pub enum EncodeError {
     Size,
 }
 
+/// Whether a file can hold `record`.
+///
+/// # Errors
+/// [`EncodeError`].
+pub fn check(record: &Record) -> Result<(), EncodeError> {
+    let Record::Message(message) = record else { return Ok(()) };
+    let fits = |length: usize| u16::try_from(length).is_ok();
+    if !fits(message.topic.len()) {
+        return Err(EncodeError::Topic);
+    }
+    let properties = &message.user_properties;
+    if !fits(properties.len()) || !properties.iter().all(|(name, value)| fits(name.len()) && fits(value.len())) {
+        return Err(EncodeError::Properties);
+    }
+    let carried = message.payload.len().saturating_add(properties.encoded_bytes());
+    let body = MESSAGE_BYTES.saturating_add(message.topic.len()).saturating_add(carried);
+    if body > MAX_BODY_BYTES { Err(EncodeError::Size) } else { Ok(()) }
+}
+
 /// Appends `record` to `out` as a frame of the file `segment`.
 ///
 /// # Errors
 /// [`EncodeError`]; `out` is unchanged then.
 pub fn encode(segment: SegmentId, record: &Record, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    check(record)?;
     let start = out.len();
     out.extend_from_slice(&[0; FRAME_BYTES]);
-    if let Err(error) = encode_body(record, out) {
-        out.truncate(start);
-        return Err(error);
-    }
+    encode_body(record, out);
     let body = out.get(start.saturating_add(FRAME_BYTES)..).unwrap_or_default();
-    let Some(length) = u32::try_from(body.len()).ok().filter(|_| body.len() <= MAX_BODY_BYTES) else {
-        out.truncate(start);
-        return Err(EncodeError::Size);
-    };
-    let frame = frame(segment, length, body_check(segment, body));
+    // `check` holds it below `MAX_BODY_BYTES`, which fits.
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX);
+    let seed = seed(segment);
+    let frame = frame(seed, length, crc32c::crc32c_append(seed, body));
     if let Some(place) = out.get_mut(start..start.saturating_add(FRAME_BYTES)) {
         place.copy_from_slice(&frame);
     }
     Ok(())
 }
 
-fn encode_body(record: &Record, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+fn encode_body(record: &Record, out: &mut Vec<u8>) {
     match record {
         Record::Settled(sequence) => {
             out.push(KIND_SETTLED);
             out.extend_from_slice(&sequence.to_le_bytes());
         }
         Record::Message(message) => {
-            let topic_bytes = u16::try_from(message.topic.len()).map_err(|_| EncodeError::Topic)?;
-            if message.payload.len() > MAX_BODY_BYTES {
-                return Err(EncodeError::Size);
-            }
             let mut flags = message.qos_level & FLAG_QOS;
             flags |= if message.retained { FLAG_RETAINED } else { 0 };
             flags |= if message.expires_at_unix_ms.is_some() { FLAG_EXPIRES } else { 0 };
@@ -188,195 +219,60 @@ fn encode_body(record: &Record, out: &mut Vec<u8>) -> Result<(), EncodeError> {
             out.extend_from_slice(&message.sequence.to_le_bytes());
             out.push(flags);
             out.extend_from_slice(&message.expires_at_unix_ms.unwrap_or(0).to_le_bytes());
-            out.extend_from_slice(&topic_bytes.to_le_bytes());
-            out.extend_from_slice(message.topic.as_bytes());
-            encode_properties(&message.user_properties, out)?;
+            encode_text(&message.topic, out);
+            encode_properties(&message.user_properties, out);
             out.extend_from_slice(&message.payload);
         }
     }
-    Ok(())
 }
 
-/// Their count, then each name and value with its length; nothing at all where there is none.
-fn encode_properties(properties: &UserProperties, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+/// Their count, then each name and value with its length; nothing at all where there is none. `check` has seen that
+/// everything fits.
+fn encode_properties(properties: &UserProperties, out: &mut Vec<u8>) {
     if properties.is_empty() {
-        return Ok(());
+        return;
     }
-    let count = u16::try_from(properties.len()).map_err(|_| EncodeError::Properties)?;
-    out.extend_from_slice(&count.to_le_bytes());
+    out.extend_from_slice(&short(properties.len()).to_le_bytes());
     for text in properties.iter().flat_map(|(name, value)| [name, value]) {
-        let length = u16::try_from(text.len()).map_err(|_| EncodeError::Properties)?;
-        out.extend_from_slice(&length.to_le_bytes());
-        out.extend_from_slice(text.as_bytes());
+        encode_text(text, out);
     }
-    Ok(())
 }
 
-fn frame(segment: SegmentId, length: u32, body_check: u32) -> [u8; FRAME_BYTES] {
+fn encode_text(text: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(&short(text.len()).to_le_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn short(length: usize) -> u16 {
+    u16::try_from(length).unwrap_or(u16::MAX)
+}
+
+fn frame(seed: u32, length: u32, body_check: u32) -> [u8; FRAME_BYTES] {
     let mut frame = [0; FRAME_BYTES];
-    let parts = [FRAME_MARK, length.to_le_bytes(), head_check(segment, length).to_le_bytes(), body_check.to_le_bytes()];
+    let parts = [FRAME_MARK, length.to_le_bytes(), head_check(seed, length).to_le_bytes(), body_check.to_le_bytes()];
     for (place, part) in frame.chunks_exact_mut(4).zip(parts) {
         place.copy_from_slice(&part);
     }
     frame
 }
 
-fn seed(segment: SegmentId) -> u32 {
+/// What the checks of a file begin with.
+pub(super) fn seed(segment: SegmentId) -> u32 {
     crc32c::crc32c(&segment.salt.to_le_bytes())
 }
 
-fn head_check(segment: SegmentId, length: u32) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c_append(seed(segment), &FRAME_MARK), &length.to_le_bytes())
-}
-
-fn body_check(segment: SegmentId, body: &[u8]) -> u32 {
-    crc32c::crc32c_append(seed(segment), body)
-}
-
-/// A stretch of a file that holds no readable record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Damage {
-    /// Where it begins, in bytes.
-    pub offset: u64,
-    /// How long it is.
-    pub bytes: u64,
-    /// Whether it reaches the end of the file: then it may be no more than a write that a crash cut short.
-    pub at_end: bool,
-}
-
-/// What a file holds, in the order of the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// A record whose checks hold.
-    Record {
-        /// Where its frame begins.
-        offset: u64,
-        /// What it says.
-        record: Record,
-    },
-    /// Bytes that are no record.
-    Damage(Damage),
-}
-
-/// Reads a file: every record whose checks hold, and every stretch between them that is none.
-#[derive(Clone, Debug)]
-pub struct Scan {
-    segment: SegmentId,
-    bytes: Bytes,
-    at: usize,
-}
-
-impl Scan {
-    /// A scan of the whole content of the file `segment`. Its header is not needed, since the name says it all.
-    #[must_use]
-    pub const fn new(segment: SegmentId, bytes: Bytes) -> Self {
-        Self { segment, bytes, at: HEADER_BYTES }
-    }
-
-    /// The body length of the frame at `at`, if a frame begins there.
-    fn length_at(&self, at: usize) -> Option<usize> {
-        let head = self.bytes.get(at..at.checked_add(FRAME_BYTES)?)?;
-        let (mark, rest) = head.split_first_chunk::<4>()?;
-        let (length, rest) = rest.split_first_chunk::<4>()?;
-        let (check, _) = rest.split_first_chunk::<4>()?;
-        let length = u32::from_le_bytes(*length);
-        let holds = *mark == FRAME_MARK && u32::from_le_bytes(*check) == head_check(self.segment, length);
-        usize::try_from(length).ok().filter(|length| holds && *length <= MAX_BODY_BYTES)
-    }
-
-    fn record_at(&self, at: usize, length: usize) -> Option<Record> {
-        let start = at.checked_add(FRAME_BYTES)?;
-        let body = self.bytes.get(start..start.checked_add(length)?)?;
-        let (_, check) = self.bytes.get(at..start)?.split_last_chunk::<4>()?;
-        if u32::from_le_bytes(*check) != body_check(self.segment, body) {
-            return None;
-        }
-        decode(&self.bytes.slice(start..start.checked_add(length)?))
-    }
-
-    /// Where the next frame begins, from `from` on.
-    fn next_frame(&self, from: usize) -> Option<usize> {
-        let rest = self.bytes.get(from..)?;
-        let marks = rest.windows(FRAME_MARK.len()).enumerate().filter(|(_, window)| *window == FRAME_MARK);
-        marks.filter_map(|(step, _)| from.checked_add(step)).find(|at| self.length_at(*at).is_some())
-    }
-}
-
-impl Iterator for Scan {
-    type Item = Found;
-
-    fn next(&mut self) -> Option<Found> {
-        let start = self.at;
-        if start >= self.bytes.len() {
-            return None;
-        }
-        let offset = u64::try_from(start).ok()?;
-        if let Some(length) = self.length_at(start)
-            && let Some(record) = self.record_at(start, length)
-        {
-            self.at = start.saturating_add(FRAME_BYTES).saturating_add(length);
-            return Some(Found::Record { offset, record });
-        }
-        // Not by the length, even where the head holds: bytes may be missing inside, and the next frame stand nearer.
-        let end = self.next_frame(start.saturating_add(1)).unwrap_or(self.bytes.len());
-        self.at = end;
-        let bytes = u64::try_from(end.saturating_sub(start)).ok()?;
-        Some(Found::Damage(Damage { offset, bytes, at_end: end >= self.bytes.len() }))
-    }
-}
-
-fn decode(body: &Bytes) -> Option<Record> {
-    let (kind, rest) = body.split_first()?;
-    let (sequence, rest) = rest.split_first_chunk::<8>()?;
-    let sequence = u64::from_le_bytes(*sequence);
-    if *kind == KIND_SETTLED {
-        return rest.is_empty().then_some(Record::Settled(sequence));
-    }
-    if *kind != KIND_MESSAGE {
-        return None;
-    }
-    let (flags, rest) = rest.split_first()?;
-    // Written by a version that knows more than this one: what follows cannot be told apart.
-    if flags & !(FLAG_QOS | FLAG_RETAINED | FLAG_EXPIRES | FLAG_PROPERTIES) != 0 {
-        return None;
-    }
-    let (expiry, rest) = rest.split_first_chunk::<8>()?;
-    let (topic, mut rest) = decode_text(rest)?;
-    let mut user_properties = UserProperties::default();
-    if flags & FLAG_PROPERTIES != 0 {
-        let (count, pairs) = rest.split_first_chunk::<2>()?;
-        rest = pairs;
-        for _ in 0..u16::from_le_bytes(*count) {
-            let (name, value) = decode_text(rest)?;
-            let (value, after) = decode_text(value)?;
-            user_properties.push(name, value);
-            rest = after;
-        }
-    }
-    let payload_at = body.len().checked_sub(rest.len())?;
-    Some(Record::Message(StoredMessage {
-        sequence,
-        qos_level: Some(flags & FLAG_QOS).filter(|level| *level <= 2)?,
-        retained: flags & FLAG_RETAINED != 0,
-        expires_at_unix_ms: (flags & FLAG_EXPIRES != 0).then_some(u64::from_le_bytes(*expiry)),
-        topic: topic.to_owned(),
-        user_properties,
-        payload: body.slice(payload_at..),
-    }))
-}
-
-/// A text with its length before it, and what follows.
-fn decode_text(bytes: &[u8]) -> Option<(&str, &[u8])> {
-    let (length, rest) = bytes.split_first_chunk::<2>()?;
-    let (text, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
-    Some((std::str::from_utf8(text).ok()?, rest))
+pub(super) fn head_check(seed: u32, length: u32) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c_append(seed, &FRAME_MARK), &length.to_le_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        super::scan::{Damage, Found, Scan, decode},
+        *,
+    };
 
     const SEGMENT: SegmentId = SegmentId::new(7, 0x5eed_5eed_5eed_5eed);
 
@@ -398,7 +294,8 @@ mod tests {
         let message = (any::<u64>(), 0..3u8, any::<bool>(), any::<Option<u64>>(), content);
         let record = prop_oneof![
             message.prop_map(|(sequence, qos_level, retained, expires_at_unix_ms, (topic, properties, payload))| {
-                let (user_properties, payload) = (properties.into_iter().collect(), payload.into());
+                let (topic, payload) = (Arc::from(topic), payload.into());
+                let user_properties = properties.into_iter().collect();
                 let stored = StoredMessage {
                     sequence,
                     qos_level,
@@ -517,9 +414,9 @@ mod tests {
             payload: Bytes::from_static(b"payload"),
         });
         let mut written = Vec::new();
-        encode_body(&stored, &mut written).unwrap();
+        encode_body(&stored, &mut written);
         assert_eq!(written, body);
-        assert_eq!(decode(&body.into()), Some(stored));
+        assert_eq!(decode(&body.into(), &mut None), Some(stored));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::{
 
 use super::{
     log::Storage,
-    segment::{Damage, Found, Record, Scan, SegmentId, StoredMessage},
+    scan::{Damage, Found, Scan},
+    segment::{Record, SegmentId, StoredMessage},
 };
 
 /// What one file of a queue holds.

@@ -1,6 +1,7 @@
 //! Fast tests: no servers, no waiting but for events.
 
 mod client;
+mod damage;
 mod disk;
 mod f21;
 mod failover_tests;

@@ -62,7 +62,7 @@ impl Replay {
         }
         let waiting = survey.waiting.into_iter().map(|message| Waiting {
             sequence: message.sequence,
-            topic: message.topic,
+            topic: message.topic.to_string(),
             expires_at_unix_ms: message.expires_at_unix_ms,
         });
         Ok((directory, waiting.collect()))
