@@ -97,6 +97,19 @@
 //! A broker that we left may publish the will although we live: on the same topic, the client notices its own will and
 //! says the message again.
 //!
+//! # How a broker is reached
+//!
+//! Each dial looks the broker's name up anew and tries all its addresses, the families in turn, the next one after
+//! 250 ms or as soon as one has failed; the first that stands wins. Names, addresses and the handshake of TLS share one
+//! deadline: 1 s in the first round over all brokers, doubled with each round up to 30 s. A resolver that fails or
+//! hangs leaves the last good addresses. [`ClientBuilder::connector`] puts anything that reads and writes in TCP's place,
+//! [`ClientBuilder::resolver`] another source of addresses in the system's: see the module `transport`.
+//!
+//! `mqtts://` is TLS (port 8883), with the feature `rustls` and a provider of cryptography that the application
+//! installs, or with the feature `ring`. Certificates are always verified; authorities, client certificates and keys
+//! come from the platform, files or memory, and files are read again at each dial: see the module `tls`. What holds over
+//! TCP holds over TLS: any byte is life, and only what has left for the network counts as written.
+//!
 //! # Without tokio
 //!
 //! `default-features = false` leaves the state machines: [`courier::Courier`] carries messages by itself, given a
@@ -109,8 +122,9 @@
 //!
 //! # Limits
 //!
-//! Topic aliases, subscription identifiers, AUTH and redirections of MQTT 5 are not used. Built and tested on Linux; TCP_USER_TIMEOUT is set there only. macOS and Windows
-//! are meant to work and are not built here.
+//! Topic aliases, subscription identifiers, AUTH and redirections of MQTT 5 are not used. Encrypted private keys are not
+//! read. Built and tested on Linux; TCP_USER_TIMEOUT and TCP_NOTSENT_LOWAT are set there only. macOS and Windows are
+//! meant to work and are not built here.
 #![cfg_attr(
     not(test),
     deny(

@@ -18,6 +18,9 @@ mod oracle;
 mod scale;
 #[path = "drill/starved.rs"]
 mod starved;
+#[cfg(feature = "ring")]
+#[path = "drill/tls.rs"]
+mod tls;
 #[path = "drill/verdict.rs"]
 mod verdict;
 #[path = "drill/version5.rs"]

@@ -10,7 +10,7 @@ mod subscribe;
 
 use std::time::Duration;
 
-use modax_mqtt_failover::{Client, ClientBuilder, ConfigError, Qos, Selection, Topology, Version};
+use modax_mqtt_failover::{Client, ClientBuilder, ConfigError, Qos, Selection, Topology, Version, tls::Tls};
 use serde_json::json;
 
 pub(crate) use self::outcome::{put_payload, put_properties};
@@ -31,7 +31,30 @@ fn builder(args: &BrokerArgs) -> Result<ClientBuilder, ConfigError> {
     };
     let builder = Client::builder(args.client_id.as_str()).brokers(&args.brokers)?;
     let builder = if args.mqtt5 { builder.version(Version::V5) } else { builder };
+    let builder = match tls(args) {
+        Some(tls) => builder.tls(tls),
+        None => builder,
+    };
     Ok(builder.topology(topology).selection(selection))
+}
+
+/// What the flags ask for beyond the defaults; a certificate comes with its key, the flags see to that.
+fn tls(args: &BrokerArgs) -> Option<Tls> {
+    let identity = args.tls_cert.as_ref().zip(args.tls_key.as_ref());
+    if args.tls_ca.is_none() && identity.is_none() && args.tls_server_name.is_none() {
+        return None;
+    }
+    let mut tls = Tls::new();
+    if let Some(file) = &args.tls_ca {
+        tls = tls.ca_file(file);
+    }
+    if let Some((certificate, key)) = identity {
+        tls = tls.client_files(certificate, key);
+    }
+    if let Some(name) = &args.tls_server_name {
+        tls = tls.server_name(name);
+    }
+    Some(tls)
 }
 
 /// Builds the client and starts to print its events; says on stderr what is wrong.

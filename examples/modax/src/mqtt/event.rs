@@ -44,6 +44,8 @@ fn describe(event: &Event) -> (&'static str, Value) {
         Event::Shed { topic } => ("shed", json!({ "topic": topic })),
         Event::Expired { topic } => ("expired", json!({ "topic": topic })),
         Event::BrokerSlow { broker } => ("broker_slow", json!({ "broker": broker.to_string() })),
+        Event::CertificatesReloaded => ("certificates_reloaded", json!({})),
+        Event::CertificatesRefused { reason } => ("certificates_refused", json!({ "reason": reason })),
         Event::Lagged { missed } => ("lagged", json!({ "missed": missed })),
         Event::Closed => ("closed", json!({})),
         Event::DuplicateClientId { .. } => ("duplicate_client_id", json!({ "detail": format!("{event:?}") })),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use modax_testbed::Ground;
+use modax_testbed::{Ground, MosquittoOptions, pki::Authority};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -140,5 +140,46 @@ async fn a_subscriber_ends_at_a_signal_with_success() {
     sub.signal(Signal::INT);
     assert_eq!(sub.rest().await.1, 0);
     assert_eq!(publisher.end().await.1, 0);
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_certificates_open_a_broker_that_speaks_tls_and_asks_for_one() {
+    let ground = Ground::start().await.unwrap();
+    let authority = Authority::new("plant");
+    let (shown, us) = (authority.issue(&["broker.plant"]), authority.issue(&["p"]));
+    let file = |name: &str, text: &str| {
+        let path = ground.dir().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let ca = file("ca.pem", authority.pem());
+    let (shown, key) = (file("shown.pem", &shown.certificate), file("shown.key", &shown.key));
+    let port = ground.port();
+    let extra =
+        format!("listener {port} 127.0.0.1\ncertfile {shown}\nkeyfile {key}\ncafile {ca}\nrequire_certificate true");
+    let _broker = ground.mosquitto_with(MosquittoOptions { extra, ..Default::default() }).await.unwrap();
+    let (certificate, key) = (file("us.pem", &us.certificate), file("us.key", &us.key));
+    let url = format!("mqtts://127.0.0.1:{port}");
+    let args = ["pub", "--brokers", &url, "--client-id", "p", "--topic", "t"];
+    let files = ["--tls-ca", &ca, "--tls-cert", &certificate, "--tls-key", &key];
+
+    let mut publisher = Running::start(&[&args[..], &files, &["--tls-server-name", "broker.plant"]].concat());
+    publisher.send("over TLS").await;
+    assert_eq!(publisher.line().await["outcome"], "acked");
+    assert_eq!(publisher.end().await.1, 0);
+
+    // Without --tls-ca the system's authorities count; this is how a system names another store.
+    let args_of_the_system = [&args[..], &files[2..], &["--tls-server-name", "broker.plant"]].concat();
+    let mut publisher = Running::start_with(&args_of_the_system, &[("SSL_CERT_FILE", &ca)]);
+    publisher.send("trusted by the system").await;
+    assert_eq!(publisher.line().await["outcome"], "acked");
+    assert_eq!(publisher.end().await.1, 0);
+
+    // The certificate is for another name than the URL's, and nothing was said about that.
+    let mut publisher = Running::start(&[&args[..], &files, &["--max-wait", "1s"]].concat());
+    publisher.send("to nobody").await;
+    let (outcomes, code) = publisher.end().await;
+    assert_eq!((outcomes[0]["outcome"].as_str(), code), (Some("undelivered"), 1));
     ground.stop().await;
 }

@@ -31,7 +31,9 @@ fn bad_usage_exits_2_with_one_line_that_names_the_flag() {
     let with = |more: &[&'static str]| -> Vec<&'static str> { publish.iter().chain(more).copied().collect() };
     let cases: Vec<(Vec<&str>, &str)> = vec![
         (with(&["--fsync-every", "5ms"]), "--queue"),
-        (with(&["--tls-ca", "x"]), "--tls-ca"),
+        (with(&["--tls-ca", "x"]), "mqtts://"),
+        (with(&["--tls-key", "x"]), "--tls-cert"),
+        (vec!["pub", "--brokers", "mqtts://h", "--client-id", "c", "--tls-ca", "/absent.pem"], "/absent.pem"),
         (with(&["--standby", "probe"]), "--standby"),
         (with(&["--dedup", "x"]), "--dedup"),
         (with(&["--selection", "nearest"]), "--selection"),
