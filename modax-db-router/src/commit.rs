@@ -44,6 +44,9 @@ pub enum UnknownBecause {
     StillInProgress,
     /// `BEGIN` failed, and the statements behind it may have been committed one by one.
     BeginFailed,
+    /// The work ended the transaction itself (`COMMIT`, `ROLLBACK`, `PREPARE TRANSACTION`): what it did before may be
+    /// committed, what it did behind ran outside of the router's transaction.
+    EndedByHand,
     /// The router was closed before it could be settled.
     Closed,
 }
@@ -57,6 +60,7 @@ impl fmt::Display for UnknownBecause {
             Self::Deadline => "nobody who could say was reached before the deadline",
             Self::StillInProgress => "still in progress at the deadline",
             Self::BeginFailed => "BEGIN failed, and statements may have run without a transaction",
+            Self::EndedByHand => "the work itself ended the transaction",
             Self::Closed => "the router was closed",
         })
     }

@@ -10,6 +10,7 @@ pub(crate) mod patroni;
 pub(crate) mod pool;
 pub(crate) mod probe;
 mod query;
+mod reset;
 pub(crate) mod settle;
 pub(crate) mod transaction;
 

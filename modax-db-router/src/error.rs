@@ -168,10 +168,11 @@ pub enum WriteError {
         #[source]
         source: Option<tokio_postgres::Error>,
     },
-    /// `COMMIT` was sent, its answer did not come, and the rule cannot settle what became of it.
-    #[error("outcome unknown after COMMIT was sent to {node}: {because}")]
+    /// `COMMIT` was sent, its answer did not come, and the rule cannot settle what became of it; or statements may have
+    /// run outside of the transaction ([`UnknownBecause`] tells).
+    #[error("outcome unknown on {node}: {because}")]
     OutcomeUnknown {
-        /// The server it was sent to.
+        /// The server that was written.
         node: NodeId,
         /// Why it could not be settled.
         because: UnknownBecause,

@@ -34,8 +34,8 @@
 //! - A synchronous copy is no proof against a split brain: an old follower still acknowledges an old primary.
 //! - Transactions begun by hand ([`Router::primary`]), COPY and cursors are cut by a failover, with an error whose
 //!   `is_closed()` is true: nothing can carry them over.
-//! - Sessions: nothing is reset behind a write or a read, so what outlives `COMMIT` leaks to the next user of the
-//!   connection. Use `SET LOCAL` and its like; see [`Tx`].
+//! - Sessions end with the write or the read: each begins with the settings of the login, whatever the one before it
+//!   left there. For a session that lasts take [`Router::primary`].
 //! - TLS: a URL that asks for it is refused ([`ConfigError::TlsUnsupported`]), and a host off loopback is refused
 //!   unless `sslmode=disable` says that plain text is meant.
 //!

@@ -142,7 +142,7 @@ impl Router {
         })
     }
 
-    /// Runs one statement in a transaction of its own. It may leave nothing in the session; see [`Tx`].
+    /// Runs one statement in a transaction of its own.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -158,14 +158,14 @@ impl Router {
     /// Waits through a failover or a switchover. `work` **may run several times**: whenever it is certain that the
     /// attempt before did not happen. [`Writer::attempts`] limits that, and [`Tx::attempt`] tells.
     ///
-    /// The session is not reset afterwards: `SET`, `LISTEN`, session-level advisory locks and temporary tables leak to
-    /// the next user of the connection. Use `SET LOCAL` and its like; see [`Tx`].
+    /// The session is reset afterwards, behind the caller's back: what `SET`, `LISTEN` or a temporary table left there
+    /// is gone before anybody else gets the connection.
     ///
     /// # Errors
     /// - [`WriteError::NoPrimary`], [`WriteError::HoldFull`], [`WriteError::NotCommitted`],
     ///   [`WriteError::StalePrimary`]: it did not happen; safe to repeat.
     /// - [`WriteError::OutcomeUnknown`]: `COMMIT` was sent and the rule ([`commit`](crate::commit)) cannot settle
-    ///   what became of it; repeat only under the same idempotency key.
+    ///   what became of it, or the work ended the transaction itself; repeat only under the same idempotency key.
     /// - [`WriteError::Statement`]: the work's own error; rolled back.
     /// - [`WriteError::TxKept`]: the work let a clone of its [`Tx`] escape; nothing was committed.
     /// - [`WriteError::Closed`]: the router was closed.

@@ -50,13 +50,11 @@ pub struct Written<T> {
 ///
 /// Owned and cheap to clone, so that it can move into the future the work returns. Dereferences to
 /// [`tokio_postgres::Client`]: every statement, COPY and prepared statement of it works. Do not send `COMMIT` or
-/// `ROLLBACK` by hand. A clone kept beyond the work is cut off: its connection is closed.
+/// `ROLLBACK` by hand: the write ends with [`WriteError::OutcomeUnknown`]. A clone kept beyond the work is cut off: its
+/// connection is closed.
 ///
-/// **What outlives a transaction leaks to the next user of the connection**, which goes back to its pool as it is: the
-/// session is not reset behind `COMMIT` or `ROLLBACK`, because that would cost every write a round trip. Use
-/// `SET LOCAL` instead of `SET`, `pg_advisory_xact_lock` instead of `pg_advisory_lock`, and temporary tables with
-/// `ON COMMIT DROP`; send no `LISTEN`, `PREPARE` or `DECLARE … WITH HOLD`. Whoever needs a session takes
-/// [`Router::primary`], whose connection is reset (`DISCARD ALL`) before anybody else gets it.
+/// What outlives a transaction (`SET`, `LISTEN`, session-level advisory locks, temporary tables, `PREPARE`) ends when
+/// the connection goes back to its pool: the session is reset before anybody else gets it.
 #[derive(Clone)]
 pub struct Tx {
     pub(crate) connection: Arc<Checkout>,

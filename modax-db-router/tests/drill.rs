@@ -13,5 +13,7 @@ mod ledger;
 mod patroni;
 #[path = "drill/reads.rs"]
 mod reads;
+#[path = "drill/sessions.rs"]
+mod sessions;
 #[path = "drill/writes.rs"]
 mod writes;

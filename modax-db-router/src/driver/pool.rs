@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio_postgres::error::Severity;
 use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage, Statement};
 
+use super::reset::{Reset, Sent};
 use crate::lsn::SystemId;
 use crate::observation::{Incarnation, StartTime};
 
@@ -84,9 +85,9 @@ impl Drop for Registered {
 /// What is known of the state of a connection that came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Condition {
-    /// As it was handed out.
-    Clean,
-    /// It was used by hand: it may stand in a transaction, have settings, hold locks.
+    /// No transaction is open, but its session may have settings, locks, temporary tables.
+    Used,
+    /// It was used by hand: it may stand in a transaction, too.
     Unknown,
     /// It was left in the middle of something, and cut.
     Doomed,
@@ -94,11 +95,14 @@ enum Condition {
 
 /// One connection.
 pub(crate) struct Conn {
-    client: ClientWrapper,
+    client: Arc<ClientWrapper>,
     identity: Identity,
     warnings: Arc<AtomicU64>,
     task: AbortHandle,
-    condition: Condition,
+    /// It was left in the middle of something, and cut.
+    doomed: bool,
+    /// Sent when it was given back, and not yet known to be done.
+    reset: Option<Sent>,
     /// The generation its prepared statements belong to.
     generation: u64,
 }
@@ -140,23 +144,20 @@ impl managed::Manager for Dialer {
         let client = ClientWrapper::new(client, task);
         let rows = client.simple_query(IDENTITY).await.map_err(DialError::Postgres)?;
         let identity = read_identity(&rows).ok_or(DialError::Unreadable)?;
-        Ok(Conn { client, identity, warnings, task: abort, condition: Condition::Clean, generation: 0 })
+        let client = Arc::new(client);
+        Ok(Conn { client, identity, warnings, task: abort, doomed: false, reset: None, generation: 0 })
     }
 
     async fn recycle(&self, conn: &mut Conn, _: &Metrics) -> RecycleResult<DialError> {
-        match conn.condition {
-            _ if conn.client.is_closed() => Err(RecycleError::message("closed")),
-            Condition::Doomed => Err(RecycleError::message("left in the middle of something")),
-            Condition::Clean => Ok(()),
-            Condition::Unknown => {
-                // Two queries: DISCARD ALL may not stand in a transaction, and two statements in one query are one.
-                let fail = |error| RecycleError::Backend(DialError::Postgres(error));
-                conn.client.simple_query("ROLLBACK").await.map_err(fail)?;
-                conn.client.simple_query("DISCARD ALL").await.map_err(fail)?;
-                conn.client.statement_cache.clear();
-                conn.condition = Condition::Clean;
-                Ok(())
-            }
+        if conn.client.is_closed() {
+            return Err(RecycleError::message("closed"));
+        }
+        if conn.doomed {
+            return Err(RecycleError::message("left in the middle of something"));
+        }
+        match conn.reset.take() {
+            Some(sent) => sent.done().await.map_err(|error| RecycleError::Backend(DialError::Postgres(error))),
+            None => Ok(()),
         }
     }
 }
@@ -236,7 +237,7 @@ pub(crate) struct Checkout {
 }
 
 /// The row that was taken behind the last statement of a transaction.
-pub(crate) type BeforeRow = [Option<String>; 5];
+pub(crate) type BeforeRow = [Option<String>; 6];
 
 impl Checkout {
     pub(crate) fn client(&self) -> &tokio_postgres::Client {
@@ -281,9 +282,9 @@ impl Checkout {
         self.object.task.abort();
     }
 
-    /// Returns the connection to its pool, clean.
+    /// Returns the connection, on which no transaction is open, to its pool; its session is reset on the way.
     pub(crate) fn give_back(mut self) {
-        self.end = Condition::Clean;
+        self.end = Condition::Used;
     }
 
     /// Hands the connection out to be used by hand.
@@ -295,10 +296,15 @@ impl Checkout {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
-        self.object.condition = self.end;
-        if self.end == Condition::Doomed {
-            // Closes the socket now; the pool finds the remains at the next checkout.
-            self.object.task.abort();
+        let client = Arc::clone(&self.object.client);
+        match self.end {
+            Condition::Used => self.object.reset = Some(Sent::send(client, Reset::Light)),
+            Condition::Unknown => self.object.reset = Some(Sent::send(client, Reset::Full)),
+            Condition::Doomed => {
+                self.object.doomed = true;
+                // Closes the socket now; the pool finds the remains at the next checkout.
+                self.object.task.abort();
+            }
         }
         self.outstanding.fetch_sub(1, Ordering::Relaxed);
     }
@@ -307,8 +313,8 @@ impl Drop for Checkout {
 /// A connection to the primary. Dereferences to [`tokio_postgres::Client`].
 ///
 /// It is cut when its server is fenced, demoted or lost: every call on it then fails with an error whose
-/// `is_closed()` is true. Dropped, it goes back to its pool; before anybody else gets it, an open transaction is
-/// rolled back and the session reset (`DISCARD ALL`).
+/// `is_closed()` is true. Dropped, it goes back to its pool: an open transaction is rolled back and the session reset
+/// (`DISCARD ALL`) at once, and nobody else gets it before that is done.
 pub struct Connection {
     inner: Checkout,
 }

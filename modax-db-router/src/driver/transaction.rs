@@ -21,9 +21,13 @@ use crate::policy::retry::{Reaction, pause_before, react};
 use crate::topology::NodeId;
 use crate::write::{Durability, Tx, Written};
 
+/// The answer tells this transaction from any other that the work may begin by hand.
+const BEGIN: &str = "BEGIN; SELECT extract(epoch FROM pg_catalog.now())";
+
 /// Taken behind the last statement and before COMMIT: what the rule needs, and the first half of the proof of copies.
 const BEFORE_COMMIT: &str = "SELECT pg_current_xact_id_if_assigned()::text, pg_current_wal_insert_lsn(), \
-    current_setting('synchronous_standby_names') <> '', current_setting('synchronous_commit'), pg_conf_load_time()";
+    current_setting('synchronous_standby_names') <> '', current_setting('synchronous_commit'), pg_conf_load_time(), \
+    extract(epoch FROM pg_catalog.now())";
 
 /// Taken behind COMMIT in the same flight: the token's position, and the second half of the proof.
 const AFTER_COMMIT: &str = "SELECT pg_current_wal_insert_lsn(), \
@@ -65,6 +69,8 @@ struct Place {
     incarnation: Incarnation,
     attempt: u32,
     deadline: Instant,
+    /// What the server said to `BEGIN`.
+    began: Option<String>,
 }
 
 /// A connection that the work has, too. Dropped before it is taken back, also with the future of the write, it is cut,
@@ -92,11 +98,20 @@ impl Drop for Lent {
     }
 }
 
+/// Whether the transaction is open as far as the router knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Open {
+    Yes,
+    No,
+}
+
 struct Before {
     evidence: Evidence,
     synchronous: Option<bool>,
     commit_level: Option<String>,
     loaded: Option<String>,
+    /// As [`Place::began`].
+    began: Option<String>,
 }
 
 impl Tx {
@@ -129,17 +144,21 @@ impl Shared {
         let Some(id) = self.servers.get(node).map(|server| server.id.clone()) else {
             return Attempt::Failed(WriteError::Closed);
         };
-        let place = Place { node, id, incarnation, attempt, deadline };
+        let mut place = Place { node, id, incarnation, attempt, deadline, began: None };
         let lent = Lent(Some(Arc::new(checkout)));
         let Some(connection) = lent.0.as_ref() else { return Attempt::Failed(WriteError::TxKept) };
         let tx = Tx { connection: Arc::clone(connection), attempt };
         let mut begun = None;
         // BEGIN is polled first, so the work's first statement travels behind it in the same flight.
-        let begin = async { begun = Some(connection.client().batch_execute("BEGIN").await) };
+        let begin = async { begun = Some(connection.client().simple_query(BEGIN).await) };
         let ended = tokio::time::timeout_at(deadline.into(), join(begin, work(tx))).await;
         let (begin_failed, refused) = match begun {
             Some(Err(error)) => (!broke(&error, connection), Some(error)),
-            Some(Ok(())) | None => (false, None),
+            Some(Ok(answer)) => {
+                place.began = columns::<1>(&answer).and_then(|[began]| began);
+                (false, None)
+            }
+            None => (false, None),
         };
         if begin_failed {
             // What was sent behind it ran, each statement for itself: also those before the one that failed.
@@ -159,12 +178,12 @@ impl Shared {
         }
         match worked {
             Ok(value) => self.commit(&place, checkout, value).await,
-            Err(error) => self.refused(&place, checkout, error).await,
+            Err(error) => self.refused(&place, checkout, error, Open::Yes).await,
         }
     }
 
-    /// The work came back with an error.
-    async fn refused<T>(&self, place: &Place, checkout: Checkout, error: Error) -> Attempt<T> {
+    /// The work came back with an error, or the server said no to COMMIT.
+    async fn refused<T>(&self, place: &Place, checkout: Checkout, error: Error, open: Open) -> Attempt<T> {
         let reaction = error.code().map_or(Reaction::Callers, |code| react(code.code()));
         if reaction == Reaction::Elsewhere || broke(&error, &checkout) {
             self.suspect(place.node);
@@ -173,8 +192,13 @@ impl Shared {
         if reaction == Reaction::ForgetStatement {
             checkout.forget_statements();
         }
+        let warnings = checkout.warnings();
         let tidy = checkout.client().batch_execute("ROLLBACK");
         let tidied = tokio::time::timeout(TIDY_DEADLINE, tidy).await;
+        if open == Open::Yes && checkout.warnings() != warnings {
+            // There was nothing to roll back.
+            return unknown(place, UnknownBecause::EndedByHand, Some(error));
+        }
         let role_changed = reaction == Reaction::AskRole && self.left_role(&checkout).await;
         if matches!(tidied, Ok(Ok(()))) && !role_changed {
             checkout.give_back();
@@ -210,7 +234,7 @@ impl Shared {
         let before = match tokio::time::timeout_at(place.deadline.into(), ask).await {
             Ok(Ok(row)) => row.and_then(|row| read_before(row, place.incarnation)),
             // Also when the work swallowed an error: the transaction is aborted, and COMMIT would "succeed".
-            Ok(Err(error)) => return self.refused(place, checkout, error).await,
+            Ok(Err(error)) => return self.refused(place, checkout, error, Open::Yes).await,
             Err(_) => {
                 self.suspect(place.node);
                 let attempts = place.attempt;
@@ -220,6 +244,9 @@ impl Shared {
         let Some(before) = before else {
             return Attempt::Again { after: After::RoleChange, source: None };
         };
+        if before.began != place.began {
+            return unknown(place, UnknownBecause::EndedByHand, None);
+        }
         if !self.may_commit(place.node, &place.incarnation) {
             // Dropping the connection rolls back.
             return Attempt::Again { after: After::RoleChange, source: None };
@@ -243,7 +270,7 @@ impl Shared {
                 }
                 self.acknowledge(place, &before, after, warned, value).await
             }
-            Some(Err(error)) if said_no(&error) => self.refused(place, checkout, error).await,
+            Some(Err(error)) if said_no(&error) => self.refused(place, checkout, error, Open::No).await,
             Some(Err(error)) => {
                 drop(checkout);
                 self.suspect(place.node);
@@ -355,10 +382,10 @@ pub(crate) fn columns<const N: usize>(messages: &[SimpleQueryMessage]) -> Option
 }
 
 fn read_before(row: BeforeRow, origin: Incarnation) -> Option<Before> {
-    let [xid, lsn, synchronous, commit_level, loaded] = row;
+    let [xid, lsn, synchronous, commit_level, loaded, began] = row;
     let xid = xid.map(|text| text.parse()).transpose().ok()?;
     let evidence = Evidence { xid, lsn: lsn?.parse().ok()?, origin };
-    Some(Before { evidence, synchronous: synchronous.map(|text| text == "t"), commit_level, loaded })
+    Some(Before { evidence, synchronous: synchronous.map(|text| text == "t"), commit_level, loaded, began })
 }
 
 /// Judges the copies of a commit that was acknowledged.
