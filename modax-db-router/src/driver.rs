@@ -5,6 +5,7 @@
 
 pub(crate) mod acquire;
 pub(crate) mod events;
+mod evidence;
 #[cfg(feature = "patroni")]
 pub(crate) mod patroni;
 pub(crate) mod pool;

@@ -206,8 +206,13 @@ impl Router {
     /// # Cancel safety
     /// Cancel safe: nothing was sent for the caller.
     pub async fn primary_within(&self, deadline: Duration) -> Result<Connection, AcquireError> {
-        let acquired = self.shared().acquire(crate::driver::now() + deadline, Whom::Call).await?;
-        Ok(acquired.checkout.by_hand())
+        let deadline = crate::driver::now() + deadline;
+        loop {
+            let acquired = self.shared().acquire(deadline, Whom::Call).await?;
+            if matches!(tokio::time::timeout_at(deadline.into(), acquired.checkout.is_fresh()).await, Ok(true)) {
+                return Ok(acquired.checkout.by_hand());
+            }
+        }
     }
 
     /// Describes a read.

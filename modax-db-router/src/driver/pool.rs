@@ -17,7 +17,8 @@ use tokio::task::AbortHandle;
 use tokio_postgres::error::Severity;
 use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage, Statement};
 
-use super::reset::{Reset, Sent};
+use super::evidence::BeforeRow;
+use super::reset::{Reset, Sent, discard};
 use crate::lsn::SystemId;
 use crate::observation::{Incarnation, StartTime};
 
@@ -85,8 +86,10 @@ impl Drop for Registered {
 /// What is known of the state of a connection that came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Condition {
+    /// All its transactions were rolled back.
+    Read,
     /// No transaction is open, but its session may have settings, locks, temporary tables.
-    Used,
+    Written,
     /// It was used by hand: it may stand in a transaction, too.
     Unknown,
     /// It was left in the middle of something, and cut.
@@ -99,8 +102,7 @@ pub(crate) struct Conn {
     identity: Identity,
     warnings: Arc<AtomicU64>,
     task: AbortHandle,
-    /// It was left in the middle of something, and cut.
-    doomed: bool,
+    condition: Condition,
     /// Sent when it was given back, and not yet known to be done.
     reset: Option<Sent>,
     /// The generation its prepared statements belong to.
@@ -145,20 +147,29 @@ impl managed::Manager for Dialer {
         let rows = client.simple_query(IDENTITY).await.map_err(DialError::Postgres)?;
         let identity = read_identity(&rows).ok_or(DialError::Unreadable)?;
         let client = Arc::new(client);
-        Ok(Conn { client, identity, warnings, task: abort, doomed: false, reset: None, generation: 0 })
+        Ok(Conn { client, identity, warnings, task: abort, condition: Condition::Read, reset: None, generation: 0 })
     }
 
     async fn recycle(&self, conn: &mut Conn, _: &Metrics) -> RecycleResult<DialError> {
         if conn.client.is_closed() {
             return Err(RecycleError::message("closed"));
         }
-        if conn.doomed {
+        if conn.condition == Condition::Doomed {
             return Err(RecycleError::message("left in the middle of something"));
         }
-        match conn.reset.take() {
-            Some(sent) => sent.done().await.map_err(|error| RecycleError::Backend(DialError::Postgres(error))),
-            None => Ok(()),
+        let clean = match conn.reset.take().map(Sent::look) {
+            None => conn.condition != Condition::Unknown,
+            Some(Ok(clean)) => clean,
+            Some(Err(pending)) => {
+                // Whoever gets it looks again.
+                conn.reset = Some(pending);
+                true
+            }
+        };
+        if !clean {
+            discard(&conn.client).await.map_err(|error| RecycleError::Backend(DialError::Postgres(error)))?;
         }
+        Ok(())
     }
 }
 
@@ -206,7 +217,8 @@ impl NodePool {
         self.outstanding.fetch_add(1, Ordering::Relaxed);
         let outstanding = Arc::clone(&self.outstanding);
         let generation = Arc::clone(&self.generation);
-        Ok(Checkout { object, end: Condition::Doomed, outstanding, generation, evidence: Mutex::new(None) })
+        let reset = Mutex::new(object.reset.take());
+        Ok(Checkout { object, end: Condition::Doomed, outstanding, generation, evidence: Mutex::new(None), reset })
     }
 
     /// Connections handed out now.
@@ -234,10 +246,9 @@ pub(crate) struct Checkout {
     outstanding: Arc<AtomicUsize>,
     generation: Arc<AtomicU64>,
     evidence: Mutex<Option<BeforeRow>>,
+    /// The reset after the last user, if its answer was still on its way.
+    reset: Mutex<Option<Sent>>,
 }
-
-/// The row that was taken behind the last statement of a transaction.
-pub(crate) type BeforeRow = [Option<String>; 6];
 
 impl Checkout {
     pub(crate) fn client(&self) -> &tokio_postgres::Client {
@@ -277,6 +288,16 @@ impl Checkout {
         self.evidence.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// Whether the session is free of what the last user left there. Costs nothing behind the answer to anything that
+    /// was sent since. What was done in a session that is not counts for nothing.
+    pub(crate) async fn is_fresh(&self) -> bool {
+        let sent = self.reset.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match sent {
+            Some(sent) => sent.clean().await,
+            None => true,
+        }
+    }
+
     /// Closes the connection for all who have it.
     pub(crate) fn cut(&self) {
         self.object.task.abort();
@@ -284,7 +305,12 @@ impl Checkout {
 
     /// Returns the connection, on which no transaction is open, to its pool; its session is reset on the way.
     pub(crate) fn give_back(mut self) {
-        self.end = Condition::Used;
+        self.end = Condition::Written;
+    }
+
+    /// The same where nothing was done, or all was rolled back: there is less to reset.
+    pub(crate) fn give_back_read(mut self) {
+        self.end = Condition::Read;
     }
 
     /// Hands the connection out to be used by hand.
@@ -296,15 +322,15 @@ impl Checkout {
 
 impl Drop for Checkout {
     fn drop(&mut self) {
+        self.object.condition = self.end;
         let client = Arc::clone(&self.object.client);
         match self.end {
-            Condition::Used => self.object.reset = Some(Sent::send(client, Reset::Light)),
-            Condition::Unknown => self.object.reset = Some(Sent::send(client, Reset::Full)),
-            Condition::Doomed => {
-                self.object.doomed = true;
-                // Closes the socket now; the pool finds the remains at the next checkout.
-                self.object.task.abort();
-            }
+            Condition::Read => self.object.reset = Some(Sent::send(client, Reset::AfterRead)),
+            Condition::Written => self.object.reset = Some(Sent::send(client, Reset::AfterWrite)),
+            // Reset by whoever gets it next.
+            Condition::Unknown => {}
+            // Closes the socket now; the pool finds the remains at the next checkout.
+            Condition::Doomed => self.object.task.abort(),
         }
         self.outstanding.fetch_sub(1, Ordering::Relaxed);
     }
@@ -313,8 +339,8 @@ impl Drop for Checkout {
 /// A connection to the primary. Dereferences to [`tokio_postgres::Client`].
 ///
 /// It is cut when its server is fenced, demoted or lost: every call on it then fails with an error whose
-/// `is_closed()` is true. Dropped, it goes back to its pool: an open transaction is rolled back and the session reset
-/// (`DISCARD ALL`) at once, and nobody else gets it before that is done.
+/// `is_closed()` is true. Dropped, it goes back to its pool; before anybody else gets it, an open transaction is
+/// rolled back and the session reset (`DISCARD ALL`).
 pub struct Connection {
     inner: Checkout,
 }

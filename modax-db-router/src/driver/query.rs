@@ -8,8 +8,9 @@ use tokio_postgres::{Error, Row};
 
 use futures_util::future::{join, join3};
 
+use super::evidence::columns;
 use super::pool::Checkout;
-use super::transaction::{broke, columns};
+use super::transaction::broke;
 use super::{Shared, now};
 use crate::error::ReadError;
 use crate::lsn::WriteToken;
@@ -22,6 +23,10 @@ use crate::topology::{NodeId, Topology};
 /// Pause after servers that may answer did not, and the shortest one between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
 
+/// Around the statement of a read.
+const BEGIN: &str = "BEGIN READ ONLY";
+const END: &str = "ROLLBACK";
+
 /// What one server made of a read.
 enum Answer {
     /// With the age the server's data had at most when the statement was sent.
@@ -32,8 +37,8 @@ enum Answer {
     Behind,
     /// Another server may do better.
     Next(Option<Error>),
-    /// The same one will, now that a cached statement was forgotten.
-    Same(Error),
+    /// The same one will, now that a cached statement was forgotten, or on another connection.
+    Same(Option<Error>),
 }
 
 /// What is asked of a server.
@@ -168,8 +173,8 @@ impl Shared {
                     return Ok(Some(Rows { rows, node: server.id.clone(), staleness }));
                 }
                 Answer::Same(_) if attempt == 1 => {}
-                Answer::Refused(error) | Answer::Same(error) => return Err(ReadError::Statement(error)),
-                Answer::Behind => return Ok(None),
+                Answer::Refused(error) | Answer::Same(Some(error)) => return Err(ReadError::Statement(error)),
+                Answer::Behind | Answer::Same(None) => return Ok(None),
                 Answer::Next(error) => {
                     self.suspect(node);
                     *last = Some((server.id.clone(), error));
@@ -190,7 +195,7 @@ impl Shared {
             let topology = self.topology();
             // The wait for the connection may have been long: what was true when it began need not be any more.
             if !admits(&topology, &server.id, question) {
-                checkout.give_back();
+                checkout.give_back_read();
                 return Answer::Behind;
             }
             let known = topology.node(&server.id).and_then(|known| known.started);
@@ -204,17 +209,20 @@ impl Shared {
             let staleness = if writable { Some(Duration::ZERO) } else { age };
             let result = match question.proof {
                 Some(token) => run_with_proof(&checkout, &token, question).await,
-                None => run(&checkout, writable, question.sql, question.params).await.map(Some),
+                None => run(&checkout, question.sql, question.params).await.map(Some),
             };
+            if !checkout.is_fresh().await {
+                return Answer::Same(None);
+            }
             match result {
                 Ok(None) => {
-                    checkout.give_back();
+                    checkout.give_back_read();
                     Answer::Behind
                 }
                 // What it said counts only if it was not found lost, or on a history left behind, meanwhile.
                 Ok(Some(_)) if !admits(&self.topology(), &server.id, question) => Answer::Behind,
                 Ok(Some(rows)) => {
-                    checkout.give_back();
+                    checkout.give_back_read();
                     Answer::Rows(rows, staleness)
                 }
                 Err(error) => read_error(error, checkout),
@@ -224,21 +232,12 @@ impl Shared {
     }
 }
 
-/// On the primary a read is kept from writing; on a replica the server itself sees to that. One flight in both cases.
-async fn run(
-    checkout: &Checkout,
-    writable: bool,
-    sql: &str,
-    params: &[&(dyn ToSql + Sync)],
-) -> Result<Vec<Row>, Error> {
+/// A read is kept from writing, also on the primary, and what it changed in its session is rolled back. One flight.
+async fn run(checkout: &Checkout, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
     let client = checkout.client();
     let statement = checkout.prepare(sql).await?;
-    if !writable {
-        return client.query(&statement, params).await;
-    }
-    let begin = client.batch_execute("BEGIN READ ONLY");
-    let end = client.batch_execute("COMMIT");
-    let (begun, rows, ended) = join3(begin, client.query(&statement, params), end).await;
+    let (begun, rows, ended) =
+        join3(client.batch_execute(BEGIN), client.query(&statement, params), client.batch_execute(END)).await;
     let rows = rows?;
     begun?;
     ended?;
@@ -260,10 +259,7 @@ async fn run_with_proof(
     );
     let client = checkout.client();
     // What a replica that is behind says of the statement means nothing: its tables may be older, too.
-    let rows = async {
-        let statement = checkout.prepare(question.sql).await?;
-        client.query(&statement, question.params).await
-    };
+    let rows = run(checkout, question.sql, question.params);
     let (proved, rows) = join(client.simple_query(&proof), rows).await;
     let has_it = columns::<1>(&proved?).is_some_and(|[yes]| yes.as_deref() == Some("t"));
     if has_it { rows.map(Some) } else { Ok(None) }
@@ -276,16 +272,16 @@ fn read_error(error: Error, checkout: Checkout) -> Answer {
     match error.code().map_or(Reaction::Callers, |code| react(code.code())) {
         Reaction::ForgetStatement => {
             checkout.forget_statements();
-            checkout.give_back();
-            Answer::Same(error)
+            checkout.give_back_read();
+            Answer::Same(Some(error))
         }
         // 40001 and 40P01 on a replica: its replay was in the way. Another one may be free.
         Reaction::Again | Reaction::Elsewhere | Reaction::Pause => {
-            checkout.give_back();
+            checkout.give_back_read();
             Answer::Next(Some(error))
         }
         Reaction::AskRole | Reaction::Callers => {
-            checkout.give_back();
+            checkout.give_back_read();
             Answer::Refused(error)
         }
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::acquire::Whom;
-use super::transaction::columns;
+use super::evidence::columns;
 use super::{Shared, now};
 use crate::commit::{Evidence, Settled, UnknownBecause, Verdict, judge, read_status};
 use crate::error::AcquireError;
@@ -35,34 +35,38 @@ impl Shared {
             };
             let (xid, believe_committed) = match judge(evidence, self.topology().lineage()) {
                 Verdict::NotCommitted => {
-                    acquired.checkout.give_back();
+                    acquired.checkout.give_back_read();
                     return Ok(None);
                 }
                 Verdict::Unknown(because) => {
-                    acquired.checkout.give_back();
+                    acquired.checkout.give_back_read();
                     return Err(because);
                 }
                 Verdict::Ask { xid, believe_committed } => (xid, believe_committed),
             };
             let question = format!("SELECT pg_xact_status('{xid}'::xid8), pg_current_wal_insert_lsn()");
             let wait = ANSWER.min(until.saturating_duration_since(now()));
-            let answer = tokio::time::timeout(wait, acquired.checkout.client().simple_query(&question)).await;
+            let ask = async {
+                let answer = acquired.checkout.client().simple_query(&question).await;
+                if acquired.checkout.is_fresh().await { Some(answer) } else { None }
+            };
+            let answer = tokio::time::timeout(wait, ask).await.ok().flatten();
             // The floors were those of that life of the primary: its answer counts if it still is the primary.
             let still = self.may_commit(acquired.node, &acquired.incarnation);
             let settled = match answer {
-                Ok(Ok(messages)) if still => {
-                    acquired.checkout.give_back();
+                Some(Ok(messages)) if still => {
+                    acquired.checkout.give_back_read();
                     let Some([status, position]) = columns::<2>(&messages) else { continue };
                     let token = position
                         .and_then(|text| text.parse().ok())
                         .map(|lsn| WriteToken::new(acquired.incarnation.system, acquired.incarnation.timeline, lsn));
                     (read_status(status.as_deref(), believe_committed), token)
                 }
-                Ok(Err(error)) if error.code().is_some_and(|code| code.code() == "22023") && still => {
-                    acquired.checkout.give_back();
+                Some(Err(error)) if error.code().is_some_and(|code| code.code() == "22023") && still => {
+                    acquired.checkout.give_back_read();
                     return Err(UnknownBecause::NotOnRecord);
                 }
-                Ok(_) | Err(_) => {
+                Some(_) | None => {
                     self.suspect(acquired.node);
                     (Settled::InProgress, None)
                 }

@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
+use tokio_postgres::Error;
 use tokio_postgres::error::Severity;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Error, SimpleQueryMessage};
 
 use super::acquire::Acquired;
-use super::pool::{BeforeRow, Checkout};
+use super::evidence::{AFTER_COMMIT, BEFORE_COMMIT, Before, columns, durability, read_before};
+use super::pool::Checkout;
 use super::{Shared, now};
 use crate::commit::{Evidence, UnknownBecause};
 use crate::error::WriteError;
@@ -23,15 +24,6 @@ use crate::write::{Durability, Tx, Written};
 
 /// The answer tells this transaction from any other that the work may begin by hand.
 const BEGIN: &str = "BEGIN; SELECT extract(epoch FROM pg_catalog.now())";
-
-/// Taken behind the last statement and before COMMIT: what the rule needs, and the first half of the proof of copies.
-const BEFORE_COMMIT: &str = "SELECT pg_current_xact_id_if_assigned()::text, pg_current_wal_insert_lsn(), \
-    current_setting('synchronous_standby_names') <> '', current_setting('synchronous_commit'), pg_conf_load_time(), \
-    extract(epoch FROM pg_catalog.now())";
-
-/// Taken behind COMMIT in the same flight: the token's position, and the second half of the proof.
-const AFTER_COMMIT: &str = "SELECT pg_current_wal_insert_lsn(), \
-    current_setting('synchronous_standby_names') <> '', pg_conf_load_time()";
 
 const ASK_ROLE: &str = "SELECT pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on'";
 
@@ -105,15 +97,6 @@ enum Open {
     No,
 }
 
-struct Before {
-    evidence: Evidence,
-    synchronous: Option<bool>,
-    commit_level: Option<String>,
-    loaded: Option<String>,
-    /// As [`Place::began`].
-    began: Option<String>,
-}
-
 impl Tx {
     /// Runs the only statement of a transaction, with the evidence behind it in the same flight.
     pub(crate) async fn execute_last(&self, sql: &str, params: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
@@ -150,7 +133,11 @@ impl Shared {
         let tx = Tx { connection: Arc::clone(connection), attempt };
         let mut begun = None;
         // BEGIN is polled first, so the work's first statement travels behind it in the same flight.
-        let begin = async { begun = Some(connection.client().simple_query(BEGIN).await) };
+        let mut fresh = false;
+        let begin = async {
+            begun = Some(connection.client().simple_query(BEGIN).await);
+            fresh = connection.is_fresh().await;
+        };
         let ended = tokio::time::timeout_at(deadline.into(), join(begin, work(tx))).await;
         let (begin_failed, refused) = match begun {
             Some(Err(error)) => (!broke(&error, connection), Some(error)),
@@ -175,6 +162,10 @@ impl Shared {
             // The link broke, and COMMIT was not sent.
             self.suspect(node);
             return Attempt::Again { after: After::RoleChange, source: refused };
+        }
+        if !fresh {
+            // The work ran in what somebody else left behind. The connection is dropped, and with it the transaction.
+            return Attempt::Again { after: After::RoleChange, source: None };
         }
         match worked {
             Ok(value) => self.commit(&place, checkout, value).await,
@@ -370,31 +361,4 @@ pub(crate) fn broke(error: &Error, checkout: &Checkout) -> bool {
 /// after the commit was made, while it waited for its standby.
 fn said_no(error: &Error) -> bool {
     error.as_db_error().and_then(tokio_postgres::error::DbError::parsed_severity) == Some(Severity::Error)
-}
-
-/// The columns of the first row, as text.
-pub(crate) fn columns<const N: usize>(messages: &[SimpleQueryMessage]) -> Option<[Option<String>; N]> {
-    let row = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    })?;
-    Some(std::array::from_fn(|index| row.try_get(index).ok().flatten().map(str::to_owned)))
-}
-
-fn read_before(row: BeforeRow, origin: Incarnation) -> Option<Before> {
-    let [xid, lsn, synchronous, commit_level, loaded, began] = row;
-    let xid = xid.map(|text| text.parse()).transpose().ok()?;
-    let evidence = Evidence { xid, lsn: lsn?.parse().ok()?, origin };
-    Some(Before { evidence, synchronous: synchronous.map(|text| text == "t"), commit_level, loaded, began })
-}
-
-/// Judges the copies of a commit that was acknowledged.
-fn durability(before: &Before, after: Option<bool>, unchanged: bool, warned: bool) -> Durability {
-    let level_waits = matches!(before.commit_level.as_deref(), Some("on" | "remote_apply"));
-    match (before.synchronous, after) {
-        (Some(true), Some(true)) if unchanged && level_waits && !warned => Durability::Synchronous,
-        (Some(true), Some(true)) if unchanged && !level_waits => Durability::Local,
-        (Some(false), Some(false)) if unchanged => Durability::Local,
-        _ => Durability::Unknown,
-    }
 }
