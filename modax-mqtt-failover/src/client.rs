@@ -324,11 +324,14 @@ pub struct Events {
 }
 
 impl Events {
-    fn new(receiver: broadcast::Receiver<Event>) -> Self {
-        let inner = futures_util::stream::unfold(receiver, |mut receiver| async move {
+    fn new(receiver: Option<broadcast::Receiver<Event>>) -> Self {
+        // The channel lives as long as any clone of the client; the stream does not.
+        let inner = futures_util::stream::unfold(receiver, |receiver| async move {
+            let mut receiver = receiver?;
             match receiver.recv().await {
-                Ok(event) => Some((event, receiver)),
-                Err(broadcast::error::RecvError::Lagged(missed)) => Some((lagged(missed), receiver)),
+                Ok(Event::Closed) => Some((Event::Closed, None)),
+                Ok(event) => Some((event, Some(receiver))),
+                Err(broadcast::error::RecvError::Lagged(missed)) => Some((lagged(missed), Some(receiver))),
                 Err(broadcast::error::RecvError::Closed) => None,
             }
         });

@@ -157,9 +157,12 @@ impl Shared {
         }
     }
 
-    pub(crate) fn events(&self) -> broadcast::Receiver<Event> {
+    /// `None` when the client has ended and somebody else has read how.
+    pub(crate) fn events(&self) -> Option<broadcast::Receiver<Event>> {
         let first = self.first_reader.lock().unwrap_or_else(PoisonError::into_inner).take();
-        first.unwrap_or_else(|| self.events.subscribe())
+        // Under the lock: the end is marked before it is told, so that a reader sees the mark or hears the last event.
+        let state = self.lock();
+        first.or_else(|| (!state.ended).then(|| self.events.subscribe()))
     }
 
     /// Adds a command unless the client has ended.

@@ -244,3 +244,19 @@ async fn two_versions_for_one_client_are_a_contradiction_that_names_the_broker()
     let error = Client::builder("odd").brokers(["mqtt://a?version=4"]).unwrap_err().to_string();
     assert_eq!(error, "brokers[0]: version is neither 3.1.1 nor 5");
 }
+
+#[tokio::test]
+async fn events_end_with_the_client_while_a_handle_is_still_held() {
+    let (client, _broker) = without_broker(Queue::memory()).await;
+    let mut events = client.events();
+    let mut last = None;
+    client.close(Duration::ZERO).await;
+    within("the end of the events", async {
+        while let Some(event) = events.next().await {
+            last = Some(event);
+        }
+    })
+    .await;
+    assert_eq!(last, Some(Event::Closed));
+    assert_eq!(within("the end for who comes late", client.events().next()).await, None);
+}
