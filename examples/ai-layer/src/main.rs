@@ -11,7 +11,12 @@ mod config;
 mod request;
 mod wear;
 
-use std::{io::Write as _, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io::{ErrorKind, Write as _},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use modax_health::{CheckConfig, Prober, Registry};
 use tokio::{
@@ -83,7 +88,11 @@ async fn run(config: Config) -> Result<(), RunError> {
         .await
         .map_err(|error| RunError::Setting(BadSetting::new("API_HOST", error)))?;
     let address = addresses.next().ok_or_else(|| RunError::Setting(BadSetting::new("API_HOST", "has no address")))?;
-    let listener = TcpListener::bind(address).await?;
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        let is_the_port = matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::PermissionDenied);
+        let name = if is_the_port { "API_PORT" } else { "API_HOST" };
+        RunError::Setting(BadSetting::new(name, format!("cannot listen on {address}: {error}")))
+    })?;
     tracing::info!(addr = %listener.local_addr()?, instance_id = config.instance_id, "listening");
 
     let registry = Registry::builder()

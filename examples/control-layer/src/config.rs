@@ -263,15 +263,13 @@ impl Env<'_> {
     }
 
     fn brokers(&self) -> Result<Vec<String>, BadSetting> {
-        if let Some(urls) = self.list("MQTT_BROKERS")? {
-            return Ok(urls);
-        }
+        // Checked also where a list wins over them: a value that cannot work is never passed over.
         let host = self.text("MQTT_BROKER_HOST")?.unwrap_or_else(|| "localhost".to_owned());
         if host.contains(['/', '@', ' ']) {
             return Err(BadSetting::new("MQTT_BROKER_HOST", "must be a host name or address"));
         }
         let port = self.port("MQTT_BROKER_PORT", 1)?.unwrap_or(1883);
-        Ok(vec![format!("mqtt://{host}:{port}")])
+        Ok(self.list("MQTT_BROKERS")?.unwrap_or_else(|| vec![format!("mqtt://{host}:{port}")]))
     }
 
     fn credentials(&self) -> Result<Option<(String, Secret)>, BadSetting> {
@@ -382,6 +380,10 @@ mod tests {
 
         let list = read(&[("MQTT_BROKER_HOST", "plant"), ("MQTT_BROKERS", "mqtt://a, mqtt://b:1884")]).expect("list");
         assert_eq!(list.mqtt_brokers, ["mqtt://a", "mqtt://b:1884"]);
+        for (name, value) in [("MQTT_BROKER_PORT", "none"), ("MQTT_BROKER_HOST", "mqtt://a")] {
+            let error = read(&[(name, value), ("MQTT_BROKERS", "mqtt://a")]).expect_err("never passed over");
+            assert_eq!(error.name, name);
+        }
     }
 
     #[test]

@@ -23,6 +23,9 @@ pub mod topic {
 /// Above it a timestamp is Unix time in milliseconds, below it milliseconds since the device's boot.
 pub const UNIX_TIME_ABOVE: u64 = 100_000_000_000;
 
+/// A counter of 32 bits has wrapped before: a time since boot is below it.
+const BOOT_TIME_BELOW: u64 = 1 << 32;
+
 /// Largest payload taken: a reading has a few hundred bytes.
 const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 /// Most motors or temperatures of one device.
@@ -218,10 +221,19 @@ fn check_timestamp(timestamp: u64) -> Result<(), BadPayload> {
     Ok(())
 }
 
+/// A device's clock: what lies between the last moment of a boot and the first that is Unix time is neither.
+fn check_device_timestamp(timestamp: u64) -> Result<(), BadPayload> {
+    if (BOOT_TIME_BELOW..=UNIX_TIME_ABOVE).contains(&timestamp) {
+        let bounds = format!("milliseconds since boot are below {BOOT_TIME_BELOW}, Unix time above {UNIX_TIME_ABOVE}");
+        return Err(BadPayload(format!("timestamp: {timestamp} is neither: {bounds}")));
+    }
+    check_timestamp(timestamp)
+}
+
 impl Checked for SensorData {
     fn check(&self) -> Result<(), BadPayload> {
         check_device(&self.device_id)?;
-        check_timestamp(self.timestamp)?;
+        check_device_timestamp(self.timestamp)?;
         for (name, channels) in [("motor_currents", &self.motor_currents), ("temperatures", &self.temperatures)] {
             if channels.len() > MAX_CHANNELS {
                 return Err(BadPayload(format!("{name}: more than {MAX_CHANNELS} values")));
@@ -234,7 +246,7 @@ impl Checked for SensorData {
 impl Checked for SafetyReport {
     fn check(&self) -> Result<(), BadPayload> {
         check_device(&self.device_id)?;
-        check_timestamp(self.timestamp)
+        check_device_timestamp(self.timestamp)
     }
 }
 
@@ -353,6 +365,28 @@ mod tests {
             let mut whole = reading();
             whole[field] = value;
             assert!(parse::<SensorData>(whole.to_string().as_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_timestamp_that_is_neither_since_boot_nor_unix_time_is_refused() {
+        for (timestamp, is_taken) in [
+            (0, true),
+            ((1_u64 << 32) - 1, true),
+            (1 << 32, false),
+            (100_000_000_000, false),
+            (100_000_000_001, true),
+            (253_402_300_799_999, true),
+            (253_402_300_800_000, false),
+        ] {
+            let (mut reading, mut report) = (reading(), report());
+            reading["timestamp"] = json!(timestamp);
+            report["timestamp"] = json!(timestamp);
+            let reading = parse::<SensorData>(reading.to_string().as_bytes()).map(drop);
+            let report = parse::<SafetyReport>(report.to_string().as_bytes()).map(drop);
+            assert_eq!(reading, report);
+            assert_eq!(reading.is_ok(), is_taken, "{timestamp}: {reading:?}");
+            assert!(reading.is_ok() || reading.unwrap_err().0.starts_with("timestamp"), "{timestamp}");
         }
     }
 }

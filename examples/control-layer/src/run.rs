@@ -1,6 +1,7 @@
 //! One instance from start to stop.
 
 use std::{
+    io::ErrorKind,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -66,7 +67,8 @@ impl From<std::io::Error> for RunError {
 pub async fn run(config: Config) -> Result<(), RunError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let address = (config.api_host.clone(), config.api_port);
+    // Before anything is said to start: a place that cannot be had is a setting, too.
+    let listener = listen(&config).await?;
     let app = Arc::new(App::new(config)?);
     tracing::info!(config = ?app.config, "starting");
     let http = reqwest::Client::builder()
@@ -87,9 +89,6 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         audits: Arc::clone(&audits),
         closing: closed.clone(),
     });
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| BadSetting::new("API_HOST, API_PORT", format!("cannot listen there: {error}")))?;
     tracing::info!(addr = %listener.local_addr()?, "listening");
     let mut shutdown = closed.clone();
     let server = tokio::spawn(async move {
@@ -110,6 +109,21 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     parts.stop(&app).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Takes the address; an error names the one variable that must change.
+async fn listen(config: &Config) -> Result<TcpListener, BadSetting> {
+    let host = |error| BadSetting::new("API_HOST", error);
+    let mut addresses = tokio::net::lookup_host((config.api_host.as_str(), config.api_port))
+        .await
+        .map_err(|error| host(error.to_string()))?;
+    let address = addresses.next().ok_or_else(|| host("has no address".to_owned()))?;
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse | ErrorKind::PermissionDenied => {
+            BadSetting::new("API_PORT", format!("cannot listen on {}: {error}", config.api_port))
+        }
+        _ => host(format!("cannot listen there: {error}")),
+    })
 }
 
 async fn stop_is_asked(terminate: &mut Signal, interrupt: &mut Signal) {
