@@ -37,7 +37,10 @@ fn a_bad_value_stops_the_start_with_one_line_that_names_it_and_code_2() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{name}={value}: {stderr}");
         let lines: Vec<&str> = stderr.lines().collect();
-        assert!(matches!(lines.as_slice(), [line] if line.starts_with(&format!("{name}: "))), "{name}={value}: {stderr}");
+        assert!(
+            matches!(lines.as_slice(), [line] if line.starts_with(&format!("{name}: "))),
+            "{name}={value}: {stderr}"
+        );
         assert!(!stderr.contains("geheim"), "{stderr}");
         assert!(output.stdout.is_empty());
     }
