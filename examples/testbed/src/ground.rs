@@ -6,15 +6,18 @@ use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::Signal;
 
-use crate::guardian::Guardian;
+use crate::guardian::{self, Guardian};
 use crate::process::tree::{self, Id};
 use crate::process::{Process, Spawn};
 use crate::{TestbedError, bring};
+
+/// One look for what earlier grounds left is enough for a process.
+static CLEARED: Once = Once::new();
 
 /// Where servers stand. Cheap to clone; everything ends with [`stop`](Ground::stop), or when the last clone and the
 /// last server on it are dropped, or, by the guardian, within 10 s after this process has ended in whatever way.
@@ -52,6 +55,7 @@ impl Ground {
     #[expect(clippy::unused_async, reason = "part of an interface that is async throughout")]
     pub async fn start() -> Result<Self, TestbedError> {
         let keeps = keeps_failures();
+        CLEARED.call_once(guardian::clear_gone);
         let directory = directory()?;
         let guardian = Guardian::start(&directory, keeps)?;
         Ok(Self { inner: Arc::new(Inner { directory, guardian, contents: Mutex::default() }) })
@@ -205,6 +209,7 @@ impl Inner {
         // Where failures are kept the guardian removes nothing: it cannot tell this end from a kill.
         if !(keeps_failures() && std::thread::panicking()) {
             let _ = std::fs::remove_dir_all(&self.directory);
+            let _ = std::fs::remove_dir_all(guardian::gone(&self.directory));
         }
     }
 }
@@ -230,8 +235,12 @@ fn keeps_failures() -> bool {
 
 fn directory() -> Result<PathBuf, TestbedError> {
     for turn in 0..100 {
-        let path =
-            PathBuf::from(format!("/var/tmp/modax-ground-{}-{:06x}", std::process::id(), noise(turn) & 0xff_ffff));
+        let path = PathBuf::from(format!(
+            "/var/tmp/{}{}-{:06x}",
+            guardian::GROUND,
+            std::process::id(),
+            noise(turn) & 0xff_ffff
+        ));
         match std::fs::create_dir(&path) {
             Ok(()) => {
                 // Whatever the umask: PostgreSQL's user has to pass through.

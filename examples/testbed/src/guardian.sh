@@ -5,12 +5,14 @@
 #   postgres DIRECTORY  a data directory; whichever postmaster owns it at the end belongs to us. Patroni's postmasters
 #                       are nobody's children and change with every failover, so they cannot be recorded by id.
 # At end of file: TERM to all (QUIT to a postmaster, which then leaves no shared memory behind), KILL to what is left
-# after 2 s, all descendants included. Then the directory $1 is removed, unless $2 is "keep".
+# after 2 s, all descendants included. Then the directory $1 is removed, unless $2 is "keep". What a busy disk has not
+# removed $3 seconds after the end of file is left, under a name by which the next start knows that it is nobody's.
 #
-# Uses the shell alone, because it must also work where nothing has been brought yet.
+# Uses the shell and coreutils alone, because it must also work where nothing has been brought yet.
 trap '' HUP INT QUIT TERM PIPE
 directory=$1
 keep=$2
+limit=$3
 processes=''
 clusters=''
 
@@ -64,6 +66,7 @@ while read -r kind what when; do
     postgres) clusters="$clusters $what" ;;
     esac
 done
+read -r begun _ </proc/uptime
 
 family=' '
 for member in $processes; do
@@ -111,4 +114,10 @@ for cluster in $clusters; do
         [ "$made" = "$creator" ] && [ "$users" = 0 ] && ipcrm -m "$segment" 2>/dev/null
     done </proc/sysvipc/shm
 done
-[ "$keep" = keep ] || rm -rf -- "$directory"
+[ "$keep" = keep ] && exit
+gone=${directory%/*}/modax-gone-${directory##*/modax-ground-}
+mv -- "$directory" "$gone" 2>/dev/null || gone=$directory
+read -r now _ </proc/uptime
+left=$((limit - ${now%.*} + ${begun%.*}))
+[ $left -ge 1 ] || left=1
+timeout -s KILL $left rm -rf -- "$gone"
