@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use super::{Lane, Report, Series, State, seconds};
 
 const WIDTH: f64 = 1180.0;
-const LEFT: f64 = 170.0;
+const LEFT: f64 = 190.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 46.0;
 const PANEL: f64 = 110.0;
@@ -107,13 +107,16 @@ fn panel(svg: &mut String, series: &Series, scale: &Scale, top: f64) {
     let y = |value: f64| top + PANEL - PANEL * (value / ceiling).clamp(0.0, 1.0);
     let _ = write!(
         svg,
-        r#"<text x="{x}" y="{label:.1}" class="title">{name}</text><text x="{x}" y="{unit:.1}" class="unit">{text}</text>"#,
+        r#"<text x="{x}" y="{label:.1}" class="title">{name}</text>"#,
         x = 4,
         label = top + 14.0,
-        unit = top + 30.0,
         name = escape(&series.name),
-        text = escape(&series.unit),
     );
+    // In lines of their own: side by side they would run into the numbers of the axis.
+    for (index, part) in series.unit.split(", ").enumerate() {
+        let y = top + 30.0 + index as f64 * 14.0;
+        let _ = write!(svg, r#"<text x="4" y="{y:.1}" class="unit">{part}</text>"#, part = escape(part));
+    }
     let mut value = 0.0;
     while value <= ceiling + step / 2.0 {
         let _ = write!(
@@ -206,6 +209,18 @@ mod tests {
         assert!((tick_step(120.0) - 50.0).abs() < 1e-9);
         assert!((tick_step(5.2) - 2.0).abs() < 1e-9);
         assert!((tick_step(0.0) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_long_unit_keeps_clear_of_the_axis() {
+        let series = Series { name: "Commands".into(), unit: "to the devices, each second".into(), points: vec![] };
+        let mut svg = String::new();
+        panel(&mut svg, &series, &Scale { end: 1.0 }, 0.0);
+        let units: Vec<&str> =
+            svg.split(r#"class="unit">"#).skip(1).filter_map(|text| text.split('<').next()).collect();
+        assert_eq!(units, ["to the devices", "each second"]);
+        // 11 px letters are some 6 wide; the numbers take 30.
+        assert!(units.iter().all(|unit| 4.0 + unit.len() as f64 * 6.0 < LEFT - 36.0));
     }
 
     #[test]
