@@ -41,6 +41,8 @@ pub struct Courier {
     sent: u64,
     probes: VecDeque<u64>,
     attempt: u64,
+    /// When CONNECT was said last.
+    greeted: Instant,
     dialled: usize,
     serving: Option<usize>,
     /// What the last CONNACK said.
@@ -69,6 +71,7 @@ impl Courier {
             sent: 0,
             probes: VecDeque::new(),
             attempt: 0,
+            greeted: now,
             dialled: 0,
             serving: None,
             session_present: false,
@@ -208,6 +211,7 @@ impl Courier {
             }
             failover::Output::Greet { broker, wipe, .. } => {
                 self.sent = 0;
+                self.greeted = now;
                 self.probes.clear();
                 self.session.handle_input(now, session::Input::Greet { broker, wipe });
             }
@@ -267,6 +271,8 @@ impl Courier {
         self.liveness.handle_input(now, liveness::Input::KeepAlive(keep_alive));
         let electing = self.topology == Topology::Cluster && left.is_some();
         self.liveness.handle_input(now, liveness::Input::Opened { same_broker, electing });
+        let took = now.saturating_duration_since(self.greeted);
+        self.liveness.handle_input(now, liveness::Input::Accepted(took));
         let outage = left.map(|left| now.saturating_duration_since(left.silent_since));
         self.emit(Event::Connected { broker: name.clone(), session_present, outage });
         if let (Some(left), Some(outage)) = (left.filter(|_| !same_broker), outage) {

@@ -8,15 +8,16 @@
 //! more probe, and dies when that stays unanswered too. One that answers probes and does not acknowledge is slow.
 
 mod limits;
+mod words;
 
 use std::{
     collections::VecDeque,
-    fmt,
     time::{Duration, Instant},
 };
 
 use limits::LONGEST;
 pub use limits::LivenessConfig;
+pub use words::{Input, Output, Reason};
 
 /// A call later than this after its time says that this process was starved; timers are exact to about 1 ms.
 const TOLERANCE: Duration = Duration::from_millis(20);
@@ -27,83 +28,6 @@ const SKIPPED: u32 = 4;
 const ELECTION: Duration = Duration::from_millis(2500);
 /// Shortest time without any progress in writing that counts as a stall.
 const SHORTEST_STALL: Duration = Duration::from_secs(1);
-
-/// What was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Input {
-    /// A broker accepted us; everything before is forgotten but the measured times.
-    Opened {
-        /// Whether it is the broker of the measured times.
-        same_broker: bool,
-        /// Whether it is a node of a cluster that may be electing a leader: then its first silence is borne longer.
-        electing: bool,
-    },
-    /// What the broker was promised from here on: a packet within this time; zero for never.
-    KeepAlive(Duration),
-    /// The connection ended.
-    Closed,
-    /// At least one byte arrived.
-    Heard,
-    /// Something was handed to the socket for the last time now.
-    Sent,
-    /// Since when bytes wait for the socket without any progress, if they do.
-    Stalled(Option<Instant>),
-    /// A probe was handed to the socket.
-    ProbeSent,
-    /// A PINGRESP arrived.
-    ProbeAnswered,
-    /// Since when the oldest unacknowledged packet has been on the wire, if there is one.
-    Waiting(Option<Instant>),
-    /// A packet was acknowledged after this time on the wire.
-    Acknowledged(Duration),
-    /// Whether we read nothing because our reader is slow; then silence proves nothing.
-    Paused(bool),
-}
-
-/// Why a broker was suspected or left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reason {
-    /// A probe was not answered in time.
-    ProbeUnanswered,
-    /// An acknowledgement is overdue.
-    AckOverdue,
-    /// The socket takes no more bytes.
-    WriteStalled,
-    /// Probes are answered, packets are not acknowledged.
-    Slow,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ProbeUnanswered => "no answer to a probe",
-            Self::AckOverdue => "an acknowledgement is overdue",
-            Self::WriteStalled => "the socket takes no more bytes",
-            Self::Slow => "it answers probes and does not acknowledge",
-        })
-    }
-}
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Output {
-    /// Send a PINGREQ.
-    Probe,
-    /// The broker is late.
-    Suspected(Reason),
-    /// It answers probes and does not acknowledge.
-    Slow,
-    /// Leave it. `since` is when the first unanswered packet went out.
-    Dead {
-        /// Why.
-        reason: Reason,
-        /// Since when it has been silent, as far as we can tell.
-        since: Instant,
-    },
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -183,6 +107,7 @@ impl Liveness {
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         match input {
             Input::Opened { same_broker, electing } => self.open(now, same_broker, electing),
+            Input::Accepted(took) => self.learn_from_connack(took),
             Input::KeepAlive(time) => self.keep_alive = time,
             Input::Closed => {
                 self.phase = Phase::Off;
@@ -315,6 +240,14 @@ impl Liveness {
                 ((srtt * 7 + took) / 8, (rttvar * 3 + error) / 4)
             }
         });
+    }
+
+    /// A broker that falls silent right after its CONNACK has given no other measure. One that took long over it may
+    /// have been restoring our session, which says nothing of its next answers: then the first deadline stays.
+    fn learn_from_connack(&mut self, took: Duration) {
+        if self.rtt.is_none() && took.saturating_mul(5) <= self.config.first {
+            self.measure(took);
+        }
     }
 
     /// What is awaited, and from when its deadline counts.

@@ -33,7 +33,7 @@ impl LivenessConfig {
         self
     }
 
-    /// The deadline before anything was measured; default 1 s.
+    /// The deadline before anything was measured, a prompt CONNACK included; default 1 s.
     pub fn first(mut self, first: Duration) -> Self {
         self.first = first;
         self

@@ -224,3 +224,27 @@ fn a_socket_that_takes_nothing_is_stalled() {
 
     assert!(matches!(verdict(&said), Some((at, Reason::WriteStalled)) if at <= 1200 * MS), "{said:?}");
 }
+
+#[test]
+fn f02_a_broker_that_hangs_right_after_a_prompt_welcome_is_left_within_one_and_a_half_seconds() {
+    let mut bench = Bench::connected();
+    bench.tell(Input::Accepted(5 * MS));
+
+    let (at, reason) = verdict(&bench.pass(Duration::from_secs(5))).expect("a verdict");
+
+    assert_eq!(reason, Reason::ProbeUnanswered);
+    assert!(at <= 1500 * MS, "{at:?}");
+}
+
+#[test]
+fn a_welcome_that_took_long_or_came_after_a_measure_changes_no_deadline() {
+    let mut bench = Bench::connected();
+    let first = bench.liveness.deadline();
+    bench.tell(Input::Accepted(201 * MS));
+    assert_eq!(bench.liveness.deadline(), first);
+
+    bench.measured(MS);
+    let measured = bench.liveness.deadline();
+    bench.tell(Input::Accepted(150 * MS));
+    assert_eq!(bench.liveness.deadline(), measured);
+}
