@@ -78,6 +78,11 @@ impl Breaker {
         self.state = BreakerState::HalfOpen;
     }
 
+    /// The try was given up for another broker's sake, which proves nothing: as before it.
+    pub fn release(&mut self, now: Instant) {
+        self.state = if self.failures == 0 { BreakerState::Closed } else { BreakerState::Open(now) };
+    }
+
     /// The broker accepted us. The row of failures ends only when that lasts.
     pub fn succeed(&mut self, now: Instant) {
         self.state = BreakerState::Closed;

@@ -12,7 +12,7 @@ use crate::{
     liveness::LivenessConfig,
     message::Message,
     packet::{Credentials, Version},
-    policy::{backoff::Backoff, selection::Selection},
+    policy::{backoff::Backoff, scouting::Scouting, selection::Selection, standby::Standby},
     queue::{Backlog, Queue},
 };
 
@@ -65,6 +65,26 @@ impl ClientBuilder {
     /// Which broker next; default [`Selection::priority`].
     pub fn selection(mut self, selection: Selection) -> Self {
         self.config.selection = selection;
+        self
+    }
+
+    /// Whether another broker is held ready; default [`Standby::None`].
+    pub fn standby(mut self, standby: Standby) -> Self {
+        self.config.standby = standby;
+        self
+    }
+
+    /// Whether a client in a [cluster](Topology::Cluster) looks for the node that acknowledges first, with short
+    /// connections beside its own; default [`Scouting::none`].
+    pub fn scouting(mut self, scouting: Scouting) -> Self {
+        self.config.scouting = scouting;
+        self
+    }
+
+    /// Whether the next broker's transport is opened beside one that has not opened within 200 ms; the first that stands
+    /// gets the one CONNECT. Default `false`: one broker is dialled at a time.
+    pub fn racing(mut self, racing: bool) -> Self {
+        self.config.racing = racing;
         self
     }
 

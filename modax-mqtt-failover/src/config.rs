@@ -7,7 +7,7 @@ use crate::{
     liveness::LivenessConfig,
     message::Message,
     packet::{Credentials, Qos, Version},
-    policy::{backoff::Backoff, selection::Selection},
+    policy::{backoff::Backoff, scouting::Scouting, selection::Selection, standby::Standby},
     queue::Queue,
 };
 
@@ -122,6 +122,12 @@ pub struct Config {
     pub topology: Topology,
     /// Default [`Selection::priority`].
     pub selection: Selection,
+    /// Default [`Standby::None`].
+    pub standby: Standby,
+    /// Only in a cluster; default [`Scouting::none`].
+    pub scouting: Scouting,
+    /// Whether transports to several brokers are opened side by side; default `false`.
+    pub racing: bool,
     /// Default `false`: a broker keeps our session while we are away, so that a short break loses nothing.
     pub clean_session: bool,
     /// Told to the broker in CONNECT, whole seconds; default 60. How fast *we* notice is [`LivenessConfig`]'s.
@@ -171,6 +177,9 @@ impl Config {
             credentials: None,
             topology: Topology::default(),
             selection: Selection::default(),
+            standby: Standby::default(),
+            scouting: Scouting::default(),
+            racing: false,
             clean_session: false,
             keep_alive: Duration::from_secs(60),
             max_inflight: 100,
@@ -299,6 +308,8 @@ impl Config {
         range(self.queue.max_bytes > Message::OVERHEAD_BYTES, "queue.max_bytes", "more than 128, one empty message")?;
         self.liveness.check()?;
         self.retry.check()?;
+        self.scouting.check()?;
+        self.selection.check()?;
         match &self.will {
             Some(will) if check_topic(&will.topic).is_err() => {
                 Err(ConfigError::Will { reason: "topic is empty, too long or holds a wildcard" })

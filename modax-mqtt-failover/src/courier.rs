@@ -5,46 +5,54 @@
 //! at [`poll_timeout`](Courier::poll_timeout). Each attempt to reach a broker has a number; an input that names an
 //! older attempt than the current one is ignored, so that a late word from a dead connection changes nothing.
 
+mod aside;
+mod connection;
 mod reports;
+mod switchover;
 mod words;
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, time::Instant};
 
+use aside::{Aside, Word};
+use switchover::Switchover;
 use words::Left;
 pub use words::{Input, Output};
 
 use crate::{
     broker::Broker,
-    config::{Config, Topology},
+    config::Config,
     event::{Event, Stats, Status},
     failover::{self, Failover},
     liveness::{self, Liveness},
-    packet::{ConnectCode, Packet, Version},
+    packet::{Packet, Version},
     queue::Admitted,
-    reason::Reason,
     session::{self, Session},
 };
 
 /// The state machine. See the head of this file.
 #[derive(Debug)]
 pub struct Courier {
-    brokers: Vec<Broker>,
-    topology: Topology,
-    keep_alive: Duration,
+    config: Config,
     session: Session,
     failover: Failover,
     liveness: Liveness,
+    aside: Aside,
+    switchover: Option<Switchover>,
+    /// Of a planned move: since when nothing new was sent, and where it came from.
+    moving_since: Option<Instant>,
+    moved_from: Option<usize>,
+    /// What a session that takes over still has to say and to hear.
+    adopted: Vec<session::Output>,
+    held: Vec<Packet>,
     /// Packets written of the current attempt, and the places of probes among those sent.
     sent: u64,
     probes: VecDeque<u64>,
     attempt: u64,
-    /// When CONNECT was said last.
-    greeted: Instant,
-    dialled: usize,
+    /// When CONNECT was said last, until it is answered.
+    greeted: Option<Instant>,
     serving: Option<usize>,
+    /// A node of a cluster reached by a failover that has acknowledged nothing yet.
+    electing: bool,
     /// What the last CONNACK said.
     session_present: bool,
     /// The broker that served us last, and what is known of the outage.
@@ -61,18 +69,23 @@ impl Courier {
     /// Not started.
     #[must_use]
     pub fn new(config: &Config, now: Instant) -> Self {
+        let session = Session::new(config);
         Self {
-            brokers: config.brokers.clone(),
-            topology: config.topology,
-            keep_alive: config.keep_alive,
-            session: Session::new(config),
+            aside: Aside::new(config, &session, now),
+            config: config.clone(),
+            session,
             failover: Failover::new(config),
             liveness: Liveness::new(config.liveness, config.keep_alive, now),
             sent: 0,
             probes: VecDeque::new(),
             attempt: 0,
-            greeted: now,
-            dialled: 0,
+            greeted: None,
+            switchover: None,
+            moving_since: None,
+            moved_from: None,
+            adopted: Vec::new(),
+            held: Vec::new(),
+            electing: false,
             serving: None,
             session_present: false,
             left: None,
@@ -88,19 +101,23 @@ impl Courier {
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         match input {
             Input::Start => self.failover.handle_input(now, failover::Input::Start),
-            Input::Opened { attempt } => self.failover.handle_input(now, failover::Input::Opened { attempt }),
-            Input::Closed { attempt, reason, by_peer } => {
-                if self.failover.current() == Some(attempt) {
-                    self.lose(now, attempt, reason, by_peer);
-                }
+            Input::Opened { attempt } if Aside::owns(attempt) => self.aside.tell(now, attempt, Word::Opened),
+            Input::Closed { attempt, reason, .. } if Aside::owns(attempt) => {
+                self.aside.tell(now, attempt, Word::Closed(reason));
             }
+            Input::Received { attempt, packet } if Aside::owns(attempt) => {
+                self.aside.tell(now, attempt, Word::Received(packet));
+            }
+            Input::Opened { attempt } => self.failover.handle_input(now, failover::Input::Opened { attempt }),
+            Input::Closed { attempt, reason, by_peer } => self.closed(now, attempt, reason, by_peer),
             Input::Heard { attempt } if self.is_serving(attempt) => {
                 self.liveness.handle_input(now, liveness::Input::Heard);
             }
-            Input::Received { attempt, packet } if self.failover.current() == Some(attempt) => {
+            Input::Received { attempt, packet } if self.is_beside(attempt) => self.received_beside(now, packet),
+            Input::Received { attempt, packet } if self.failover.holder() == Some(attempt) => {
                 self.session.handle_input(now, session::Input::Received(packet));
             }
-            Input::Written { attempt, packets, stalled } if self.failover.current() == Some(attempt) => {
+            Input::Written { attempt, packets, stalled } if self.failover.holder() == Some(attempt) => {
                 self.written(now, packets, stalled);
             }
             Input::Heard { .. } | Input::Received { .. } | Input::Written { .. } => {}
@@ -120,6 +137,7 @@ impl Courier {
         self.failover.handle_timeout(now);
         self.liveness.handle_timeout(now);
         self.session.handle_timeout(now);
+        self.aside.handle_timeout(now);
         self.settle_machines(now);
     }
 
@@ -131,8 +149,10 @@ impl Courier {
     /// When to call [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let all = [self.failover.poll_timeout(), self.liveness.poll_timeout(), self.session.poll_timeout()];
-        all.into_iter().flatten().min()
+        let machines = [self.failover.poll_timeout(), self.liveness.poll_timeout(), self.session.poll_timeout()];
+        let moves = [self.switchover.as_ref().and_then(Switchover::due), self.return_due().map(|(_, at)| at)];
+        let beside = moves.into_iter().chain([self.aside.poll_timeout()]);
+        machines.into_iter().chain(beside).flatten().min()
     }
 
     /// Which MQTT is spoken.
@@ -153,6 +173,12 @@ impl Courier {
         self.session.inflight()
     }
 
+    /// The attempt that carries messages, or did last.
+    #[must_use]
+    pub const fn attempt(&self) -> u64 {
+        self.attempt
+    }
+
     /// The state now.
     #[must_use]
     pub const fn status(&self) -> &Status {
@@ -171,15 +197,19 @@ impl Courier {
     }
 
     fn tell_session(&mut self, now: Instant, input: session::Input) {
+        let is_wish = matches!(input, session::Input::Subscribe { .. } | session::Input::Unsubscribe { .. });
+        if let Some(beside) = self.switchover.as_mut().and_then(Switchover::session).filter(|_| is_wish) {
+            beside.handle_input(now, input.clone());
+        }
         self.session.handle_input(now, input);
     }
 
     fn is_serving(&self, attempt: u64) -> bool {
-        self.serving.is_some() && self.failover.current() == Some(attempt)
+        self.serving.is_some() && self.failover.holder() == Some(attempt)
     }
 
     fn broker(&self, index: usize) -> Broker {
-        self.brokers.get(index).cloned().unwrap_or_else(|| Broker::new("unknown", 0))
+        self.config.brokers.get(index).cloned().unwrap_or_else(|| Broker::new("unknown", 0))
     }
 
     fn emit(&mut self, event: Event) {
@@ -195,138 +225,29 @@ impl Courier {
                 self.on_session(now, output);
             } else if let Some(output) = self.liveness.poll_output() {
                 self.on_liveness(now, output);
-            } else {
-                break;
+            } else if !self.take_aside(now) {
+                self.settle_switchover(now);
+                if self.failover.has_output() {
+                    continue;
+                }
+                self.settle_aside(now);
+                if !self.failover.has_output() && !self.aside.has_output() {
+                    break;
+                }
             }
         }
         self.liveness.handle_input(now, liveness::Input::Waiting(self.session.waiting_since()));
     }
 
-    fn on_failover(&mut self, now: Instant, output: failover::Output) {
-        match output {
-            failover::Output::Dial { attempt, broker, deadline } => {
-                self.attempt = attempt;
-                self.dialled = broker;
-                self.outputs.push_back(Output::Dial { attempt, broker, deadline });
-            }
-            failover::Output::Greet { broker, wipe, .. } => {
-                self.sent = 0;
-                self.greeted = now;
-                self.probes.clear();
-                self.session.handle_input(now, session::Input::Greet { broker, wipe });
-            }
-            failover::Output::Leave { attempt } => {
-                // The next attempt already has its number; this one only says goodbye.
-                self.outputs.push_back(Output::Send { attempt, packet: Packet::Disconnect(Reason::SUCCESS) });
-                self.outputs.push_back(Output::HangUp { attempt });
-                self.session.handle_input(now, session::Input::Lost);
-            }
-            failover::Output::Established { broker, .. } => self.establish(now, broker),
-            failover::Output::GiveUp { attempt, broker, reason } => {
-                self.outputs.push_back(Output::HangUp { attempt });
-                self.session.handle_input(now, session::Input::Lost);
-                self.connect_failed(broker, reason.to_owned());
-            }
-            failover::Output::Parked { broker, code } => {
-                self.session.handle_input(now, session::Input::Lost);
-                let broker = self.broker(broker);
-                self.stats.connect_failures = self.stats.connect_failures.saturating_add(1);
-                self.emit(Event::Parked { broker, reason: code.to_string() });
-            }
-            failover::Output::DuplicateClientId { broker, takeovers } => {
-                let takeovers = u32::try_from(takeovers).unwrap_or(u32::MAX);
-                let broker = self.broker(broker);
-                self.emit(Event::DuplicateClientId { broker, takeovers });
-            }
-        }
-    }
-
-    fn answered(&mut self, now: Instant, code: ConnectCode, session_present: bool) {
-        self.session_present = session_present;
-        if code != ConnectCode::Accepted {
-            self.outputs.push_back(Output::HangUp { attempt: self.attempt });
-            if code.is_transient() {
-                self.session.handle_input(now, session::Input::Lost);
-                self.connect_failed(self.dialled, code.to_string());
-            }
-        }
-        self.failover.handle_input(now, failover::Input::Answered { attempt: self.attempt, code });
-        // Before the session's next outputs: a resend belongs after the word that we are connected.
-        while let Some(output) = self.failover.poll_output() {
-            self.on_failover(now, output);
-        }
-    }
-
-    fn establish(&mut self, now: Instant, broker: usize) {
-        let left = self.left.take();
-        self.serving = Some(broker);
-        let session_present = self.session_present;
-        let name = self.broker(broker);
-        self.status = Status { connected: Some(name.clone()), session_present, since: Some(now) };
-        self.stats.connects = self.stats.connects.saturating_add(1);
-        let same_broker = left.is_some_and(|left| left.broker == broker);
-        // What the broker wants instead of ours counts (MQTT 5, 3.2.2.3.14).
-        let told = self.session.limits().keep_alive_seconds;
-        let keep_alive = told.map_or(self.keep_alive, |seconds| Duration::from_secs(seconds.into()));
-        self.liveness.handle_input(now, liveness::Input::KeepAlive(keep_alive));
-        let electing = self.topology == Topology::Cluster && left.is_some();
-        self.liveness.handle_input(now, liveness::Input::Opened { same_broker, electing });
-        let took = now.saturating_duration_since(self.greeted);
-        self.liveness.handle_input(now, liveness::Input::Accepted(took));
-        let outage = left.map(|left| now.saturating_duration_since(left.silent_since));
-        self.emit(Event::Connected { broker: name.clone(), session_present, outage });
-        if let (Some(left), Some(outage)) = (left.filter(|_| !same_broker), outage) {
-            self.stats.failovers = self.stats.failovers.saturating_add(1);
-            let from = Some(self.broker(left.broker));
-            self.emit(Event::FailedOver { from, to: name, detected: left.detected, outage });
-        }
-    }
-
-    /// The broker ends the connection, and says why.
-    fn dismissed(&mut self, now: Instant, reason: Reason) {
-        let Some(attempt) = self.failover.current() else { return };
-        self.outputs.push_back(Output::HangUp { attempt });
-        if reason == Reason::SESSION_TAKEN_OVER {
-            self.failover.handle_input(now, failover::Input::TakenOver { attempt });
-        }
-        self.lose(now, attempt, format!("the broker said: {reason}"), true);
-    }
-
-    /// We end the connection.
-    fn abandon(&mut self, now: Instant, reason: String, silent_since: Instant) {
-        let Some(attempt) = self.failover.current() else { return };
-        self.outputs.push_back(Output::HangUp { attempt });
-        self.verdict = Some((reason.clone(), silent_since));
-        self.lose(now, attempt, reason, false);
-    }
-
-    fn lose(&mut self, now: Instant, attempt: u64, reason: String, by_peer: bool) {
-        let verdict = self.verdict.take();
-        self.session.handle_input(now, session::Input::Lost);
-        self.liveness.handle_input(now, liveness::Input::Closed);
-        match self.serving.take() {
-            Some(broker) => {
-                let silent_since = verdict.map_or(now, |(_, since)| since);
-                let detected = now.saturating_duration_since(silent_since);
-                self.left = Some(Left { broker, silent_since, detected });
-                self.status = Status { since: Some(now), ..Status::default() };
-                let broker = self.broker(broker);
-                self.emit(Event::Disconnected { broker, reason });
-            }
-            None => self.connect_failed(self.dialled, reason),
-        }
-        self.failover.handle_input(now, failover::Input::Lost { attempt, by_peer });
-    }
-
-    fn connect_failed(&mut self, broker: usize, reason: String) {
-        self.stats.connect_failures = self.stats.connect_failures.saturating_add(1);
-        let broker = self.broker(broker);
-        self.emit(Event::ConnectFailed { broker, reason });
-    }
-
     fn stop(&mut self, now: Instant) {
         self.stopped = true;
-        if let Some(attempt) = self.failover.current() {
+        for attempt in self.failover.under_way() {
+            if Some(attempt) != self.failover.holder() {
+                self.outputs.push_back(Output::HangUp { attempt });
+            }
+        }
+        self.switchover = None;
+        if let Some(attempt) = self.failover.holder() {
             self.session.handle_input(now, session::Input::Goodbye);
             while let Some(output) = self.session.poll_output() {
                 self.on_session(now, output);

@@ -6,6 +6,7 @@ mod closing;
 mod dial;
 mod disk;
 mod link;
+mod links;
 mod readers;
 mod resolve;
 #[cfg(feature = "rustls")]
@@ -30,12 +31,12 @@ use crate::{
     driver::{
         closing::Closing,
         link::{Link, Progress},
+        links::{Found, Links},
         readers::Readers,
     },
     event::{Event, GapReason},
     handover::{Acknowledged, Command, Shared, State},
     message::{MessageId, Outcome},
-    transport::{Opening, Transport},
 };
 
 /// The clock of this crate; paused clocks of tokio's test utilities move it too.
@@ -75,8 +76,7 @@ pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Resu
         brokers: config.brokers,
         shared,
         dialler,
-        link: None,
-        dial: None,
+        links: Links::default(),
         readers: Readers::default(),
         settled: Vec::new(),
         closing: None,
@@ -98,8 +98,7 @@ struct Driver {
     courier: Courier,
     brokers: Vec<Broker>,
     dialler: Dialler,
-    link: Option<Link>,
-    dial: Option<(u64, Opening)>,
+    links: Links,
     readers: Readers,
     /// Outcomes not yet told to their receipts.
     settled: Vec<(MessageId, Outcome)>,
@@ -111,8 +110,7 @@ struct Driver {
 
 /// What ended a wait.
 enum Happened {
-    Link(Progress),
-    Dialled(u64, io::Result<Transport>),
+    Found(Found),
     /// A handle, a timer or a reader with room.
     Woken,
 }
@@ -129,11 +127,11 @@ impl Driver {
                 break;
             }
             match self.wait().await {
-                Happened::Link(progress) => self.on_progress(progress),
-                Happened::Dialled(attempt, result) => self.on_dialled(attempt, result),
-                Happened::Woken => self.look(),
+                Happened::Found(found) => self.on_found(found),
+                Happened::Woken => self.look_at_links(),
             }
-            self.decode();
+            self.decode(self.courier.attempt());
+            self.courier.handle_input(now(), Input::Paused(self.readers.is_full()));
             self.unblock();
             if self.courier.poll_timeout().is_some_and(|due| due <= now()) {
                 self.courier.handle_timeout(now());
@@ -144,22 +142,12 @@ impl Driver {
     }
 
     async fn wait(&mut self) -> Happened {
-        let Self { courier, shared, link, dial, readers, closing, expiry, .. } = self;
-        let attempt = dial.as_ref().map_or(0, |(attempt, _)| *attempt);
+        let Self { courier, shared, links, readers, closing, expiry, .. } = self;
         let deadline = closing.as_ref().map(|closing| closing.deadline);
         let due = [courier.poll_timeout(), deadline, *expiry].into_iter().flatten().min();
-        let read = !readers.is_full();
+        let unread = readers.is_full().then(|| courier.attempt());
         tokio::select! {
-            progress = poll_fn(|context| match link.as_mut() {
-                Some(link) => link.poll(context, now, read),
-                None => std::task::Poll::Pending,
-            }) => Happened::Link(progress),
-            result = async {
-                match dial.as_mut() {
-                    Some((_, dialling)) => dialling.await,
-                    None => std::future::pending().await,
-                }
-            } => Happened::Dialled(attempt, result),
+            found = poll_fn(|context| links.poll(context, now, unread)) => Happened::Found(found),
             () = shared.wake.notified() => Happened::Woken,
             () = async {
                 match due {
@@ -181,58 +169,55 @@ impl Driver {
         self.shared.owe_readers(self.readers.is_blocked());
     }
 
-    /// Takes what is there before anybody judges by the clock: our own delay is not the broker's, and a dial that has
-    /// just failed knows better why than its deadline.
-    fn look(&mut self) {
-        let dialled = self.dial.as_mut().and_then(|(attempt, opening)| Some((*attempt, opening.now_or_never()?)));
-        if let Some((attempt, result)) = dialled {
-            self.on_dialled(attempt, result);
-        }
-        let read = !self.readers.is_full();
-        let Some(link) = self.link.as_mut() else { return };
-        if let Some(progress) = poll_fn(|context| link.poll(context, now, read)).now_or_never() {
-            self.on_progress(progress);
+    /// Reads what is there before anybody judges by the clock: our own delay is not the broker's.
+    fn look_at_links(&mut self) {
+        let unread = self.readers.is_full().then(|| self.courier.attempt());
+        // Each of the few at most once; a busy one must not keep us here. A dial that has just failed knows better why
+        // than its deadline.
+        for _ in 0..self.links.len() {
+            let found = poll_fn(|context| self.links.poll(context, now, unread)).now_or_never();
+            let Some(found) = found else { break };
+            self.on_found(found);
         }
     }
 
-    fn on_progress(&mut self, progress: Progress) {
-        let Some(link) = self.link.as_ref() else { return };
-        let attempt = link.attempt;
-        if progress.wrote {
+    fn on_found(&mut self, found: Found) {
+        match found {
+            Found::Dialled(attempt, Ok(transport)) => {
+                self.links.add(Link::new(attempt, self.courier.version(), transport));
+                self.input(Input::Opened { attempt });
+            }
+            Found::Dialled(attempt, Err(error)) => {
+                let by_peer = error.kind() != io::ErrorKind::TimedOut;
+                self.input(Input::Closed { attempt, reason: error.to_string(), by_peer });
+            }
+            Found::Moved(attempt, progress) => self.on_progress(attempt, progress),
+        }
+    }
+
+    fn on_progress(&mut self, attempt: u64, progress: Progress) {
+        if progress.wrote
+            && let Some(link) = self.links.get(attempt)
+        {
             let (packets, stalled) = (link.packets_written(), link.stalled());
             self.input(Input::Written { attempt, packets, stalled });
         }
         if progress.heard {
             self.input(Input::Heard { attempt });
         }
-        if let Some(reason) = progress.ended {
-            self.decode();
-            if self.link.take_if(|link| link.attempt == attempt).is_some() {
-                self.input(Input::Closed { attempt, reason, by_peer: true });
-            }
-        }
-    }
-
-    fn on_dialled(&mut self, attempt: u64, result: io::Result<Transport>) {
-        self.dial = None;
-        match result {
-            Ok(transport) => {
-                self.link = Some(Link::new(attempt, self.courier.version(), transport));
-                self.input(Input::Opened { attempt });
-            }
-            Err(error) => {
-                let by_peer = error.kind() != io::ErrorKind::TimedOut;
-                self.input(Input::Closed { attempt, reason: error.to_string(), by_peer });
-            }
+        self.decode(attempt);
+        if let Some(reason) = progress.ended
+            && self.links.remove(attempt).is_some()
+        {
+            self.input(Input::Closed { attempt, reason, by_peer: true });
         }
     }
 
     /// Gives the packets that have arrived to the courier, until a reader is full.
-    fn decode(&mut self) {
+    fn decode(&mut self, attempt: u64) {
         let now = now();
-        while !self.readers.is_full() {
-            let Some(link) = self.link.as_mut() else { break };
-            let attempt = link.attempt;
+        while !(self.readers.is_full() && attempt == self.courier.attempt()) {
+            let Some(link) = self.links.get_mut(attempt) else { break };
             match link.receive() {
                 Ok(Some(packet)) => {
                     self.courier.handle_input(now, Input::Received { attempt, packet });
@@ -240,12 +225,11 @@ impl Driver {
                 }
                 Ok(None) => break,
                 Err(error) => {
-                    self.link = None;
+                    self.links.remove(attempt);
                     self.input(Input::Closed { attempt, reason: error.to_string(), by_peer: false });
                 }
             }
         }
-        self.courier.handle_input(now, Input::Paused(self.readers.is_full()));
     }
 
     fn input(&mut self, input: Input) {
@@ -258,7 +242,7 @@ impl Driver {
             match output {
                 Output::Dial { attempt, broker, deadline } => {
                     if let Some(broker) = self.brokers.get(broker) {
-                        self.dial = Some((attempt, self.dialler.dial(broker.clone(), deadline)));
+                        self.links.dial(attempt, self.dialler.dial(broker.clone(), deadline));
                     }
                 }
                 Output::Send { attempt, packet } => self.send(attempt, &packet),
@@ -285,18 +269,15 @@ impl Driver {
     }
 
     fn send(&mut self, attempt: u64, packet: &crate::packet::Packet) {
-        let Some(link) = self.link.as_mut().filter(|link| link.attempt == attempt) else { return };
+        let Some(link) = self.links.get_mut(attempt) else { return };
         if let Err(error) = link.send(packet) {
-            self.link = None;
+            self.links.remove(attempt);
             self.courier.handle_input(now(), Input::Closed { attempt, reason: error.to_string(), by_peer: false });
         }
     }
 
     fn hang_up(&mut self, attempt: u64) {
-        if self.dial.as_ref().is_some_and(|(dialled, _)| *dialled == attempt) {
-            self.dial = None;
-        }
-        if let Some(mut link) = self.link.take_if(|link| link.attempt == attempt) {
+        if let Some(mut link) = self.links.remove(attempt) {
             // A goodbye of a few bytes fits any socket that still works; one that does not is not waited for.
             let _ = poll_fn(|context| link.poll_finish(context, now)).now_or_never();
         }
@@ -317,7 +298,7 @@ impl Driver {
             let receipt = state.receipts.remove(&expired.id);
             told.extend(receipt.map(|receipt| (receipt, Outcome::Expired { maybe_delivered: false })));
         }
-        let has_room = self.link.as_ref().is_some_and(Link::has_room);
+        let has_room = self.links.get(self.courier.attempt()).is_some_and(Link::has_room);
         let room = if has_room { self.courier.room() } else { 0 };
         let messages: Vec<_> = std::iter::from_fn(|| state.backlog.take(now)).take(room).collect();
         state.hungry = messages.len() < room;

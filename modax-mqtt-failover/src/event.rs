@@ -45,6 +45,34 @@ pub enum Event {
         /// From the same moment to the acceptance by the next broker.
         outage: Duration,
     },
+    /// A more preferred broker works again and serves us; nothing had failed.
+    FailedBack {
+        /// The one that was left.
+        from: Broker,
+        /// The one that serves us.
+        to: Broker,
+        /// How long nothing new was sent: what was on its way was waited for.
+        gap: Duration,
+    },
+    /// The way back to a more preferred broker did not come about; the present one serves on.
+    NotFailedBack {
+        /// The one that was meant.
+        to: Broker,
+        /// Why.
+        reason: String,
+    },
+    /// The silent session on another broker stands ([`Standby::Probe`](crate::Standby)).
+    StandbyReady {
+        /// Which one.
+        broker: Broker,
+    },
+    /// The silent session on another broker ended, or cannot stand; it is tried again, elsewhere too.
+    StandbyLost {
+        /// Which one.
+        broker: Broker,
+        /// Why.
+        reason: String,
+    },
     /// One attempt to connect failed.
     ConnectFailed {
         /// To which broker.
@@ -190,6 +218,8 @@ pub struct Stats {
     pub connect_failures: u64,
     /// Times another broker took over.
     pub failovers: u64,
+    /// Times we went back to a more preferred broker.
+    pub failbacks: u64,
     /// Stretches of the disk queue's files that could not be read when it was opened; all other messages were.
     pub damaged: u64,
     /// Messages in the queue now, in flight included.

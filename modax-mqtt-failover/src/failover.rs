@@ -1,12 +1,16 @@
 //! Decides which broker to use next, and when.
 //!
-//! Pure: no clock, no socket, no randomness that was not passed in. One attempt at a time holds the client identity,
-//! because two CONNECTs under one identity would throw each other out.
+//! Pure: no clock, no socket, no randomness that was not passed in. Where racing is wanted, candidates race below CONNECT
+//! only; one attempt at a time holds the client identity, because two CONNECTs under one identity would throw each other out.
 //!
 //! A broker that failed goes to the end of the list; another one is tried at once; each has its own breaker with full
 //! jitter, and none is ever given up. The CONNACK deadline doubles with every full round over all brokers, because a
-//! cluster that elects a leader may accept a connection and answer 8 s later.
+//! cluster that elects a leader may accept a connection and answer 8 s later. Where scouts are out nobody has to guess:
+//! a CONNECT waits until its broker answers or closes, or until a scout is acknowledged (see [`crate::scout`]).
 
+mod losses;
+mod planned;
+mod race;
 mod words;
 
 use std::{
@@ -14,6 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use planned::Planned;
+use race::Dial;
 pub use words::{Input, Output};
 
 use crate::{
@@ -30,6 +36,9 @@ use crate::{
 const FIRST_DEADLINE: Duration = Duration::from_secs(1);
 /// The deadline stops growing here.
 const LAST_DEADLINE: Duration = Duration::from_secs(30);
+/// A node that elects holds a CONNECT for 4 s and then closes. While scouts are out it is waited for that long: the
+/// identity is held there, and one more CONNECT elsewhere would have it held there too.
+const HELD: Duration = Duration::from_millis(4500);
 /// Takeovers are counted within this time, and after too many there is one try in it.
 const TAKEOVER_WINDOW: Duration = Duration::from_secs(30);
 /// So many takeovers say that another client uses our identity.
@@ -38,12 +47,12 @@ const TAKEOVERS: usize = 3;
 /// after which NATS resets a connection whose publish it cannot store: that broker is electing, nobody took our place.
 const TAKEOVER_LIFE: Duration = Duration::from_secs(3);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum State {
     Idle,
     Waiting { until: Instant },
-    Dialling { attempt: u64, broker: usize, until: Instant },
-    Greeting { attempt: u64, broker: usize, until: Instant, wipe: bool },
+    Dialling(Vec<Dial>),
+    Greeting { attempt: u64, broker: usize, since: Instant, wipe: bool, planned: bool },
     Established { attempt: u64, broker: usize, since: Instant },
     Stopped,
 }
@@ -56,9 +65,13 @@ pub struct Failover {
     backoff: Backoff,
     /// Whether an old session takes a connection of its own to throw away.
     wipes: bool,
+    /// Whether several transports are opened side by side.
+    racing: bool,
     jitter: Jitter,
     breakers: Vec<Breaker>,
     state: State,
+    /// The connection of a planned move, beside the established one.
+    planned: Option<Planned>,
     attempts: u64,
     stamp: u64,
     /// Failures since a broker accepted us.
@@ -68,6 +81,11 @@ pub struct Failover {
     home: Option<usize>,
     /// The broker whose old session was thrown away in this run of attempts.
     wiped: Option<usize>,
+    /// Until when each broker may hold our identity in a CONNECT that we gave up.
+    held: Vec<Option<Instant>>,
+    scouting: bool,
+    /// To be tried next, whatever the ranking says.
+    favoured: Option<usize>,
     /// A connection that the broker ended soon after accepting it: where.
     ousted: Option<usize>,
     /// The broker of the present connection said that it was taken over.
@@ -89,15 +107,20 @@ impl Failover {
             wipes: config.topology == Topology::Independent
                 && !config.clean_session
                 && config.speaks() == Version::V311,
+            racing: config.racing,
             jitter: Jitter::new(config.seed),
             breakers: vec![Breaker::default(); config.brokers.len()],
             state: State::Idle,
+            planned: None,
             attempts: 0,
             stamp: 0,
             failures: 0,
             last: None,
             home: None,
             wiped: None,
+            held: vec![None; config.brokers.len()],
+            scouting: false,
+            favoured: None,
             ousted: None,
             taken_over: false,
             takeovers: VecDeque::new(),
@@ -108,58 +131,50 @@ impl Failover {
 
     /// Takes in what happened. What belongs to an older attempt is ignored.
     pub fn handle_input(&mut self, now: Instant, input: Input) {
-        match (input, self.state) {
-            (Input::Start, State::Idle) => self.choose(now),
-            (Input::Opened { attempt }, State::Dialling { attempt: current, broker, .. }) if attempt == current => {
-                self.greet(now, attempt, broker);
+        match input {
+            Input::Start if self.state == State::Idle => self.choose(now),
+            Input::Opened { attempt } if self.is_beside(attempt) => self.planned_opened(now),
+            Input::Opened { attempt } => self.opened(now, attempt),
+            Input::Answered { attempt, code } if self.is_beside(attempt) => self.planned_answered(now, code),
+            Input::Answered { attempt, code } => self.answered(now, attempt, code),
+            Input::Lost { attempt, .. } if self.is_beside(attempt) => self.not_returned(now, "it closed", true),
+            Input::Lost { attempt, by_peer } => self.lost(now, attempt, by_peer),
+            Input::TakenOver { attempt } => {
+                let serves = matches!(self.state, State::Established { attempt: present, .. } if present == attempt);
+                self.taken_over |= serves;
             }
-            (Input::Answered { attempt, code }, State::Greeting { attempt: current, broker, wipe, .. })
-                if attempt == current =>
-            {
-                match (code, wipe) {
-                    (ConnectCode::Accepted, true) => self.leave(now, attempt, broker),
-                    (ConnectCode::Accepted, false) => self.establish(now, attempt, broker),
-                    (code, _) => self.refused(now, broker, code),
-                }
+            Input::Left { attempt } => self.left(now, attempt),
+            Input::Proven { broker, since } => self.proven(now, broker, since),
+            Input::Scouting(scouting) => self.scouting = scouting,
+            Input::Unfit { broker } if matches!(self.state, State::Established { .. }) => {
+                self.blame(now, broker, Failure::Unreachable);
+                self.failures = 0;
             }
-            (Input::TakenOver { attempt }, State::Established { attempt: current, .. }) if attempt == current => {
-                self.taken_over = true;
+            Input::Start | Input::Unfit { .. } => {}
+            Input::Return { broker } => self.begin_return(now, broker),
+            Input::Switch { attempt } => self.switch(now, attempt),
+            Input::Stop => {
+                self.planned = None;
+                self.state = State::Stopped;
             }
-            (Input::Lost { attempt, by_peer }, state) if self.current() == Some(attempt) => {
-                self.lost(now, state, by_peer);
-            }
-            (Input::Stop, _) => self.state = State::Stopped,
-            (
-                Input::Start
-                | Input::TakenOver { .. }
-                | Input::Opened { .. }
-                | Input::Answered { .. }
-                | Input::Lost { .. },
-                State::Idle
-                | State::Waiting { .. }
-                | State::Dialling { .. }
-                | State::Greeting { .. }
-                | State::Established { .. }
-                | State::Stopped,
-            ) => {}
         }
     }
 
     /// Acts on a deadline.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.planned_timeout(now);
         match self.state {
             State::Waiting { until } if until <= now => self.choose(now),
-            State::Dialling { attempt, broker, until } if until <= now => {
-                self.outputs.push_back(Output::GiveUp { attempt, broker, reason: "connecting took too long" });
-                self.fail(now, broker, Failure::Silent);
-            }
-            State::Greeting { attempt, broker, until, .. } if until <= now => {
+            State::Dialling(_) => self.race_timeout(now),
+            State::Greeting { attempt, broker, since, planned, .. }
+                if since + self.greeting_patience(planned) <= now =>
+            {
+                self.held_by(broker, since);
                 self.outputs.push_back(Output::GiveUp { attempt, broker, reason: "no CONNACK in time" });
                 self.fail(now, broker, Failure::Silent);
             }
             State::Idle
             | State::Waiting { .. }
-            | State::Dialling { .. }
             | State::Greeting { .. }
             | State::Established { .. }
             | State::Stopped => {}
@@ -171,24 +186,86 @@ impl Failover {
         self.outputs.pop_front()
     }
 
+    /// Whether there is a next thing to do.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
+    }
+
+    /// This broker is known to work: it is tried first after the next loss.
+    pub const fn favour(&mut self, broker: usize) {
+        self.favoured = Some(broker);
+    }
+
     /// When to call [`handle_timeout`](Self::handle_timeout).
     #[must_use]
-    pub const fn poll_timeout(&self) -> Option<Instant> {
-        match self.state {
-            State::Waiting { until } | State::Dialling { until, .. } | State::Greeting { until, .. } => Some(until),
-            State::Idle | State::Established { .. } | State::Stopped => None,
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::Waiting { until } => Some(*until),
+            State::Dialling(dials) => self.race_due(dials),
+            State::Greeting { since, planned, .. } => Some(*since + self.greeting_patience(*planned)),
+            State::Established { .. } => self.planned.as_ref().and_then(Planned::due),
+            State::Idle | State::Stopped => None,
         }
     }
 
-    /// The attempt under way or established.
+    /// The attempt that holds the client identity: it greets, or it serves.
     #[must_use]
-    pub const fn current(&self) -> Option<u64> {
-        match self.state {
-            State::Dialling { attempt, .. } | State::Greeting { attempt, .. } | State::Established { attempt, .. } => {
-                Some(attempt)
-            }
-            State::Idle | State::Waiting { .. } | State::Stopped => None,
+    pub const fn holder(&self) -> Option<u64> {
+        match &self.state {
+            State::Greeting { attempt, .. } | State::Established { attempt, .. } => Some(*attempt),
+            State::Idle | State::Waiting { .. } | State::Dialling(_) | State::Stopped => None,
         }
+    }
+
+    /// The attempt that holds the identity, or else the newest that is being dialled.
+    #[must_use]
+    pub fn current(&self) -> Option<u64> {
+        match &self.state {
+            State::Dialling(dials) => dials.last().map(|dial| dial.attempt),
+            _ => self.holder(),
+        }
+    }
+
+    /// Whether a planned move is under way.
+    #[must_use]
+    pub const fn is_moving(&self) -> bool {
+        self.planned.is_some()
+    }
+
+    /// All attempts under way or established.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<u64> {
+        let dials = match &self.state {
+            State::Dialling(dials) => dials.as_slice(),
+            _ => &[],
+        };
+        let beside = self.planned.as_ref().map(Planned::attempt);
+        dials.iter().map(|dial| dial.attempt).chain(self.holder()).chain(beside).collect()
+    }
+
+    /// To which broker an attempt goes, while it is under way or established.
+    #[must_use]
+    pub fn broker_of(&self, wanted: u64) -> Option<usize> {
+        match &self.state {
+            State::Greeting { attempt, broker, .. } | State::Established { attempt, broker, .. }
+                if *attempt == wanted =>
+            {
+                Some(*broker)
+            }
+            State::Dialling(dials) => dials.iter().find(|dial| dial.attempt == wanted).map(|dial| dial.broker),
+            _ => self.planned.as_ref().filter(|planned| planned.attempt() == wanted).map(Planned::broker),
+        }
+    }
+
+    /// The order in which brokers other than `except` would be tried now, and those that failed lately last.
+    #[must_use]
+    pub fn ranking(&self, now: Instant, except: usize) -> Vec<usize> {
+        let others = self.breakers.iter().enumerate().filter(|(index, _)| *index != except);
+        let mut ranked: Vec<_> =
+            others.map(|(index, breaker)| Candidate { index, demoted: breaker.demoted(now) }).collect();
+        self.selection.rank(&mut ranked, self.last, self.breakers.len());
+        ranked.into_iter().map(|candidate| candidate.index).collect()
     }
 
     /// Dial and CONNACK deadline now: doubled with every full round of failures.
@@ -198,7 +275,14 @@ impl Failover {
         FIRST_DEADLINE.saturating_mul(2_u32.saturating_pow(rounds)).min(LAST_DEADLINE)
     }
 
+    fn greeting_patience(&self, planned: bool) -> Duration {
+        if self.scouting && !planned { self.patience().max(HELD) } else { self.patience() }
+    }
+
     fn choose(&mut self, now: Instant) {
+        if let Some(favoured) = self.favoured.take().filter(|_| !self.contested) {
+            return self.dial(now, favoured);
+        }
         let (mut ready, mut earliest, mut earliest_alive) = (Vec::new(), None, None);
         let earlier = |than: Option<Instant>, at| Some(than.map_or(at, |other: Instant| other.min(at)));
         for (index, breaker) in self.breakers.iter().enumerate() {
@@ -226,105 +310,48 @@ impl Failover {
         }
     }
 
-    fn dial(&mut self, now: Instant, broker: usize) {
-        if let Some(breaker) = self.breakers.get_mut(broker) {
-            breaker.attempt();
-        }
-        self.attempts = self.attempts.saturating_add(1);
-        self.last = Some(broker);
-        self.wiped = self.wiped.filter(|wiped| *wiped == broker);
-        let deadline = now + self.patience();
-        self.state = State::Dialling { attempt: self.attempts, broker, until: deadline };
-        self.outputs.push_back(Output::Dial { attempt: self.attempts, broker, deadline });
+    /// Whether a broker may hold, under our identity, what another one left behind.
+    fn has_stale_session(&self, broker: usize) -> bool {
+        let stranger = self.home.is_some() && self.home != Some(broker) && self.wiped != Some(broker);
+        stranger && self.wipes
     }
 
     fn greet(&mut self, now: Instant, attempt: u64, broker: usize) {
-        let stranger = self.home.is_some() && self.home != Some(broker) && self.wiped != Some(broker);
-        let wipe = stranger && self.wipes;
-        self.state = State::Greeting { attempt, broker, until: now + self.patience(), wipe };
-        self.outputs.push_back(Output::Greet { attempt, broker, wipe });
+        let wipe = self.has_stale_session(broker);
+        self.state = State::Greeting { attempt, broker, since: now, wipe, planned: false };
+        self.outputs.push_back(Output::Greet { attempt, broker, wipe, beside: false });
     }
 
-    /// The stale session is gone; the same broker again, for good.
-    fn leave(&mut self, now: Instant, attempt: u64, broker: usize) {
-        self.outputs.push_back(Output::Leave { attempt });
-        self.wiped = Some(broker);
-        self.dial(now, broker);
+    fn answered(&mut self, now: Instant, answered: u64, code: ConnectCode) {
+        let State::Greeting { attempt, broker, wipe, planned, .. } = self.state else { return };
+        if attempt != answered {
+            return;
+        }
+        match (code, wipe) {
+            (ConnectCode::Accepted, true) => {
+                // The stale session is gone; the same broker again, for good.
+                self.outputs.push_back(Output::Leave { attempt });
+                self.wiped = Some(broker);
+                self.dial(now, broker);
+            }
+            (ConnectCode::Accepted, false) => self.establish(now, attempt, broker, planned),
+            (code, _) => self.refused(now, broker, code),
+        }
     }
 
-    fn establish(&mut self, now: Instant, attempt: u64, broker: usize) {
+    fn establish(&mut self, now: Instant, attempt: u64, broker: usize, planned: bool) {
         if let Some(breaker) = self.breakers.get_mut(broker) {
             breaker.succeed(now);
         }
         self.failures = 0;
         self.wiped = None;
         self.home = Some(broker);
+        self.last = Some(broker);
+        self.favoured = None;
+        self.taken_over = false;
+        self.held.fill(None);
         self.state = State::Established { attempt, broker, since: now };
-        self.outputs.push_back(Output::Established { attempt, broker });
+        self.outputs.push_back(Output::Established { attempt, broker, planned });
         self.count_takeover(now, broker);
-    }
-
-    /// A broker that closed our connection soon after accepting it, and accepts us again, gave our place to another.
-    /// One that died would not.
-    fn count_takeover(&mut self, now: Instant, broker: usize) {
-        let Some(ousted) = self.ousted.take() else { return };
-        if ousted != broker && self.topology == Topology::Independent {
-            return;
-        }
-        self.takeovers.push_back(now);
-        while self.takeovers.front().is_some_and(|at| now.saturating_duration_since(*at) > TAKEOVER_WINDOW) {
-            self.takeovers.pop_front();
-        }
-        if self.takeovers.len() >= TAKEOVERS {
-            self.contested = true;
-            self.outputs.push_back(Output::DuplicateClientId { broker, takeovers: self.takeovers.len() });
-        }
-    }
-
-    fn refused(&mut self, now: Instant, broker: usize, code: ConnectCode) {
-        if code.is_transient() {
-            return self.fail(now, broker, Failure::Unreachable);
-        }
-        self.stamp = self.stamp.saturating_add(1);
-        self.failures = self.failures.saturating_add(1);
-        if let Some(breaker) = self.breakers.get_mut(broker) {
-            breaker.park(now, self.stamp);
-        }
-        self.outputs.push_back(Output::Parked { broker, code });
-        self.choose(now);
-    }
-
-    fn lost(&mut self, now: Instant, state: State, by_peer: bool) {
-        match state {
-            State::Dialling { broker, .. } => {
-                self.fail(now, broker, if by_peer { Failure::Unreachable } else { Failure::Silent });
-            }
-            State::Greeting { broker, .. } => self.fail(now, broker, Failure::Unreachable),
-            State::Established { broker, since, .. } => {
-                let lived = now.saturating_duration_since(since);
-                let told = std::mem::take(&mut self.taken_over);
-                self.ousted = (told || (by_peer && lived < TAKEOVER_LIFE)).then_some(broker);
-                if lived >= TAKEOVER_WINDOW {
-                    self.contested = false;
-                    self.takeovers.clear();
-                }
-                self.fail(now, broker, if by_peer { Failure::Dropped } else { Failure::Silent });
-            }
-            State::Idle | State::Waiting { .. } | State::Stopped => {}
-        }
-    }
-
-    fn fail(&mut self, now: Instant, broker: usize, failure: Failure) {
-        self.stamp = self.stamp.saturating_add(1);
-        self.failures = self.failures.saturating_add(1);
-        if let Some(breaker) = self.breakers.get_mut(broker) {
-            breaker.fail(now, (failure, self.stamp), &self.backoff, &mut self.jitter);
-        }
-        if self.contested {
-            for breaker in &mut self.breakers {
-                breaker.hold(now + TAKEOVER_WINDOW);
-            }
-        }
-        self.choose(now);
     }
 }

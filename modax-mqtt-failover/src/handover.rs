@@ -212,9 +212,15 @@ fn trace(event: &Event) {
         | Event::AnnouncementRefused { .. }
         | Event::MessageStuck { .. }
         | Event::CertificatesRefused { .. }
+        | Event::StandbyLost { .. }
         | Event::BrokerSlow { .. } => tracing::warn!(?event, "mqtt"),
-        Event::Connected { .. } | Event::CertificatesReloaded | Event::Closed => tracing::info!(?event, "mqtt"),
+        Event::Connected { .. }
+        | Event::FailedBack { .. }
+        | Event::StandbyReady { .. }
+        | Event::CertificatesReloaded
+        | Event::Closed => tracing::info!(?event, "mqtt"),
         Event::Suspected { .. }
+        | Event::NotFailedBack { .. }
         | Event::ConnectFailed { .. }
         | Event::Shed { .. }
         | Event::Expired { .. }

@@ -67,6 +67,20 @@
 //! what session that one may still have under its name (CONNECT clean, DISCONNECT, CONNECT; in MQTT 5 one CONNECT), so
 //! that old commands are not replayed. [`Topology::Cluster`]: any node may have the session, and it goes on there.
 //!
+//! # Back to a preferred broker, and connections beside
+//!
+//! All of this is off by default, and then no connection is opened beside the one that carries messages:
+//!
+//! - [`Selection::failback_after`] (default never): back to a more preferred broker once that has been reachable for so
+//!   long. Between independent brokers the new connection stands and has every filter before the old one is left.
+//! - [`Standby::Probe`] (default [`Standby::None`]): a silent connection proves that the next broker works, which is then
+//!   tried first.
+//! - [`ClientBuilder::racing`] (default `false`): transports to several brokers are opened side by side, one CONNECT is sent.
+//! - [`Scouting::probing`] (default [`Scouting::none`]): short connections find the node of a cluster that acknowledges.
+//!
+//! The simulation runs with all of them. On real brokers only the way back has been drilled, against independent
+//! mosquitto brokers; the others, and the way back in a cluster, have not been yet.
+//!
 //! # Once for a handler
 //!
 //! [`dedup::Dedup`] tells first copies from repeats by an identity that the message brings or carries, in bounded
@@ -155,8 +169,10 @@ pub mod policy;
 mod properties;
 pub mod queue;
 mod reason;
+pub mod scout;
 pub mod session;
 pub mod subscription;
+pub mod witness;
 
 #[cfg(feature = "tokio")]
 mod builder;
@@ -186,7 +202,7 @@ pub use event::{Event, GapReason, Stats, Status};
 pub use liveness::LivenessConfig;
 pub use message::{Closed, Message, MessageId, Outcome, Undelivered};
 pub use packet::{Qos, Version};
-pub use policy::{backoff::Backoff, selection::Selection};
+pub use policy::{backoff::Backoff, scouting::Scouting, selection::Selection, standby::Standby};
 pub use properties::UserProperties;
 pub use queue::{Queue, WhenFull};
 pub use reason::{Reason, Rejection};

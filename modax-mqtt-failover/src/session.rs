@@ -10,6 +10,7 @@ mod ledger;
 mod limits;
 mod presence;
 mod resume;
+mod succession;
 mod words;
 
 use std::{
@@ -100,6 +101,8 @@ pub struct Session {
     /// (packets written, when), ascending; only as far back as something unanswered reaches.
     written: VecDeque<(u64, Instant)>,
     resent: u64,
+    /// Nothing new is sent: another connection is about to take over.
+    holds: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -148,6 +151,7 @@ impl Session {
             sent: 0,
             written: VecDeque::new(),
             resent: 0,
+            holds: false,
             outputs: VecDeque::new(),
         }
     }
@@ -182,6 +186,7 @@ impl Session {
             },
             Input::Abandon { id, serial } => self.incoming.abandon(id, serial),
             Input::Flushed(packets) => self.flushed(now, packets),
+            Input::Hold(holds) => self.holds = holds,
             Input::Probe if self.is_up() => self.send(Packet::PingReq),
             Input::Goodbye if self.state != State::Down => self.send(Packet::Disconnect(Reason::SUCCESS)),
             Input::Probe | Input::Goodbye => {}
@@ -216,7 +221,7 @@ impl Session {
     /// How many more messages may be handed in: none without a connection, so that they wait where they can be shed.
     #[must_use]
     pub fn room(&self) -> usize {
-        if !self.is_up() || self.unwritten.len() >= UNWRITTEN_LIMIT {
+        if !self.is_up() || self.holds || self.unwritten.len() >= UNWRITTEN_LIMIT {
             return 0;
         }
         self.window().saturating_sub(self.inflight.len())
@@ -226,6 +231,21 @@ impl Session {
     #[must_use]
     pub fn inflight(&self) -> usize {
         self.inflight.len().saturating_add(self.unwritten.len())
+    }
+
+    /// Whether a SUBSCRIBE or UNSUBSCRIBE has no answer yet.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        !self.control.is_empty()
+    }
+
+    /// What it says to a broker, with that broker's credentials.
+    #[must_use]
+    pub fn connect_to(&self, broker: usize) -> Connect {
+        let own = self.broker_credentials.get(broker).cloned().flatten();
+        let mut connect = self.connect.clone();
+        connect.credentials = own.or(connect.credentials);
+        connect
     }
 
     /// PUBLISH packets that were sent again so far.
@@ -271,9 +291,7 @@ impl Session {
         self.state = State::Greeting { broker, wipe };
         self.sent = 0;
         self.written.clear();
-        let mut connect = self.connect.clone();
-        let own = self.broker_credentials.get(broker).cloned().flatten();
-        connect.credentials = own.or(connect.credentials);
+        let mut connect = self.connect_to(broker);
         if wipe {
             connect.clean_session = true;
             connect.will = None;

@@ -19,7 +19,7 @@ pub struct Wish {
 }
 
 /// The desired state: applied to a session, and again to the next.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Subscriptions {
     wishes: BTreeMap<Filter, Wish>,
 }

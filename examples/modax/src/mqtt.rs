@@ -10,14 +10,14 @@ mod subscribe;
 
 use std::time::Duration;
 
-use modax_mqtt_failover::{Client, ClientBuilder, ConfigError, Qos, Selection, Topology, Version, tls::Tls};
+use modax_mqtt_failover::{Client, ClientBuilder, ConfigError, Qos, Selection, Standby, Topology, Version, tls::Tls};
 use serde_json::json;
 
 pub(crate) use self::outcome::{put_payload, put_properties};
 pub(crate) use self::publish::publish;
 pub(crate) use self::subscribe::subscribe;
 use crate::Exit;
-use crate::args::{BrokerArgs, BrokerOrder};
+use crate::args::{BrokerArgs, BrokerOrder, BrokerStandby};
 use crate::output::{self, chain};
 
 /// How long the connection may take to say goodbye once nothing waits any more.
@@ -29,13 +29,21 @@ fn builder(args: &BrokerArgs) -> Result<ClientBuilder, ConfigError> {
         BrokerOrder::Priority => Selection::priority(),
         BrokerOrder::RoundRobin => Selection::round_robin(),
     };
+    let selection = match args.failback_after {
+        Some(reachable) => selection.failback_after(reachable),
+        None => selection,
+    };
+    let standby = match args.standby {
+        BrokerStandby::None => Standby::None,
+        BrokerStandby::Probe => Standby::Probe,
+    };
     let builder = Client::builder(args.client_id.as_str()).brokers(&args.brokers)?;
     let builder = if args.mqtt5 { builder.version(Version::V5) } else { builder };
     let builder = match tls(args) {
         Some(tls) => builder.tls(tls),
         None => builder,
     };
-    Ok(builder.topology(topology).selection(selection))
+    Ok(builder.topology(topology).selection(selection).standby(standby))
 }
 
 /// What the flags ask for beyond the defaults; a certificate comes with its key, the flags see to that.

@@ -42,9 +42,14 @@ impl Courier {
                 self.emit(Event::MessageStuck { topic: topic.to_string(), attempts });
             }
             session::Output::Acknowledged(took) => {
+                self.aside.trouble(false);
+                self.electing = false;
                 self.liveness.handle_input(now, liveness::Input::Acknowledged(took));
             }
-            session::Output::ProbeAnswered => self.liveness.handle_input(now, liveness::Input::ProbeAnswered),
+            session::Output::ProbeAnswered => {
+                self.calm_if_quiet();
+                self.liveness.handle_input(now, liveness::Input::ProbeAnswered);
+            }
             session::Output::StrayAck => self.stats.stray_acks = self.stats.stray_acks.saturating_add(1),
             session::Output::LateAck => self.stats.late_acks = self.stats.late_acks.saturating_add(1),
             session::Output::Dismissed(reason) => self.dismissed(now, reason),
@@ -57,9 +62,13 @@ impl Courier {
         match (output, serving) {
             (liveness::Output::Probe, _) => self.session.handle_input(now, session::Input::Probe),
             (liveness::Output::Suspected(reason), Some(broker)) => {
+                self.aside.trouble(true);
                 self.emit(Event::Suspected { broker, reason: reason.to_string() });
             }
-            (liveness::Output::Slow, Some(broker)) => self.emit(Event::BrokerSlow { broker }),
+            (liveness::Output::Slow, Some(broker)) => {
+                self.aside.trouble(true);
+                self.emit(Event::BrokerSlow { broker });
+            }
             (liveness::Output::Dead { reason, since }, _) => self.abandon(now, reason.to_string(), since),
             (liveness::Output::Suspected(_) | liveness::Output::Slow, None) => {}
         }
@@ -80,7 +89,7 @@ impl Courier {
         let outcome = match *end {
             End::Acked => {
                 self.stats.acked = self.stats.acked.saturating_add(1);
-                let broker = self.broker(self.serving.unwrap_or(self.dialled));
+                let broker = self.broker(self.serving.unwrap_or_default());
                 Outcome::Acked { broker, attempts, latency }
             }
             End::Rejected(reason) => {
@@ -99,5 +108,12 @@ impl Courier {
             }
         };
         self.outputs.push_back(Output::Settled { id: admitted.id, outcome });
+    }
+
+    /// Nothing waits for an acknowledgement: then an answered probe, or a new connection, is all that can be asked.
+    pub(super) fn calm_if_quiet(&mut self) {
+        if self.session.inflight() == 0 && !self.session.is_asking() {
+            self.aside.trouble(false);
+        }
     }
 }

@@ -33,13 +33,15 @@ impl Driver {
     }
 
     pub(super) async fn finish(&mut self) {
+        let serving = self.courier.attempt();
         self.courier.handle_input(now(), Input::Stop);
         // The link has to outlive its own HangUp here, because here there is time to wait for it.
         let mut link = None;
         while let Some(output) = self.courier.poll_output() {
             match output {
                 Output::Send { attempt, packet } => self.send(attempt, &packet),
-                Output::HangUp { .. } => link = self.link.take(),
+                Output::HangUp { attempt } if attempt == serving => link = self.links.remove(attempt),
+                Output::HangUp { attempt } => self.hang_up(attempt),
                 Output::Settled { id, outcome } => self.settled.push((id, outcome)),
                 Output::Event(event) => self.shared.emit(event),
                 Output::Dial { .. } | Output::Deliver { .. } | Output::Gap { .. } => {}

@@ -5,7 +5,7 @@ use std::time::Instant;
 use crate::packet::ConnectCode;
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Input {
     /// Begin.
@@ -34,6 +34,35 @@ pub enum Input {
         /// How.
         code: ConnectCode,
     },
+    /// A scout that left at `since` was acknowledged by this broker: whoever has waited since before then waits in vain.
+    Proven {
+        /// Which broker of the list.
+        broker: usize,
+        /// When the scout left.
+        since: Instant,
+    },
+    /// Whether scouts are out: then nobody has to give up a CONNECT to find out where another would be answered.
+    Scouting(bool),
+    /// We left the established connection for a broker that acknowledges.
+    Left {
+        /// Which attempt.
+        attempt: u64,
+    },
+    /// The standby fell at this broker: others are tried before it.
+    Unfit {
+        /// Which broker of the list.
+        broker: usize,
+    },
+    /// Go to this broker, which works, while the present one serves.
+    Return {
+        /// Which broker of the list.
+        broker: usize,
+    },
+    /// Whatever the old connection had to finish is finished: go.
+    Switch {
+        /// The attempt that is ready.
+        attempt: u64,
+    },
     /// Stop for good.
     Stop,
 }
@@ -59,8 +88,31 @@ pub enum Output {
         broker: usize,
         /// Only to throw an old session away: leave again after CONNACK.
         wipe: bool,
+        /// While another connection serves.
+        beside: bool,
     },
-    /// Say goodbye and hang up: the old session is gone.
+    /// It has lost the race below CONNECT, or is needed no more: hang up, and blame nobody.
+    Drop {
+        /// Which attempt.
+        attempt: u64,
+    },
+    /// A planned move may begin: this connection stands beside the one that serves. Answer with [`Input::Switch`].
+    Ready {
+        /// Which attempt.
+        attempt: u64,
+        /// To which broker of the list.
+        broker: usize,
+        /// Whether the broker has accepted us; else CONNECT follows the switch.
+        greeted: bool,
+    },
+    /// The planned move did not come about; the old connection serves on.
+    NotReturned {
+        /// To which broker of the list.
+        broker: usize,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Say goodbye and hang up: the old session is gone, or another connection takes over.
     Leave {
         /// Which attempt.
         attempt: u64,
@@ -71,6 +123,8 @@ pub enum Output {
         attempt: u64,
         /// To which broker of the list.
         broker: usize,
+        /// Whether this was planned: a return to a more preferred broker.
+        planned: bool,
     },
     /// Hang up.
     GiveUp {

@@ -53,6 +53,10 @@ impl LivenessConfig {
         self
     }
 
+    pub(crate) const fn probes_every(&self) -> Duration {
+        self.probe_interval
+    }
+
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let error = |field, limit| Err(ConfigError::OutOfRange { field, limit });
         if self.floor < Duration::from_millis(1) || self.floor > LONGEST {

@@ -1,6 +1,8 @@
 //! Which broker next.
 
-use crate::breaker::Failure;
+use std::time::Duration;
+
+use crate::{breaker::Failure, config::ConfigError};
 
 /// How the next broker is chosen. The one that just failed always comes last: starting again at the head of the list
 /// is how other clients spend minutes on a broker that hangs.
@@ -8,6 +10,7 @@ use crate::breaker::Failure;
 #[must_use]
 pub struct Selection {
     order: Order,
+    pub(crate) failback_after: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,12 +32,32 @@ pub struct Candidate {
 impl Selection {
     /// In the order of the list; the default.
     pub const fn priority() -> Self {
-        Self { order: Order::Priority }
+        Self { order: Order::Priority, failback_after: None }
     }
 
     /// The one after the broker used last.
     pub const fn round_robin() -> Self {
-        Self { order: Order::RoundRobin }
+        Self { order: Order::RoundRobin, failback_after: None }
+    }
+
+    /// Goes back to a more preferred broker that has been reachable for this long without a break; default: never,
+    /// because a client whose broker works has no reason of its own to move. Set it where it matters that all clients
+    /// end up on the same broker again, as with independent brokers without a bridge between them.
+    ///
+    /// A connection under the identity `<client id>~failback` proves that the broker is reachable. Each return that did
+    /// not last doubles the time, up to 64 times. Has no meaning for [`round_robin`](Self::round_robin).
+    pub const fn failback_after(mut self, reachable: Duration) -> Self {
+        self.failback_after = Some(reachable);
+        self
+    }
+
+    pub(crate) fn check(self) -> Result<(), ConfigError> {
+        let error = |limit| Err(ConfigError::OutOfRange { field: "selection.failback_after", limit });
+        match (self.order, self.failback_after) {
+            (Order::RoundRobin, Some(_)) => error("only with Selection::priority: in turn, no broker is preferred"),
+            (Order::Priority, Some(after)) if after > Duration::from_secs(86_400) => error("at most a day"),
+            (Order::Priority, Some(_)) | (_, None) => Ok(()),
+        }
     }
 
     /// Puts `candidates` in the order in which they are to be tried. `last` is the broker used or tried last, `count`

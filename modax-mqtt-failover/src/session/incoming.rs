@@ -81,6 +81,11 @@ impl Incoming {
         self.stages.retain(|_, (_, stage)| *stage != Stage::Unacknowledged);
     }
 
+    /// Serial numbers go on where those of another session ended.
+    pub(super) fn follow(&mut self, other: &Self) {
+        self.serial = self.serial.max(other.serial);
+    }
+
     /// The session ended.
     pub(super) fn forget(&mut self) {
         self.stages.clear();

@@ -31,6 +31,11 @@ impl Presence {
         Self { announcement: config.on_connect.clone(), contradicted, wanted: false }
     }
 
+    /// The program wants what it wanted of another session.
+    pub(super) const fn follow(&mut self, other: &Self) {
+        self.wanted = other.wanted;
+    }
+
     /// The topic on which our own will would appear.
     pub(super) fn watched(&self) -> Option<Filter> {
         self.contradicted.as_ref().map(|will| Arc::clone(&will.topic))

@@ -54,6 +54,8 @@ pub enum Input {
     },
     /// So many packets of this connection have been written to the socket, whole.
     Flushed(u64),
+    /// Whether nothing new is to be sent, because another connection is about to take over.
+    Hold(bool),
     /// Ask whether the broker is there.
     Probe,
     /// Say DISCONNECT.

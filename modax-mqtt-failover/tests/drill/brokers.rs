@@ -1,8 +1,8 @@
 //! Three independent brokers that are killed, stopped and restarted in turn.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use modax_mqtt_failover::{Client, Event, Message, Qos, Queue, Received, Version};
+use modax_mqtt_failover::{Client, Event, Message, Qos, Queue, Received, Selection, Version};
 use modax_testbed::{Ground, Mosquitto, MosquittoOptions, wait};
 
 use crate::{
@@ -25,6 +25,10 @@ struct Plant {
 
 impl Plant {
     async fn start(version: Version) -> Self {
+        Self::start_selecting(version, Selection::priority()).await
+    }
+
+    async fn start_selecting(version: Version, selection: Selection) -> Self {
         let ground = Ground::start().await.expect("a ground");
         let mut brokers = Vec::new();
         for _ in 0..3 {
@@ -34,7 +38,9 @@ impl Plant {
         let oracles = Oracles::start(brokers.iter().map(Mosquitto::addr)).await;
         let client = Client::builder("drill")
             .brokers(brokers.iter().map(Mosquitto::url))
-            .and_then(|builder| builder.version(version).queue(Queue::memory().max_messages(100_000)).build())
+            .and_then(|builder| {
+                builder.version(version).selection(selection).queue(Queue::memory().max_messages(100_000)).build()
+            })
             .expect("a client");
         Self { ground, brokers, oracles, client, faults: Vec::new() }
     }
@@ -235,4 +241,30 @@ async fn a_broker_with_our_session_goes_on_with_it_after_a_restart() {
     assert!(matches!(received, Some(Received::Delivery(_))), "{received:?}");
     client.close(DEADLINE).await;
     ground.stop().await;
+}
+
+/// Longer than the oracle of a broker that came back needs to subscribe to it again.
+const REACHABLE: Duration = Duration::from_secs(1);
+
+async fn returns(version: Version, qos: Qos) {
+    let mut plant = Plant::start_selecting(version, Selection::priority().failback_after(REACHABLE)).await;
+    let (preferred, port) = plant.serving().await;
+    let load = Load::start(&plant.client, RATE, qos);
+    acked_more(&plant.client, 500).await;
+    plant.kill().await;
+    let back = || async { plant.client.status().connected.is_some_and(|now| now.port() == port) };
+    wait::until(DEADLINE, "the preferred broker", back).await.expect("it stays where it was");
+    acked_more(&plant.client, 500).await;
+    assert_eq!((preferred, plant.client.stats().failbacks), (0, 1));
+    plant.end(&format!("back to the preferred, QoS {}, {version}", qos.level()), qos, load).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preferred_broker_that_came_back_serves_again_and_nothing_is_lost() {
+    returns(Version::V311, Qos::AtLeastOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preferred_broker_that_came_back_serves_again_with_mqtt_5_and_nothing_is_lost() {
+    returns(Version::V5, Qos::AtLeastOnce).await;
 }

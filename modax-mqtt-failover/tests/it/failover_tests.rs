@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use modax_mqtt_failover::{
-    Backoff, Selection, Topology,
+    Backoff, Scouting, Selection, Standby, Topology,
     config::Config,
     failover::{Failover, Input, Output},
     packet::ConnectCode,
@@ -305,4 +305,67 @@ fn a_policy_of_the_backoff_crate_keeps_its_intervals_and_never_gives_up() {
     assert_eq!(ours.ceiling(1), Duration::from_millis(50));
     assert_eq!(ours.ceiling(2), Duration::from_millis(150));
     assert_eq!(ours.ceiling(u32::MAX), Duration::from_secs(1));
+}
+
+#[test]
+fn what_opens_more_connections_than_one_is_off_by_default() {
+    let config = Config::from_urls("x", ["mqtt://a", "mqtt://b"]).unwrap();
+
+    assert_eq!((config.standby, config.racing), (Standby::None, false));
+    assert_eq!(config.scouting, Scouting::none());
+    assert_eq!(config.selection, Selection::priority());
+}
+
+#[test]
+fn without_racing_a_dial_has_its_whole_deadline_to_itself() {
+    let mut bench = Bench::new(3, |_| {});
+
+    bench.wait();
+
+    assert_eq!(bench.dials[1].0, Duration::from_secs(1));
+}
+
+#[test]
+fn racing_brokers_get_one_connect_between_them() {
+    let mut bench = Bench::new(3, |config| config.racing = true);
+    bench.wait();
+    assert_eq!(bench.dials[1].0, Duration::from_millis(200));
+    let (first, second) = (bench.dials[0].1, bench.last().0);
+
+    bench.tell(Input::Opened { attempt: second });
+    bench.tell(Input::Opened { attempt: first });
+
+    let greeted: Vec<_> = bench.said.iter().filter(|said| matches!(said, Output::Greet { .. })).collect();
+    assert!(matches!(greeted[..], [Output::Greet { attempt, .. }] if *attempt == second), "{greeted:?}");
+    assert!(bench.said.contains(&Output::Drop { attempt: first }));
+    assert_eq!(bench.failover.under_way(), [second]);
+}
+
+#[test]
+fn a_return_that_does_not_come_about_leaves_the_present_broker_serving() {
+    let mut bench = Bench::new(2, |_| {});
+    bench.lose(true);
+    assert_eq!(bench.accept(), 1);
+    let serving = bench.failover.current();
+
+    bench.tell(Input::Return { broker: 0 });
+    bench.lose(true);
+
+    assert!(bench.said.iter().any(|said| matches!(said, Output::NotReturned { broker: 0, .. })), "{:?}", bench.said);
+    assert_eq!((bench.failover.current(), bench.failover.is_moving()), (serving, false));
+}
+
+#[test]
+fn f24_a_takeover_that_the_broker_tells_counts_however_long_the_connection_stood() {
+    let mut fight = Bench::new(1, |_| {});
+    for _ in 0..4 {
+        fight.accept();
+        fight.now += Duration::from_secs(4);
+        let (attempt, _) = fight.last();
+        fight.tell(Input::TakenOver { attempt });
+        fight.lose(true);
+        fight.wait();
+    }
+
+    assert!(fight.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })), "{:?}", fight.said);
 }

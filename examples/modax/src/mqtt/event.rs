@@ -34,6 +34,14 @@ fn describe(event: &Event) -> (&'static str, Value) {
                 "outage_ms": ms(*outage),
             }),
         ),
+        Event::FailedBack { from, to, gap } => {
+            ("failed_back", json!({ "from": from.to_string(), "to": to.to_string(), "gap_ms": ms(*gap) }))
+        }
+        Event::NotFailedBack { to, reason } => ("not_failed_back", json!({ "to": to.to_string(), "reason": reason })),
+        Event::StandbyReady { broker } => ("standby_ready", json!({ "broker": broker.to_string() })),
+        Event::StandbyLost { broker, reason } => {
+            ("standby_lost", json!({ "broker": broker.to_string(), "reason": reason }))
+        }
         Event::ConnectFailed { broker, reason } => {
             ("connect_failed", json!({ "broker": broker.to_string(), "reason": reason }))
         }

@@ -34,7 +34,7 @@ fn bad_usage_exits_2_with_one_line_that_names_the_flag() {
         (with(&["--tls-ca", "x"]), "mqtts://"),
         (with(&["--tls-key", "x"]), "--tls-cert"),
         (vec!["pub", "--brokers", "mqtts://h", "--client-id", "c", "--tls-ca", "/absent.pem"], "/absent.pem"),
-        (with(&["--standby", "probe"]), "--standby"),
+        (with(&["--standby", "warm"]), "--standby"),
         (with(&["--dedup", "x"]), "--dedup"),
         (with(&["--selection", "nearest"]), "--selection"),
         (with(&["--qos", "3"]), "--qos"),

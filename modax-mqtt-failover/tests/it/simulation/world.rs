@@ -7,10 +7,11 @@ use std::{
 };
 
 use modax_mqtt_failover::{
-    Bytes, Event, GapReason, Message, MessageId, Outcome, Queue, Rejection, Topology, Version,
+    Bytes, Event, GapReason, Message, MessageId, Outcome, Qos, Queue, Rejection, Scouting, Selection, Standby,
+    Topology, Version,
     config::Config,
     courier::{Courier, Input, Output},
-    packet::{Limits, Packet, PacketId},
+    packet::{Connect, ConnectCode, Limits, Packet, PacketId},
     policy::backoff::Jitter,
     queue::{Admission, Backlog},
 };
@@ -32,6 +33,10 @@ pub(crate) struct Plan {
     /// Whether the messages of one topic have QoS 2.
     pub(crate) exactly_once: bool,
     pub(crate) version: Version,
+    pub(crate) selection: Selection,
+    pub(crate) standby: Standby,
+    pub(crate) scouting: Scouting,
+    pub(crate) racing: bool,
 }
 
 impl Plan {
@@ -48,11 +53,28 @@ impl Plan {
             stalls: seed.is_multiple_of(5),
             exactly_once: seed.is_multiple_of(2),
             version: if seed / 4 % 2 == 1 { Version::V5 } else { Version::V311 },
+            selection: match seed % 5 {
+                0 | 1 => Selection::priority().failback_after(Duration::from_millis(500)),
+                2 => Selection::round_robin(),
+                _ => Selection::priority(),
+            },
+            standby: if seed % 7 < 3 { Standby::Probe } else { Standby::None },
+            scouting: if seed % 11 < 6 { Scouting::probing() } else { Scouting::none() },
+            racing: seed % 13 < 6,
         }
     }
 
     pub(crate) fn starved() -> Self {
-        Self { faults: false, stalls: true, faults_for: Duration::from_secs(10), ..Self::faulty(3) }
+        Self {
+            faults: false,
+            stalls: true,
+            faults_for: Duration::from_secs(10),
+            selection: Selection::priority(),
+            standby: Standby::None,
+            scouting: Scouting::none(),
+            racing: false,
+            ..Self::faulty(3)
+        }
     }
 }
 
@@ -77,6 +99,11 @@ pub(crate) struct Fired {
     pub(crate) refusals: u64,
     pub(crate) oversize: u64,
     pub(crate) expired_sessions: u64,
+    pub(crate) elections: u64,
+    pub(crate) scouts: u64,
+    pub(crate) failbacks: u64,
+    pub(crate) standbys: u64,
+    pub(crate) standbys_lost: u64,
 }
 
 impl Fired {
@@ -98,6 +125,11 @@ impl Fired {
         self.refusals += other.refusals;
         self.oversize += other.oversize;
         self.expired_sessions += other.expired_sessions;
+        self.elections += other.elections;
+        self.scouts += other.scouts;
+        self.failbacks += other.failbacks;
+        self.standbys += other.standbys;
+        self.standbys_lost += other.standbys_lost;
     }
 
     pub(crate) fn all_fired(&self) -> bool {
@@ -117,6 +149,11 @@ impl Fired {
             self.refusals,
             self.oversize,
             self.expired_sessions,
+            self.elections,
+            self.scouts,
+            self.failbacks,
+            self.standbys,
+            self.standbys_lost,
         ];
         all.iter().all(|count| *count > 0)
     }
@@ -153,6 +190,10 @@ pub(crate) struct World {
     brokers: Vec<Broker>,
     /// Which broker an attempt goes to, how many packets went out, and whether its packets vanish.
     links: BTreeMap<u64, Link>,
+    /// A cluster without a leader stores nothing before this.
+    electing_until: Instant,
+    /// Connections that a node holds, because they wanted something stored meanwhile.
+    held: BTreeSet<u64>,
     fired: Fired,
     healed: bool,
     admitted: BTreeMap<MessageId, (String, u64, bool)>,
@@ -172,6 +213,8 @@ struct Link {
     vanishing: bool,
     greeted: bool,
     welcomed: bool,
+    /// Under a derived identity.
+    aside: bool,
 }
 
 /// Bytes of a packet that every broker takes: the messages of a world have 43 at most, but for those made too large.
@@ -196,6 +239,10 @@ impl World {
         if plan.version == Version::V5 {
             config.session_expiry = Some(Duration::from_secs(numbers.next_number() % 8));
         }
+        config.selection = plan.selection;
+        config.standby = plan.standby;
+        config.scouting = plan.scouting.clone();
+        config.racing = plan.racing;
         config.queue = Queue::memory().max_messages(100_000);
         let brokers = (0..plan.brokers).map(|_| {
             let keeps_sessions = numbers.next_number().is_multiple_of(2);
@@ -213,6 +260,8 @@ impl World {
             backlog: Backlog::new(config.queue.clone()),
             brokers,
             links: BTreeMap::new(),
+            electing_until: now,
+            held: BTreeSet::new(),
             fired: Fired::default(),
             healed: false,
             admitted: BTreeMap::new(),
@@ -328,7 +377,7 @@ impl World {
             Happening::Publish(number) => self.publish(number),
             Happening::Subscribe => {
                 let filter = Arc::from("commands/#");
-                self.tell(Input::Subscribe { filter, qos: modax_mqtt_failover::Qos::AtLeastOnce });
+                self.tell(Input::Subscribe { filter, qos: Qos::AtLeastOnce });
             }
             Happening::Dialled { attempt, broker } => self.dialled(attempt, broker),
             Happening::ToBroker { attempt, broker, packet } => self.reach_broker(attempt, broker, packet),
@@ -433,6 +482,9 @@ impl World {
                         Event::Connected { session_present: true, .. } => self.fired.resumed += 1,
                         Event::Disconnected { .. } => self.fired.disconnects += 1,
                         Event::FailedOver { .. } => self.fired.failovers += 1,
+                        Event::FailedBack { .. } => self.fired.failbacks += 1,
+                        Event::StandbyReady { .. } => self.fired.standbys += 1,
+                        Event::StandbyLost { .. } => self.fired.standbys_lost += 1,
                         _ => {}
                     }
                 }
@@ -470,7 +522,7 @@ impl World {
     /// The end of a connection whose CONNECT was not answered leaves a doubt over the session it may have begun.
     fn unlink(&mut self, attempt: u64) -> Option<Link> {
         let link = self.links.remove(&attempt)?;
-        if link.greeted && !link.welcomed {
+        if link.greeted && !link.welcomed && !link.aside {
             for broker in &mut self.brokers {
                 if let Some(session) = broker.session.as_mut() {
                     session.doubted = true;
@@ -514,6 +566,7 @@ impl World {
             vanishing: false,
             greeted: false,
             welcomed: false,
+            aside: false,
         };
         self.links.insert(attempt, link);
         self.tell(Input::Opened { attempt });
@@ -529,13 +582,28 @@ impl World {
             // It lies in the kernel's buffer until the process goes on.
             return broker.unread.push((attempt, packet));
         }
+        if self.is_held(attempt, &packet) {
+            return;
+        }
+        let broker = &mut self.brokers[index];
+        if let Packet::Connect(connect) = &packet
+            && let Some(link) = self.links.get_mut(&attempt)
+        {
+            link.aside = is_aside(connect);
+        }
+        let is_aside = self.links.get(&attempt).is_some_and(|link| link.aside);
         if matches!(packet, Packet::Connect(_)) {
             if broker.mood.eof_before_connack {
                 self.fired.early_eofs += 1;
                 return self.at(Duration::from_millis(1), Happening::EndAtClient { attempt });
             }
             self.fired.late_connacks += u64::from(!broker.mood.connack_delay.is_zero());
-            self.accept(attempt, index);
+            if !is_aside {
+                self.accept(attempt, index);
+            }
+        }
+        if is_aside {
+            return self.serve_aside(attempt, index, packet);
         }
         let answers = self.brokers[index].receive(attempt, packet, |below| numbers.next_number() % below);
         if self.plan.topology == Topology::Cluster {
@@ -545,6 +613,39 @@ impl World {
         }
         self.numbers = numbers;
         self.answer(attempt, answers);
+    }
+
+    /// While a cluster elects, a node holds each connection that wants something stored for 4 s and then closes it.
+    fn is_held(&mut self, attempt: u64, packet: &Packet) -> bool {
+        let stores = matches!(packet, Packet::Connect(_) | Packet::Subscribe { .. })
+            || matches!(packet, Packet::Publish(publish) if publish.qos > Qos::AtMostOnce);
+        if stores && self.now < self.electing_until && self.held.insert(attempt) {
+            self.at(Duration::from_secs(4), Happening::EndAtClient { attempt });
+        }
+        self.held.contains(&attempt)
+    }
+
+    /// A connection that leaves nothing behind: a scout, a standby, the witness of the way back.
+    fn serve_aside(&mut self, attempt: u64, index: usize, packet: Packet) {
+        let mood = self.brokers[index].mood.clone();
+        let answer = match packet {
+            Packet::Connect(_) => (
+                mood.connack_delay,
+                Packet::ConnAck { session_present: false, code: ConnectCode::Accepted, limits: Limits::default() },
+            ),
+            Packet::Publish(publish) => {
+                self.fired.scouts += 1;
+                assert!(publish.payload.is_empty() && &*publish.topic == "modax/probe", "{publish:?}");
+                if self.draw(16) < mood.acks_missing {
+                    return;
+                }
+                (Duration::ZERO, Packet::PubAck { id: publish.id.expect("QoS 1"), code: 0 })
+            }
+            Packet::PingReq => (Duration::ZERO, Packet::PingResp),
+            Packet::Disconnect(_) => return,
+            other => panic!("nobody beside sends {other:?}"),
+        };
+        self.answer(attempt, vec![answer]);
     }
 
     /// A CONNECT ends any other connection under the same identity; in a cluster, on any node.
@@ -647,6 +748,10 @@ impl World {
         self.fired.kills += 1;
         self.fired.session_losses += u64::from(!self.brokers[index].keeps_sessions);
         self.brokers[index].die();
+        if self.plan.topology == Topology::Cluster && self.draw(2) == 0 {
+            self.fired.elections += 1;
+            self.electing_until = self.now + self.below(Duration::from_secs(8));
+        }
         let ended: Vec<_> = self.links.iter().filter(|(_, link)| link.broker == index).map(|(at, _)| *at).collect();
         for attempt in ended {
             self.at(Duration::from_millis(1), Happening::EndAtClient { attempt });
@@ -662,6 +767,7 @@ impl World {
 
     fn heal(&mut self) {
         self.healed = true;
+        self.electing_until = self.now;
         for index in 0..self.brokers.len() {
             self.thaw(index);
             self.brokers[index].mood = Mood::default();
@@ -692,4 +798,11 @@ impl World {
         assert_eq!(self.backlog.messages(), 0, "the account of the queue is not balanced");
         assert_eq!(self.backlog.bytes(), 0, "the account of the queue is not balanced");
     }
+}
+
+/// Whether a CONNECT is under a derived identity; then it must leave nothing behind.
+fn is_aside(connect: &Connect) -> bool {
+    let is_aside = connect.client_id.contains('~');
+    assert!(!is_aside || (connect.clean_session && connect.will.is_none()), "{connect:?}");
+    is_aside
 }
