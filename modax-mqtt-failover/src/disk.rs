@@ -17,7 +17,7 @@ pub use crate::queue::{
     survey::{FileSurvey, Survey},
 };
 
-/// Reads the queue in `directory` and changes nothing.
+/// Reads the queue in `directory` and changes nothing; it may lie on a read-only mount.
 ///
 /// # Errors
 /// Whatever the directory says; also when a client has it open. Damage is no error: see [`Survey::is_sound`].

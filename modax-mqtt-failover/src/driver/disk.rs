@@ -224,20 +224,33 @@ fn millis(time: Duration) -> u64 {
 pub(crate) struct Directory {
     path: PathBuf,
     current: Option<File>,
-    _lock: File,
+    /// `None` while reading a directory that no client has ever locked.
+    _lock: Option<File>,
 }
 
 impl Directory {
-    /// Locks a directory that is there, for reading.
+    /// Locks a directory that is there against clients, for reading: nothing is written, so that one on a read-only
+    /// mount can be read.
     pub(crate) fn existing(path: &Path) -> io::Result<Self> {
-        if path.is_dir() { Self::open(path) } else { Err(io::ErrorKind::NotFound.into()) }
+        if !path.is_dir() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let lock = match File::open(path.join(LOCK)) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(file) = &lock {
+            lock_for(file, Access::Read)?;
+        }
+        Ok(Self { path: path.to_owned(), current: None, _lock: lock })
     }
 
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         fs::create_dir_all(path)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
-        lock_exclusively(&lock)?;
-        Ok(Self { path: path.to_owned(), current: None, _lock: lock })
+        lock_for(&lock, Access::Write)?;
+        Ok(Self { path: path.to_owned(), current: None, _lock: Some(lock) })
     }
 
     /// A file's name is on disk only when its folder is.
@@ -250,15 +263,26 @@ impl Directory {
     }
 }
 
+/// Readers bear each other, and no writer.
+#[derive(Clone, Copy)]
+enum Access {
+    Read,
+    Write,
+}
+
 #[cfg(unix)]
-fn lock_exclusively(file: &File) -> io::Result<()> {
+fn lock_for(file: &File, access: Access) -> io::Result<()> {
     use rustix::fs::{FlockOperation, flock};
-    flock(file, FlockOperation::NonBlockingLockExclusive)
+    let operation = match access {
+        Access::Read => FlockOperation::NonBlockingLockShared,
+        Access::Write => FlockOperation::NonBlockingLockExclusive,
+    };
+    flock(file, operation)
         .map_err(|error| io::Error::new(io::Error::from(error).kind(), "another process has this queue open"))
 }
 
 #[cfg(not(unix))]
-fn lock_exclusively(_file: &File) -> io::Result<()> {
+fn lock_for(_file: &File, _access: Access) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::Unsupported, "a queue on disk is supported on Unix only"))
 }
 

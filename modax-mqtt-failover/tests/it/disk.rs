@@ -246,3 +246,24 @@ async fn user_properties_survive_the_process_and_are_never_cut_off_by_an_older_p
     emptied(&old).await;
     assert_eq!((old.stats().rejected, broker.publishes().len()), (1, 0));
 }
+
+#[tokio::test]
+async fn looking_into_a_queue_writes_nothing_and_two_may_look() {
+    let folder = Folder::new("read-only");
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    broker.stop();
+    let client =
+        Client::builder("reader").brokers([broker.url()]).unwrap().queue(Queue::disk(folder.queue())).build().unwrap();
+    drop(within("an admission", client.publish(Message::new("a", "1"))).await.unwrap());
+    assert!(disk::inspect(folder.queue()).is_err(), "a client has it open");
+    within("the end", client.close(Duration::ZERO)).await;
+    std::fs::remove_file(folder.queue().join("lock")).unwrap();
+    let names = || -> BTreeSet<_> {
+        std::fs::read_dir(folder.queue()).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    let before = names();
+
+    assert_eq!(disk::inspect(folder.queue()).unwrap().waiting.len(), 1);
+
+    assert_eq!(names(), before);
+}
