@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::mqtt::limits::Limits;
+
 /// Publishes, subscribes, writes and reads through brokers and databases that fail over.
 #[derive(Debug, Parser)]
 #[command(
@@ -129,6 +131,8 @@ pub(crate) struct PubArgs {
     /// How long a message may wait for others, so that they are written to disk together.
     #[arg(long, default_value = "5ms", requires = "queue", value_parser = parse_duration, value_name = "TIME")]
     pub(crate) fsync_every: Duration,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
 }
 
 #[derive(Debug, Args)]

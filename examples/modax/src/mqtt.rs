@@ -2,6 +2,7 @@
 
 mod base64;
 mod event;
+pub(crate) mod limits;
 mod once;
 mod outcome;
 mod publish;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use modax_mqtt_failover::{Client, Message, Outcome, PublishError, Queue, Receipt, WhenFull};
+use modax_mqtt_failover::{Client, Message, Outcome, PublishError, Queue, Receipt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -90,10 +90,9 @@ pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
     if finished.is_ok() && run.all_acked { Exit::Done } else { Exit::Failed }
 }
 
-/// Refuses when full: a publish that waits can then only be waiting for the disk, and has its place in the order.
 fn queue(args: &PubArgs) -> Queue {
     let queue = args.queue.as_ref().map_or_else(Queue::memory, Queue::disk);
-    queue.fsync_every(args.fsync_every).when_full(WhenFull::Reject)
+    args.limits.of(queue.fsync_every(args.fsync_every))
 }
 
 /// One message's end, already told on stdout.
@@ -213,7 +212,8 @@ impl Run {
             // The first look admits or refuses; nothing of it waits for room.
             let Some(published) = (&mut publishing).now_or_never() else { return Ok(Turn::Writing(publishing)) };
             let is_late = patience.is_some_and(|patience| patience <= Instant::now());
-            if is_late || !matches!(published.result, Err(PublishError::Full)) {
+            let waits = self.args.limits.waits() && matches!(published.result, Err(PublishError::Full));
+            if is_late || !waits {
                 return Ok(Turn::Ended(published));
             }
             let look = Instant::now() + LOOK_FOR_ROOM;

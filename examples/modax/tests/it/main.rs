@@ -31,6 +31,8 @@ fn bad_usage_exits_2_with_one_line_that_names_the_flag() {
     let with = |more: &[&'static str]| -> Vec<&'static str> { publish.iter().chain(more).copied().collect() };
     let cases: Vec<(Vec<&str>, &str)> = vec![
         (with(&["--fsync-every", "5ms"]), "--queue"),
+        (with(&["--when-full", "panic"]), "--when-full"),
+        (with(&["--queue-max-messages", "0"]), "--queue-max-messages"),
         (with(&["--tls-ca", "x"]), "mqtts://"),
         (with(&["--tls-key", "x"]), "--tls-cert"),
         (vec!["pub", "--brokers", "mqtts://h", "--client-id", "c", "--tls-ca", "/absent.pem"], "/absent.pem"),
@@ -159,4 +161,21 @@ fn a_broken_line_of_sql_is_told_and_the_rest_goes_on() {
         assert_eq!(told.len(), 3, "{command}: {told:?}");
         assert!(told.iter().all(|line| line["error"].is_string()), "{command}: {told:?}");
     }
+}
+
+#[test]
+fn each_policy_of_a_full_queue_does_what_its_name_says() {
+    let outcomes = |policy: &str| -> Vec<String> {
+        let limits = ["--queue-max-messages", "2", "--when-full", policy];
+        let rest = ["pub", "--brokers", NOBODY, "--client-id", "c", "--topic", "t", "--max-wait", "10ms"];
+        let output = modax(&[&rest[..], &limits[..]].concat(), b"a\nb\nc\n");
+        assert_eq!(output.status.code(), Some(1), "{policy}");
+        let mut told = lines(&output.stdout);
+        told.sort_by_key(|line| line["seq"].as_u64());
+        told.iter().map(|line| line["outcome"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(outcomes("reject"), ["undelivered", "undelivered", "rejected"]);
+    assert_eq!(outcomes("shed-oldest"), ["shed", "undelivered", "undelivered"]);
+    assert_eq!(outcomes("shed-newest"), ["undelivered", "undelivered", "shed"]);
+    assert_eq!(outcomes("latest-per-topic"), ["shed", "undelivered", "undelivered"]);
 }
