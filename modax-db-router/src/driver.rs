@@ -30,7 +30,7 @@ use crate::monitor::{Input, Monitor, Output, Pace};
 use crate::stats::Counters;
 use crate::topology::{NodeId, Topology};
 use pool::NodePool;
-use probe::Order;
+use probe::{Order, Reason};
 
 /// Events kept for a listener that is slower than they come.
 const EVENTS: usize = 256;
@@ -47,6 +47,7 @@ pub(crate) fn now() -> Instant {
 pub(crate) struct Server {
     pub(crate) id: NodeId,
     pub(crate) pool: NodePool,
+    reason: Reason,
 }
 
 /// What all calls and tasks share.
@@ -97,6 +98,11 @@ impl Shared {
     /// dropped, because the monitor is about to look anyway.
     pub(crate) fn suspect(&self, node: usize) {
         let _ = self.inputs.try_send(Input::Suspect { node });
+    }
+
+    /// What the last probes met, of the servers whose last probe failed.
+    pub(crate) fn reasons(&self) -> Vec<(NodeId, String)> {
+        self.servers.iter().filter_map(|server| Some((server.id.clone(), server.reason.get()?))).collect()
     }
 
     /// Counts the caller as running until it is dropped.
@@ -200,7 +206,7 @@ impl Driver {
         let mut servers = Vec::with_capacity(targets.len());
         for target in &targets {
             let pool = NodePool::new(target.login.clone(), config.pool_size).ok_or(ConfigError::NoRuntime)?;
-            servers.push(Server { id: target.id.clone(), pool });
+            servers.push(Server { id: target.id.clone(), pool, reason: Reason::default() });
         }
         let (inputs, input_queue) = mpsc::channel(INPUTS);
         let ids: Vec<NodeId> = targets.iter().map(|target| target.id.clone()).collect();
@@ -225,7 +231,8 @@ impl Driver {
         for (node, target) in targets.into_iter().enumerate() {
             let (sender, receiver) = mpsc::channel(2);
             orders.push(sender);
-            let task = runtime.spawn(probe::run(node, target.login, receiver, inputs.clone()));
+            let reason = shared.servers.get(node).map(|server| server.reason.clone()).unwrap_or_default();
+            let task = runtime.spawn(probe::run(node, target.login, receiver, inputs.clone(), reason));
             tasks.push(task.abort_handle());
         }
         let pace = Pace {

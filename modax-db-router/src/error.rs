@@ -1,5 +1,6 @@
 //! What went wrong, and what the caller may do: one enum per operation.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::commit::UnknownBecause;
@@ -74,7 +75,7 @@ pub enum ConfigError {
 #[non_exhaustive]
 pub enum AcquireError {
     /// No server could be written within the deadline. Nothing was sent.
-    #[error("no primary within {waited:?}: {why}{}", list(.nodes))]
+    #[error("no primary within {waited:?}: {why}{}", list(.nodes, .reasons))]
     NoPrimary {
         /// Why writes were closed at the end of the wait.
         why: WritesClosed,
@@ -82,6 +83,8 @@ pub enum AcquireError {
         waited: Duration,
         /// The servers and their states then: a refused login shows here.
         nodes: Vec<(NodeId, NodeState)>,
+        /// What the last probe of a server met, in the words of the server or of the operating system.
+        reasons: Vec<(NodeId, String)>,
     },
     /// The primary is known, and no connection to it could be had within the deadline. Nothing was sent.
     #[error("no connection to {node} within {waited:?}")]
@@ -141,7 +144,7 @@ impl AcceptError {
 #[non_exhaustive]
 pub enum WriteError {
     /// No server could be written within the deadline. Nothing was committed.
-    #[error("no primary within {waited:?}: {why}{}", list(.nodes))]
+    #[error("no primary within {waited:?}: {why}{}", list(.nodes, .reasons))]
     NoPrimary {
         /// Why writes were closed at the end of the wait.
         why: WritesClosed,
@@ -149,6 +152,8 @@ pub enum WriteError {
         waited: Duration,
         /// The servers and their states then: a refused login shows here.
         nodes: Vec<(NodeId, NodeState)>,
+        /// What the last probe of a server met, in the words of the server or of the operating system.
+        reasons: Vec<(NodeId, String)>,
         /// What the last attempt met, if there was one.
         #[source]
         source: Option<tokio_postgres::Error>,
@@ -227,10 +232,12 @@ impl WriteError {
 #[non_exhaustive]
 pub enum ReadError {
     /// Within the deadline no server was allowed to answer.
-    #[error("no server could serve the read within {waited:?}")]
+    #[error("no server could serve the read within {waited:?}{}", list(.left_out, .reasons))]
     NoNode {
         /// Why each server was left out at the end of the wait.
         left_out: Vec<(NodeId, LeftOut)>,
+        /// What the last probe of a server met, in the words of the server or of the operating system.
+        reasons: Vec<(NodeId, String)>,
         /// How long this call waited.
         waited: Duration,
     },
@@ -270,16 +277,18 @@ impl ReadError {
     }
 }
 
-/// ` (db1:5432 login rejected, db2:5432 not reachable)`.
-fn list(nodes: &[(NodeId, NodeState)]) -> String {
-    let states: Vec<String> = nodes.iter().map(|(node, state)| format!("{node} {state}")).collect();
+/// ` (db1:5432 login or probe refused: no such role, db2:5432 not reachable)`.
+fn list<W: fmt::Display>(nodes: &[(NodeId, W)], reasons: &[(NodeId, String)]) -> String {
+    let reason = |node| reasons.iter().find(|(of, _)| of == node).map_or(String::new(), |(_, why)| format!(": {why}"));
+    let states: Vec<String> = nodes.iter().map(|(node, state)| format!("{node} {state}{}", reason(node))).collect();
     if states.is_empty() { String::new() } else { format!(" ({})", states.join(", ")) }
 }
 
 /// The server's own words where there are any: tokio-postgres prints only `db error`.
-fn describe(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(db) => format!("{} ({})", db.message(), db.code().code()),
-        None => error.to_string(),
+pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), std::error::Error::source(error)) {
+        (Some(db), _) => format!("{} ({})", db.message(), db.code().code()),
+        (None, Some(source)) if !error.to_string().contains(&source.to_string()) => format!("{error}: {source}"),
+        (None, _) => error.to_string(),
     }
 }

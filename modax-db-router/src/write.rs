@@ -179,7 +179,9 @@ impl Writer {
 
 fn not_acquired(error: AcquireError, attempts: u32, last: Option<tokio_postgres::Error>) -> WriteError {
     match error {
-        AcquireError::NoPrimary { why, waited, nodes } => WriteError::NoPrimary { why, waited, nodes, source: last },
+        AcquireError::NoPrimary { why, waited, nodes, reasons } => {
+            WriteError::NoPrimary { why, waited, nodes, reasons, source: last }
+        }
         AcquireError::NoConnection { source, .. } => WriteError::NotCommitted { attempts, source: source.or(last) },
         AcquireError::HoldFull { limit } => WriteError::HoldFull { limit },
         AcquireError::Closed => WriteError::Closed,

@@ -120,7 +120,7 @@ impl Shared {
             (None, Some(primary)) => AcquireError::NoConnection { node: primary.id.clone(), waited, source },
             (why, _) => {
                 let why = why.unwrap_or(WritesClosed::NoPrimary);
-                AcquireError::NoPrimary { why, waited, nodes: topology.states() }
+                AcquireError::NoPrimary { why, waited, nodes: topology.states(), reasons: self.reasons() }
             }
         }
     }

@@ -1,11 +1,13 @@
 //! The held monitor connection to one server, apart from the pools: a full pool must not blind the monitor.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, Error, NoTls, SimpleQueryMessage};
 
+use crate::error::describe;
 use crate::monitor::Input;
 use crate::observation::{Observation, PROBE, ProbeFailure, parse_probe};
 
@@ -14,6 +16,23 @@ use crate::observation::{Observation, PROBE, ProbeFailure, parse_probe};
 pub(crate) struct Order {
     pub(crate) sent: Instant,
     pub(crate) deadline: Instant,
+}
+
+/// Longest text kept of what a server said.
+const REASON_CHARS: usize = 300;
+
+/// What the last probe met, if it failed: for the errors of calls.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reason(Arc<Mutex<Option<String>>>);
+
+impl Reason {
+    pub(crate) fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, reason: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
 }
 
 /// A connection whose task ends with it.
@@ -34,17 +53,23 @@ pub(crate) async fn run(
     login: tokio_postgres::Config,
     mut orders: mpsc::Receiver<Order>,
     answers: mpsc::Sender<Input>,
+    reason: Reason,
 ) {
     let mut held: Option<Held> = None;
     while let Some(Order { sent, deadline }) = orders.recv().await {
         let answer = tokio::time::timeout_at(deadline.into(), probe(&mut held, node, &login, &answers)).await;
         let input = match answer {
-            Ok(Ok(observation)) => Input::Observed { node, sent, observation },
-            Ok(Err(failure)) => {
+            Ok(Ok(observation)) => {
+                reason.set(None);
+                Input::Observed { node, sent, observation }
+            }
+            Ok(Err((failure, error))) => {
                 held = None;
+                reason.set(error.map(|error| describe(&error).chars().take(REASON_CHARS).collect()));
                 Input::Failed { node, sent, failure }
             }
             Err(_) => {
+                reason.set(None);
                 // The late answer of this probe would be taken for the next one's.
                 held = None;
                 Input::Failed { node, sent, failure: ProbeFailure::TimedOut }
@@ -61,28 +86,25 @@ async fn probe(
     node: usize,
     login: &tokio_postgres::Config,
     answers: &mpsc::Sender<Input>,
-) -> Result<Observation, ProbeFailure> {
+) -> Result<Observation, (ProbeFailure, Option<Error>)> {
+    let failed = |error: Error| (read_failure(&error), Some(error));
     if held.as_ref().is_some_and(|held| held.client.is_closed()) {
         *held = None;
     }
     if held.is_none() {
-        *held = Some(dial(node, login, answers).await.map_err(|error| read_failure(&error))?);
+        *held = Some(dial(node, login, answers).await.map_err(failed)?);
     }
-    let Some(connection) = held.as_ref() else { return Err(ProbeFailure::Unreachable) };
-    let messages = connection.client.simple_query(PROBE).await.map_err(|error| read_failure(&error))?;
+    let Some(connection) = held.as_ref() else { return Err((ProbeFailure::Unreachable, None)) };
+    let messages = connection.client.simple_query(PROBE).await.map_err(failed)?;
     let row = messages.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });
-    let row = row.ok_or(ProbeFailure::Unreadable)?;
-    parse_probe(|index| row.try_get(index).ok().flatten()).map_err(|_| ProbeFailure::Unreadable)
+    let row = row.ok_or((ProbeFailure::Unreadable, None))?;
+    parse_probe(|index| row.try_get(index).ok().flatten()).map_err(|_| (ProbeFailure::Unreadable, None))
 }
 
-async fn dial(
-    node: usize,
-    login: &tokio_postgres::Config,
-    answers: &mpsc::Sender<Input>,
-) -> Result<Held, tokio_postgres::Error> {
+async fn dial(node: usize, login: &tokio_postgres::Config, answers: &mpsc::Sender<Input>) -> Result<Held, Error> {
     let (client, connection) = login.connect(NoTls).await?;
     // Weak: the task must not keep the monitor's queue open.
     let answers = answers.downgrade();
@@ -98,7 +120,7 @@ async fn dial(
 }
 
 /// What a failed dial or query says about the server.
-pub(crate) fn read_failure(error: &tokio_postgres::Error) -> ProbeFailure {
+pub(crate) fn read_failure(error: &Error) -> ProbeFailure {
     match error.code().map(tokio_postgres::error::SqlState::code) {
         Some("57P01" | "57P02" | "57P03") => ProbeFailure::NotAccepting,
         Some("53300") => ProbeFailure::TooManyConnections,

@@ -136,7 +136,7 @@ impl Shared {
             if now() >= deadline {
                 return Err(match last {
                     Some((node, source)) => ReadError::NoAnswer { node, waited, source },
-                    None => ReadError::NoNode { left_out: plan.left_out, waited },
+                    None => ReadError::NoNode { left_out: plan.left_out, reasons: self.reasons(), waited },
                 });
             }
             self.look_for(&plan);
