@@ -31,9 +31,10 @@ pub(crate) enum Command {
     Sub(SubArgs),
     /// Look into the directory of `pub --queue` while no process has it open.
     Queue(QueueArgs),
-    /// Run each line of stdin, {"sql","params"}, as one transaction on the primary.
+    /// Run each line of stdin, {"sql","params"}, as one transaction on the primary; a JSON array is an SQL array.
     Write(WriteArgs),
-    /// Run each line of stdin, {"sql","params"}, as a query on the primary or a replica.
+    /// Run each line of stdin, {"sql","params"}, as a query on the primary or a replica. A numeric is printed as a
+    /// string with every digit, a type JSON has no word for as the server's text; columns need names of their own.
     Read(ReadArgs),
     /// Print what is known of the database cluster.
     Topology(TopologyArgs),

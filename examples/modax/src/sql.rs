@@ -1,27 +1,32 @@
 //! `modax write`, `modax read` and `modax topology`.
 
 pub(crate) mod param;
+mod read;
 mod topology;
 mod value;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use modax_db_router::{ConfigError, ReadPreference, Router, WriteToken};
+use modax_db_router::{ConfigError, Router};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use self::param::Statement;
+pub(crate) use self::read::read;
 pub(crate) use self::topology::topology;
 use crate::Exit;
-use crate::args::{DatabaseArgs, Preference, ReadArgs, WriteArgs};
+use crate::args::{DatabaseArgs, WriteArgs};
 use crate::input;
 use crate::output::{self, Output, OutputClosed, chain};
 use crate::signal::Interrupt;
 
 /// How long the connections may take to close.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// How long statements under way may take to end after a signal. What still runs is then cut off, and told as what the
+/// router knows of it.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Builds a router; says on stderr what is wrong with the configuration.
 pub(crate) fn router(args: &DatabaseArgs, deadline: Duration) -> Option<Router> {
@@ -60,36 +65,19 @@ pub(crate) async fn write(args: WriteArgs, output: Output) -> Exit {
             async move { write_line(&router, deadline, seq, bytes).await }
         }
     };
-    let exit = run_lines(usize::from(args.concurrency), &output, work, not_committed).await;
-    close(&router).await;
-    exit
-}
-
-/// Runs each line of stdin as one query.
-pub(crate) async fn read(args: ReadArgs, output: Output) -> Exit {
-    let token = match args.at_least.as_deref().map(str::parse::<WriteToken>).transpose() {
-        Ok(token) => token,
-        Err(error) => {
-            output::event("bad_usage", json!({ "error": format!("--at-least: {}", chain(&error)) }));
-            return Exit::Usage;
-        }
-    };
-    let Some(router) = router(&args.database, args.deadline) else { return Exit::Usage };
-    let options = Arc::new(ReadOptions { args, token });
-    let work = {
-        let router = router.clone();
-        move |seq, bytes: Result<Vec<u8>, String>| {
-            let (router, options) = (router.clone(), options.clone());
-            async move { read_line(&router, &options, seq, bytes).await }
-        }
-    };
-    let exit = run_lines(1, &output, work, not_read).await;
+    let exit = run_lines(&router, usize::from(args.concurrency), &output, work, not_committed).await;
     close(&router).await;
     exit
 }
 
 /// Runs `work` on up to `concurrency` lines at once; `refuse` makes the line of an input that is not run at all.
-async fn run_lines<W, F>(concurrency: usize, output: &Output, work: W, refuse: fn(u64, &str) -> Value) -> Exit
+async fn run_lines<W, F>(
+    router: &Router,
+    concurrency: usize,
+    output: &Output,
+    work: W,
+    refuse: fn(u64, &str) -> Value,
+) -> Exit
 where
     W: Fn(u64, Result<Vec<u8>, String>) -> F,
     F: Future<Output = (bool, Value)> + Send + 'static,
@@ -99,6 +87,7 @@ where
     let mut running: JoinSet<Result<bool, OutputClosed>> = JoinSet::new();
     let mut good = true;
     let mut more = true;
+    let mut end: Option<Instant> = None;
     while more || !running.is_empty() {
         tokio::select! {
             Some(done) = running.join_next() => match done {
@@ -116,23 +105,35 @@ where
                 None => more = false,
             },
             () = interrupt.wait() => {
-                if !more {
-                    // The second signal, or one at the very end: what still runs has an outcome nobody waits for.
-                    output::event("interrupted", json!({ "running": running.len() }));
+                if end.is_some() {
+                    // The second signal: what still runs has an outcome nobody waits for.
                     return Exit::Failed;
                 }
+                output::event("interrupted", json!({ "running": running.len() }));
+                good = false;
                 more = false;
+                end = Some(Instant::now() + LAST_WORDS + GOODBYE);
+                // Ends what runs, each with its own outcome: before COMMIT nothing happened, behind it the router asks.
+                let router = router.clone();
+                tokio::spawn(async move { router.close(LAST_WORDS).await });
                 lines.close();
                 while let Some(line) = lines.recv().await {
-                    good = false;
                     if output.line(&refuse(line.seq, "interrupted")).await.is_err() {
                         return Exit::Failed;
                     }
                 }
             }
+            () = at(end) => return Exit::Failed,
         }
     }
     if good { Exit::Done } else { Exit::Failed }
+}
+
+async fn at(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn not_committed(seq: u64, error: &str) -> Value {
@@ -176,44 +177,4 @@ async fn write_line(router: &Router, deadline: Duration, seq: u64, bytes: Result
 
 fn micros(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
-}
-
-struct ReadOptions {
-    args: ReadArgs,
-    token: Option<WriteToken>,
-}
-
-fn not_read(seq: u64, error: &str) -> Value {
-    json!({ "seq": seq, "node": null, "rows": [], "staleness_ms": null, "error": error })
-}
-
-async fn read_line(router: &Router, options: &ReadOptions, seq: u64, bytes: Result<Vec<u8>, String>) -> (bool, Value) {
-    let statement = match bytes.and_then(|bytes| Statement::parse(&bytes)) {
-        Ok(statement) => statement,
-        Err(error) => return (false, not_read(seq, &error)),
-    };
-    let preference = match options.args.preference {
-        Preference::Primary => ReadPreference::Primary,
-        Preference::PreferReplica => ReadPreference::PreferReplica,
-        Preference::Replica => ReadPreference::Replica,
-    };
-    let mut read = router.read(preference).deadline(options.args.deadline);
-    if let Some(bound) = options.args.max_staleness {
-        read = read.max_staleness(bound);
-    }
-    if let Some(token) = &options.token {
-        read = read.at_least(token);
-    }
-    let rows = match read.query(&statement.sql, &statement.params()).await {
-        Ok(rows) => rows,
-        Err(error) => return (false, not_read(seq, &chain(&error))),
-    };
-    match rows.rows.iter().map(value::row).collect::<Result<Vec<_>, _>>() {
-        Ok(values) => {
-            let staleness_ms = rows.staleness.map(|age| age.as_secs_f64() * 1e3);
-            let node = rows.node.to_string();
-            (true, json!({ "seq": seq, "node": node, "rows": values, "staleness_ms": staleness_ms }))
-        }
-        Err(error) => (false, not_read(seq, &chain(&error))),
-    }
 }

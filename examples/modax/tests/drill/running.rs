@@ -1,12 +1,13 @@
 //! A running `modax`, its lines, and its end.
 
 use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// Longer than anything here should take.
@@ -17,6 +18,7 @@ pub(crate) struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
+    events: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Running {
@@ -31,13 +33,24 @@ impl Running {
             .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .expect("the binary starts");
         let stdin = child.stdin.take();
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-        Self { child, stdin, lines }
+        let events = Arc::new(Mutex::new(Vec::new()));
+        tokio::spawn(collect(child.stderr.take().expect("stderr is piped"), Arc::clone(&events)));
+        Self { child, stdin, lines, events }
+    }
+
+    /// Waits for an event of that name on stderr.
+    pub(crate) async fn event(&self, name: &str) -> Value {
+        let found = modax_testbed::wait::until(PATIENCE, name, || async {
+            let events = self.events.lock().expect("lock");
+            events.iter().find(|event| event["event"] == name).cloned()
+        });
+        found.await.expect("the event comes")
     }
 
     pub(crate) async fn send(&mut self, line: &str) {
@@ -87,5 +100,16 @@ impl Running {
             rest.push(line);
         }
         rest
+    }
+}
+
+/// Keeps the events, and shows them where the test shows its output.
+async fn collect(stderr: ChildStderr, events: Arc<Mutex<Vec<Value>>>) {
+    let mut lines = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        eprintln!("{line}");
+        if let Ok(event) = serde_json::from_str(&line) {
+            events.lock().expect("lock").push(event);
+        }
     }
 }
