@@ -2,7 +2,7 @@
 
 mod transport;
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     client::Client,
@@ -11,22 +11,24 @@ use crate::{
     handover::{Handle, Shared},
     liveness::LivenessConfig,
     message::Message,
+    observer::Observer,
     packet::{Credentials, Version},
     policy::{backoff::Backoff, scouting::Scouting, selection::Selection, standby::Standby},
     queue::{Backlog, Queue},
 };
 
 /// Describes a client. Each step returns the builder; [`build`](Self::build) checks it all at once.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use]
 pub struct ClientBuilder {
     config: Config,
     ways: Ways,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl ClientBuilder {
     pub(crate) fn new(client_id: String) -> Self {
-        Self { config: Config::new(client_id, Vec::new()), ways: Ways::default() }
+        Self { config: Config::new(client_id, Vec::new()), ways: Ways::default(), observer: None }
     }
 
     /// Adds brokers in order of preference: `mqtt://[user:password@]host[:1883][?version=5]`, or `mqtts://…host[:8883]` for
@@ -174,6 +176,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Hears every event and every outcome as it happens; default nobody. For counting and metrics; a program that waits for
+    /// events reads [`Client::events`].
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
     /// Starts the client. Returns at once, whether a broker is there or not.
     ///
     /// # Errors
@@ -182,8 +191,14 @@ impl ClientBuilder {
     pub fn build(self) -> Result<Client, ConfigError> {
         self.config.check()?;
         let version = self.config.speaks();
-        let shared = Shared::new(Backlog::new(self.config.queue.clone()));
+        let shared = Shared::new(Backlog::new(self.config.queue.clone()), self.observer);
         driver::spawn(self.config, self.ways, Arc::clone(&shared))?;
         Ok(Client::new(Arc::new(Handle { version, shared })))
+    }
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientBuilder").field("config", &self.config).field("ways", &self.ways).finish_non_exhaustive()
     }
 }

@@ -209,13 +209,12 @@ impl Client {
                 let (outcome, receipt) = Receipt::new(id);
                 state.receipts.insert(id, outcome);
                 let written = state.disk.as_ref().map(|disk| disk.write(id, message));
+                let (mut told, mut topics) = (Vec::new(), Vec::new());
                 for (victim, topic) in shed {
                     state.admission.shed = state.admission.shed.saturating_add(1);
                     state.forget(victim);
-                    if let Some(receipt) = state.receipts.remove(&victim) {
-                        let _ = receipt.send(Outcome::Shed);
-                    }
-                    shared.emit(Event::Shed { topic: topic.to_string() });
+                    state.end(victim, Outcome::Shed, &mut told);
+                    topics.push(topic);
                 }
                 // An expiry may come before the driver's next look; everything else waits until it is hungry.
                 let wake = std::mem::take(&mut state.hungry) || message.expires_in.is_some();
@@ -223,12 +222,19 @@ impl Client {
                 if wake {
                     shared.wake.notify_one();
                 }
+                for topic in topics {
+                    shared.emit(Event::Shed { topic: topic.to_string() });
+                }
+                shared.tell(told);
                 Ok((receipt, written))
             }
             Admission::Shed => {
                 state.admission.shed = state.admission.shed.saturating_add(1);
+                drop(state);
                 shared.emit(Event::Shed { topic: message.topic.to_string() });
-                Ok((Receipt::resolved(MessageId::new(u64::MAX), Outcome::Shed), None))
+                let (sender, receipt) = Receipt::new(MessageId::new(u64::MAX));
+                shared.tell(vec![(Some(sender), Outcome::Shed)]);
+                Ok((receipt, None))
             }
             Admission::Full => Err(PublishError::Full),
             Admission::NeverFits => Err(PublishError::TooLarge),

@@ -22,7 +22,6 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
 
 use crate::{
     broker::Broker,
@@ -35,7 +34,7 @@ use crate::{
         readers::Readers,
     },
     event::{Event, GapReason},
-    handover::{Acknowledged, Command, Shared, State},
+    handover::{Acknowledged, Command, Shared, State, Told},
     message::{MessageId, Outcome},
 };
 
@@ -290,13 +289,12 @@ impl Driver {
         let commands = std::mem::take(&mut state.commands);
         let acknowledged = std::mem::take(&mut state.acknowledged);
         let mut told = self.settle(&mut state);
-        let now = now();
-        while let Some(expired) = state.backlog.expire(now) {
+        let (now, mut expired) = (now(), Vec::new());
+        while let Some(late) = state.backlog.expire(now) {
             state.admission.expired = state.admission.expired.saturating_add(1);
-            state.forget(expired.id);
-            shared.emit(Event::Expired { topic: expired.message.topic().to_owned() });
-            let receipt = state.receipts.remove(&expired.id);
-            told.extend(receipt.map(|receipt| (receipt, Outcome::Expired { maybe_delivered: false })));
+            state.forget(late.id);
+            state.end(late.id, Outcome::Expired { maybe_delivered: false }, &mut told);
+            expired.push(late.message);
         }
         let has_room = self.links.get(self.courier.attempt()).is_some_and(Link::has_room);
         let room = if has_room { self.courier.room() } else { 0 };
@@ -311,10 +309,10 @@ impl Driver {
         if !told.is_empty() {
             shared.room.notify_waiters();
         }
-        for (receipt, outcome) in told {
-            // A receipt that was dropped wants no answer.
-            let _ = receipt.send(outcome);
+        for message in expired {
+            shared.emit(Event::Expired { topic: message.topic().to_owned() });
         }
+        shared.tell(told);
         for command in commands {
             self.on_command(command);
         }
@@ -328,12 +326,12 @@ impl Driver {
         self.perform();
     }
 
-    fn settle(&mut self, state: &mut State) -> Vec<(oneshot::Sender<Outcome>, Outcome)> {
+    fn settle(&mut self, state: &mut State) -> Told {
         let mut told = Vec::with_capacity(self.settled.len());
         for (id, outcome) in self.settled.drain(..) {
             state.backlog.settle(id);
             state.forget(id);
-            told.extend(state.receipts.remove(&id).map(|receipt| (receipt, outcome)));
+            state.end(id, outcome, &mut told);
         }
         told
     }

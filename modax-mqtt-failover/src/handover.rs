@@ -17,6 +17,7 @@ use crate::{
     driver::Disk,
     event::{Event, Filter, Stats, Status},
     message::{Closed, MessageId, Outcome},
+    observer::Observer,
     packet::{PacketId, Qos, Version},
     queue::Backlog,
 };
@@ -79,7 +80,15 @@ pub(crate) struct State {
     pub(crate) delivery: Stats,
 }
 
+/// Outcomes to be told once the lock is released, each with its receipt where somebody may hold one.
+pub(crate) type Told = Vec<(Option<oneshot::Sender<Outcome>>, Outcome)>;
+
 impl State {
+    /// Takes the receipt of a message that has its outcome.
+    pub(crate) fn end(&mut self, id: MessageId, outcome: Outcome, told: &mut Told) {
+        told.push((self.receipts.remove(&id), outcome));
+    }
+
     /// The message has its outcome, and is not to be sent by a later process.
     pub(crate) fn forget(&self, id: MessageId) {
         if let Some(disk) = &self.disk {
@@ -97,6 +106,7 @@ pub(crate) struct Shared {
     /// Whether something waits for a reader to make room.
     owing: AtomicBool,
     events: broadcast::Sender<Event>,
+    observer: Option<Arc<dyn Observer>>,
     /// Keeps the events from before the first reader, so that it sees the first connection too.
     first_reader: Mutex<Option<broadcast::Receiver<Event>>>,
 }
@@ -108,7 +118,7 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(backlog: Backlog) -> Arc<Self> {
+    pub(crate) fn new(backlog: Backlog, observer: Option<Arc<dyn Observer>>) -> Arc<Self> {
         let (events, first) = broadcast::channel(EVENT_BUFFER);
         Arc::new(Self {
             state: Mutex::new(State {
@@ -129,6 +139,7 @@ impl Shared {
             room: Notify::new(),
             owing: AtomicBool::new(false),
             events,
+            observer,
             first_reader: Mutex::new(Some(first)),
         })
     }
@@ -138,11 +149,26 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Not under the lock: an observer may ask the client.
     pub(crate) fn emit(&self, event: Event) {
+        if let Some(observer) = &self.observer {
+            observer.on_event(&event);
+        }
         #[cfg(feature = "tracing")]
         trace(&event);
         // No reader is not an error.
         let _ = self.events.send(event);
+    }
+
+    /// Not under the lock either.
+    pub(crate) fn tell(&self, told: Told) {
+        for (receipt, outcome) in told {
+            if let Some(observer) = &self.observer {
+                observer.on_outcome(&outcome);
+            }
+            // A receipt that was dropped wants no answer.
+            let _ = receipt.map(|receipt| receipt.send(outcome));
+        }
     }
 
     /// Sets whether something waits for a reader to make room.

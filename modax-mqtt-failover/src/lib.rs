@@ -188,6 +188,8 @@ mod driver;
 #[cfg(feature = "tokio")]
 mod handover;
 #[cfg(feature = "tokio")]
+mod observer;
+#[cfg(feature = "tokio")]
 mod receipt;
 #[cfg(feature = "rustls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
@@ -213,6 +215,8 @@ pub use builder::ClientBuilder;
 pub use client::{Client, Events, PublishError, SubscribeError};
 #[cfg(feature = "tokio")]
 pub use delivery::{Delivery, Received, Subscription};
+#[cfg(feature = "tokio")]
+pub use observer::Observer;
 #[cfg(feature = "tokio")]
 pub use receipt::Receipt;
 

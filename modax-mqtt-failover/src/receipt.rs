@@ -19,13 +19,6 @@ impl Receipt {
         (sender, Self { id, outcome })
     }
 
-    pub(crate) fn resolved(id: MessageId, outcome: Outcome) -> Self {
-        let (sender, receipt) = Self::new(id);
-        // The receiver is in our hand, so this cannot fail.
-        let _ = sender.send(outcome);
-        receipt
-    }
-
     /// The message's identity within this client.
     #[must_use]
     pub const fn id(&self) -> MessageId {

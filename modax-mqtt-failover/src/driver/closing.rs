@@ -72,17 +72,14 @@ impl Driver {
         for (admitted, maybe_delivered) in left {
             state.backlog.settle(admitted.id);
             state.admission.undelivered = state.admission.undelivered.saturating_add(1);
-            let receipt = state.receipts.remove(&admitted.id);
-            told.extend(receipt.map(|receipt| (receipt, Outcome::Undelivered { maybe_delivered })));
+            state.end(admitted.id, Outcome::Undelivered { maybe_delivered }, &mut told);
             let topic = admitted.message.topic().to_owned();
             closed.undelivered.push(Undelivered { topic, payload: admitted.message.payload, maybe_delivered });
         }
         state.status = self.courier.status().clone();
         state.delivery = self.courier.stats();
         drop(state);
-        for (receipt, outcome) in told {
-            let _ = receipt.send(outcome);
-        }
+        shared.tell(told);
         closed
     }
 }

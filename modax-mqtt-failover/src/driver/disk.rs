@@ -160,19 +160,18 @@ impl Writer {
 
     fn answer(&self, waiting: Vec<(u64, Written)>, result: &Result<(), String>) {
         let Some(shared) = self.shared.upgrade() else { return };
-        let mut state = shared.lock();
+        let (mut state, mut told) = (shared.lock(), Vec::new());
         for (sequence, _) in &waiting {
             let id = MessageId::new(*sequence);
             if result.is_err() {
                 state.backlog.withdraw(id);
-                if let Some(receipt) = state.receipts.remove(&id) {
-                    let _ = receipt.send(Outcome::Undelivered { maybe_delivered: false });
-                }
+                state.end(id, Outcome::Undelivered { maybe_delivered: false }, &mut told);
                 state.admission.admitted = state.admission.admitted.saturating_sub(1);
             }
             state.backlog.written(MessageId::new(sequence.saturating_add(1)));
         }
         drop(state);
+        shared.tell(told);
         for (_, written) in waiting {
             // A publisher that gave up waiting has its message admitted all the same.
             let _ = written.send(result.clone());

@@ -6,10 +6,16 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use modax_mqtt_failover::{Client, ConfigError, Event, Message, PublishError, Queue, Rejection, disk};
+use modax_mqtt_failover::{
+    Client, ConfigError, Event, Message, Observer, Outcome, PublishError, Queue, Rejection, disk,
+};
 use modax_testbed::broker::{Script, ScriptedBroker};
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -245,6 +251,52 @@ async fn user_properties_survive_the_process_and_are_never_cut_off_by_an_older_p
     assert_eq!(rejected.await, ("disk".to_owned(), Rejection::NeedsVersion5));
     emptied(&old).await;
     assert_eq!((old.stats().rejected, broker.publishes().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_publish_that_waits_for_room_gets_what_recovered_messages_leave() {
+    let folder = Folder::new("room");
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let start = || {
+        let queue = Queue::disk(folder.queue()).max_messages(2);
+        Client::builder("room").brokers([broker.url()]).unwrap().queue(queue)
+    };
+    broker.stop();
+    let client = start().build().unwrap();
+    for payload in ["1", "2"] {
+        drop(within("an admission", client.publish(Message::new("a", payload))).await.unwrap());
+    }
+    within("the end", client.close(Duration::ZERO)).await;
+
+    let counts = Arc::new(Counts::default());
+    let client = start().observer(counts.clone()).build().unwrap();
+    assert_eq!(client.try_publish(Message::new("a", "3")).unwrap_err(), PublishError::Full);
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.publish(Message::new("a", "3")).await.unwrap().acked().await }
+    });
+    broker.restart().unwrap();
+
+    assert!(within("the one that waited", waiting).await.unwrap().is_acked());
+    // The outcome is heard before the receipt has it.
+    assert_eq!(counts.acked.load(Ordering::SeqCst), 3, "those of the earlier process among them");
+    assert_eq!(counts.connected.load(Ordering::SeqCst), 1);
+}
+
+#[derive(Default)]
+struct Counts {
+    acked: AtomicUsize,
+    connected: AtomicUsize,
+}
+
+impl Observer for Counts {
+    fn on_event(&self, event: &Event) {
+        self.connected.fetch_add(usize::from(matches!(event, Event::Connected { .. })), Ordering::SeqCst);
+    }
+
+    fn on_outcome(&self, outcome: &Outcome) {
+        self.acked.fetch_add(usize::from(outcome.is_acked()), Ordering::SeqCst);
+    }
 }
 
 #[tokio::test]
