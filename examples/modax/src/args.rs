@@ -275,6 +275,9 @@ pub(crate) enum OutboxAction {
 pub(crate) struct OutboxDatabaseArgs {
     #[command(flatten)]
     pub(crate) database: DatabaseArgs,
+    /// How long to wait for a primary, such as 30s.
+    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    pub(crate) deadline: Duration,
     /// Schema that holds the outbox.
     #[arg(long, default_value = "modax_txn", value_name = "NAME")]
     pub(crate) schema: String,

@@ -3,6 +3,7 @@
 mod base64;
 mod event;
 pub(crate) mod limits;
+mod line;
 mod once;
 mod outcome;
 mod publish;

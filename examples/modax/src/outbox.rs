@@ -17,8 +17,8 @@ use crate::output::{self, Output, chain};
 use crate::signal::Interrupt;
 use crate::sql;
 
-/// How long migrate and status wait for a primary.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// What the statements of migrate and status may take once there is a primary.
+const STATEMENTS: Duration = Duration::from_secs(30);
 /// How long a relay may take to settle what it has in hand when it is asked to stop.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -47,8 +47,10 @@ where
     W: AsyncFnOnce(Schema, &Router) -> Result<Value, BoxError>,
 {
     let Some(schema) = schema(args) else { return Exit::Usage };
-    let Some(router) = sql::router(&args.database, DEADLINE) else { return Exit::Usage };
-    let answer = timeout(DEADLINE * 2, work(schema, &router)).await;
+    let Some(router) = sql::router(&args.database, args.deadline) else { return Exit::Usage };
+    // Told at once: without a database nothing else is, until the deadline.
+    output::event("connecting", json!({ "deadline_ms": args.deadline.as_secs_f64() * 1e3 }));
+    let answer = timeout(args.deadline.saturating_add(STATEMENTS), work(schema, &router)).await;
     let exit = match answer {
         Ok(Ok(line)) => match output.line(&line).await {
             Ok(()) => Exit::Done,
@@ -96,7 +98,7 @@ async fn status(schema: Schema, router: &Router) -> Result<Value, BoxError> {
 /// Carries messages until a signal; prints a line for each that is settled.
 async fn relay(args: RelayArgs, output: Output) -> Exit {
     let Some(schema) = schema(&args.outbox) else { return Exit::Usage };
-    let Some(router) = sql::router(&args.outbox.database, DEADLINE) else { return Exit::Usage };
+    let Some(router) = sql::router(&args.outbox.database, args.outbox.deadline) else { return Exit::Usage };
     let client_id = args.client_id.unwrap_or_else(|| format!("modax-relay-{}", uuid::Uuid::new_v4().simple()));
     let client = match Client::builder(client_id.as_str())
         .brokers(&args.brokers)

@@ -74,8 +74,19 @@ impl OutputEnd {
     /// Waits until every line is written; false when stdout was closed before that. Every [`Output`] must be
     /// dropped first.
     pub(crate) async fn finish(self) -> bool {
-        tokio::task::spawn_blocking(move || matches!(self.writer.join(), Ok(Ok(())))).await.unwrap_or(false)
+        let written = tokio::task::spawn_blocking(move || matches!(self.writer.join(), Ok(Ok(())))).await;
+        written.unwrap_or(false) && !was_never_open()
     }
+}
+
+/// Whether the process was started with stdout closed. Rust's runtime opens `/dev/null` in its place, for reading too;
+/// a redirection opens it for writing only.
+fn was_never_open() -> bool {
+    let is_null = std::fs::read_link("/proc/self/fd/1").is_ok_and(|path| path.as_os_str() == "/dev/null");
+    let info = std::fs::read_to_string("/proc/self/fdinfo/1").unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let mode = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).map(|flags| flags & 0o3);
+    is_null && mode == Some(0o2)
 }
 
 fn write_lines(mut receiver: mpsc::Receiver<Line>) -> std::io::Result<()> {

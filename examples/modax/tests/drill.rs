@@ -1,5 +1,7 @@
 //! The command line against real servers.
 
+#[path = "drill/ends.rs"]
+mod ends;
 #[path = "drill/mqtt.rs"]
 mod mqtt;
 #[path = "drill/outbox.rs"]

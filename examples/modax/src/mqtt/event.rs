@@ -1,17 +1,85 @@
 //! What the client tells about its connections, as JSON lines on stderr.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use modax_mqtt_failover::{Event, Events};
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
 
 use crate::output;
 
+/// A refusal that repeats, a client that tries again at once, is one line in so long, with a count.
+const REPEATS_EVERY: Duration = Duration::from_secs(1);
+
 /// Prints events until the client is gone.
 pub(crate) async fn print(mut events: Events) {
-    while let Some(event) = events.next().await {
+    let mut repeats = Repeats::default();
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = sleep_until(repeats.due()), if !repeats.counts.is_empty() => {
+                repeats.tell(Instant::now());
+                continue;
+            }
+        };
+        let Some(event) = event else { break };
+        if let Event::ConnectFailed { broker, reason } = &event
+            && repeats.holds(broker.to_string(), reason.clone(), Instant::now())
+        {
+            continue;
+        }
         let (name, fields) = describe(&event);
         output::event(name, fields);
+    }
+    repeats.tell_all();
+}
+
+/// Failed attempts to connect by broker and reason: when the last line was told, and how many have come since.
+#[derive(Default)]
+struct Repeats {
+    counts: BTreeMap<(String, String), (Instant, u64)>,
+}
+
+impl Repeats {
+    /// Whether that one is only counted. The first of its kind is not.
+    fn holds(&mut self, broker: String, reason: String, now: Instant) -> bool {
+        if let Some((_, count)) = self.counts.get_mut(&(broker.clone(), reason.clone())) {
+            *count += 1;
+            return true;
+        }
+        self.counts.insert((broker, reason), (now, 0));
+        false
+    }
+
+    /// When the next line may be due.
+    fn due(&self) -> Instant {
+        self.counts.values().map(|(told, _)| *told + REPEATS_EVERY).min().unwrap_or_else(Instant::now)
+    }
+
+    /// Tells what has repeated, and forgets what has not.
+    fn tell(&mut self, now: Instant) {
+        self.counts.retain(|(broker, reason), (told, count)| {
+            if *told + REPEATS_EVERY > now {
+                return true;
+            }
+            tell(broker, reason, *count);
+            let is_repeating = *count > 0;
+            (*told, *count) = (now, 0);
+            is_repeating
+        });
+    }
+
+    fn tell_all(self) {
+        for ((broker, reason), (_, count)) in self.counts {
+            tell(&broker, &reason, count);
+        }
+    }
+}
+
+fn tell(broker: &str, reason: &str, count: u64) {
+    if count > 0 {
+        output::event("connect_failed", json!({ "broker": broker, "reason": reason, "count": count }));
     }
 }
 
@@ -69,4 +137,27 @@ fn describe(event: &Event) -> (&'static str, Value) {
 /// Milliseconds with three decimals.
 pub(crate) fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_refusals_are_counted_and_told_once_a_second() {
+        let mut repeats = Repeats::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let refused = |repeats: &mut Repeats, broker: &str, ms| repeats.holds(broker.into(), "refused".into(), at(ms));
+        assert!(!refused(&mut repeats, "a", 0), "the first is told at once");
+        assert!(refused(&mut repeats, "a", 10) && refused(&mut repeats, "a", 20));
+        assert!(!refused(&mut repeats, "b", 30), "another broker is told by itself");
+        assert_eq!(repeats.due(), at(1000));
+        repeats.tell(at(1000));
+        assert_eq!(repeats.counts[&("a".into(), "refused".into())], (at(1000), 0), "told, and waited for again");
+        assert_eq!(repeats.due(), at(1030));
+        repeats.tell(at(2000));
+        assert!(repeats.counts.is_empty(), "what does not repeat is forgotten");
+        assert!(!refused(&mut repeats, "a", 2001));
+    }
 }

@@ -3,7 +3,7 @@
 //! Messages are admitted in the order of their lines, and with a disk queue many are on their way to the disk at once:
 //! each waits there for others, and would otherwise hold up the next line.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -12,44 +12,24 @@ use bytes::Bytes;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use modax_mqtt_failover::{Client, Message, Outcome, PublishError, Queue, Receipt};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::line;
 use super::outcome::{describe, put_payload};
 use super::replay::{GivenUp, Replay};
-use super::{GOODBYE, builder, qos, start};
+use super::{GOODBYE, builder, start};
 use crate::Exit;
 use crate::args::PubArgs;
 use crate::input;
 use crate::output::{self, Output, OutputClosed, chain};
 use crate::signal::Interrupt;
 
-/// A line that names its own topic or quality of service.
-#[derive(Deserialize)]
-struct Envelope {
-    payload: String,
-    #[serde(default)]
-    topic: Option<String>,
-    #[serde(default)]
-    qos: Option<u8>,
-    #[serde(default)]
-    user_properties: BTreeMap<String, Values>,
-}
-
-/// One value of a user property, or several under one name.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Values {
-    One(String),
-    Several(Vec<String>),
-}
-
-/// What a message line looks like, for people.
-const LINE: &str = "a message line is {\"topic\": string, \"payload\": string, \"qos\": 0, 1 or 2, \"user_properties\": {name: string}}";
 /// For the client to end: it waits up to 5 s for the disk to take its last records.
 const LAST_COMMIT: Duration = Duration::from_secs(8);
+/// How long outcomes are waited for after a signal: enough for a broker that answers.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// When to see whether a message of an earlier run has made room: those have no receipt to wait for.
 const LOOK_FOR_ROOM: Duration = Duration::from_millis(10);
 
@@ -81,6 +61,7 @@ pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
         given_up: GivenUp { expired: 0, rejected: 0 },
         replay,
         all_acked: true,
+        end: None,
     };
     let read = run.take_lines(&mut interrupt).await;
     let finished = match read {
@@ -143,6 +124,8 @@ struct Run {
     /// Messages of earlier runs without a line.
     replay: Option<Replay>,
     all_acked: bool,
+    /// After a signal: when outcomes are waited for no longer.
+    end: Option<Instant>,
 }
 
 impl Run {
@@ -168,8 +151,13 @@ impl Run {
         while let Some(line) = lines.recv().await {
             self.refuse(line.seq, "undelivered", "interrupted").await?;
         }
-        output::event("interrupted", json!({ "waiting_for": self.open.len() }));
+        self.interrupted();
         Ok(())
+    }
+
+    fn interrupted(&mut self) {
+        output::event("interrupted", json!({ "waiting_for": self.open.len() }));
+        self.end = Some(Instant::now() + LAST_WORDS);
     }
 
     /// Admits one line, or tells its final line where it cannot be published. False when a signal came while the queue
@@ -180,7 +168,7 @@ impl Run {
         bytes: Result<Vec<u8>, String>,
         interrupt: &mut Interrupt,
     ) -> Result<bool, OutputClosed> {
-        let message = match bytes.and_then(|bytes| self.message(bytes)) {
+        let message = match bytes.and_then(|bytes| line::message(&self.args, bytes)) {
             Ok(message) => message,
             Err(error) => {
                 self.refuse(seq, "rejected", &error).await?;
@@ -271,37 +259,6 @@ impl Run {
         }
     }
 
-    fn message(&self, bytes: Vec<u8>) -> Result<Message, String> {
-        let envelope = if self.args.plain { None } else { serde_json::from_slice::<Envelope>(&bytes).ok() };
-        let (topic, payload, level, properties) = match envelope {
-            Some(line) => {
-                let level = line.qos.unwrap_or(self.args.qos);
-                (line.topic, Bytes::from(line.payload), level, line.user_properties)
-            }
-            // A mistake in a message's own fields must not send the whole line as a payload.
-            None if !self.args.plain && has_string_payload(&bytes) => {
-                return Err(LINE.to_owned());
-            }
-            None => (None, Bytes::from(bytes), self.args.qos, BTreeMap::new()),
-        };
-        let topic = topic.or_else(|| self.args.topic.clone()).ok_or("no topic: neither in the line nor by --topic")?;
-        if level > 2 {
-            return Err(format!("qos {level} is none: 0, 1 or 2"));
-        }
-        let mut message = Message::new(topic, payload).qos(qos(level));
-        for (name, values) in properties {
-            let values = match values {
-                Values::One(value) => vec![value],
-                Values::Several(values) => values,
-            };
-            message = values.into_iter().fold(message, |message, value| message.user_property(name.as_str(), value));
-        }
-        if let Some(time) = self.args.expires_in {
-            message = message.expires_in(time);
-        }
-        Ok(message)
-    }
-
     async fn refuse(&mut self, seq: u64, outcome: &str, error: &str) -> Result<(), OutputClosed> {
         self.all_acked = false;
         let line = json!({
@@ -347,13 +304,20 @@ impl Run {
         Ok(())
     }
 
-    /// Waits for the outcomes, at most `--max-wait` or until a signal, then closes and tells the rest.
+    /// Waits for the outcomes, at most `--max-wait` or, after a signal, [`LAST_WORDS`]; then closes and tells the rest.
     async fn finish(&mut self, interrupt: &mut Interrupt) -> Result<(), OutputClosed> {
         let deadline = Instant::now() + self.args.max_wait;
         loop {
+            let end = self.end.map_or(deadline, |end| end.min(deadline));
             let step = tokio::select! {
-                step = timeout_at(deadline, self.step()) => step,
-                () = interrupt.wait() => break,
+                step = timeout_at(end, self.step()) => step,
+                () = interrupt.wait() => {
+                    if self.end.is_some() {
+                        break;
+                    }
+                    self.interrupted();
+                    continue;
+                }
             };
             match step {
                 Ok(Some(step)) => self.apply(step).await?,
@@ -387,8 +351,4 @@ async fn tell(seq: u64, receipt: Receipt, is_on_disk: bool, output: Output) -> T
         line["on_disk"] = json!(true);
     }
     Told { seq, output: output.line(&line).await, outcome }
-}
-
-fn has_string_payload(line: &[u8]) -> bool {
-    serde_json::from_slice::<Value>(line).is_ok_and(|value| value.get("payload").is_some_and(Value::is_string))
 }

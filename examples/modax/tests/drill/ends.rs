@@ -1,0 +1,73 @@
+//! What ends a command early, or leaves nobody to tell.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use modax_testbed::Ground;
+use rustix::process::Signal;
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::running::Running;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_that_nobody_can_read_are_a_failure() {
+    let ground = Ground::start().await.unwrap();
+    let broker = ground.mosquitto().await.unwrap();
+    for (how, expected) in [(">&-", 1), ("| :", 1), (">/dev/full", 1), (">/dev/null", 0)] {
+        // `| :` needs the code of the first of two.
+        let script = format!("(\"$0\" \"$@\"; exec echo $? >&2) {how}");
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_modax")])
+            .args(["pub", "--brokers", &broker.url(), "--client-id", "ends", "--topic", "plant/x"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"one\ntwo\n").await.unwrap();
+        let output = timeout(PATIENCE, child.wait_with_output()).await.expect("an end in time").unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(stderr.lines().last(), Some(expected.to_string().as_str()), "{how}: {stderr}");
+    }
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_a_publisher_whose_broker_is_away() {
+    let ground = Ground::start().await.unwrap();
+    let nobody = format!("mqtt://127.0.0.1:{}", ground.port());
+    for is_input_ended in [false, true] {
+        let args = ["pub", "--brokers", &nobody, "--client-id", "ends", "--topic", "t", "--max-wait", "600s"];
+        let mut running = Running::start(&[&args[..], &["--report-admitted"]].concat());
+        running.send("one").await;
+        assert_eq!(running.line().await["outcome"], "admitted");
+        running.event("connect_failed").await;
+        if is_input_ended {
+            running.end_input();
+        }
+        running.signal(Signal::TERM);
+        assert_eq!(running.event("interrupted").await["waiting_for"], 1);
+        // Far sooner than the longest wait.
+        let (rest, code) = running.rest().await;
+        assert_eq!((rest.len(), &rest[0]["outcome"], code), (1, &json!("undelivered"), 1), "{rest:?}");
+    }
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_outbox_without_a_database_says_what_it_waits_for() {
+    let ground = Ground::start().await.unwrap();
+    let nobody = format!("postgresql://modax@127.0.0.1:{}/modax", ground.port());
+    let running = Running::start(&["outbox", "status", "--url", &nobody, "--deadline", "1s"]);
+    assert_eq!(running.event("connecting").await["deadline_ms"], 1000.0);
+    let failed = running.event("failed").await;
+    assert!(failed["error"].as_str().unwrap().contains("Connection refused"), "{failed}");
+    assert_eq!(running.end().await, (vec![], 1));
+    ground.stop().await;
+}
