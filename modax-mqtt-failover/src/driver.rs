@@ -11,6 +11,7 @@ mod readers;
 mod resolve;
 #[cfg(feature = "rustls")]
 mod secure;
+mod unclaimed;
 mod wire;
 
 use std::{
@@ -32,10 +33,12 @@ use crate::{
         link::{Link, Progress},
         links::{Found, Links},
         readers::Readers,
+        unclaimed::Unclaimed,
     },
     event::{Event, GapReason},
     handover::{Acknowledged, Command, Shared, State, Told},
     message::{MessageId, Outcome},
+    packet::Publish,
 };
 
 /// The clock of this crate; paused clocks of tokio's test utilities move it too.
@@ -77,6 +80,7 @@ pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Resu
         dialler,
         links: Links::default(),
         readers: Readers::default(),
+        unclaimed: Unclaimed::new(now()),
         settled: Vec::new(),
         closing: None,
         expiry: None,
@@ -99,6 +103,7 @@ struct Driver {
     dialler: Dialler,
     links: Links,
     readers: Readers,
+    unclaimed: Unclaimed,
     /// Outcomes not yet told to their receipts.
     settled: Vec<(MessageId, Outcome)>,
     closing: Option<Closing>,
@@ -141,9 +146,9 @@ impl Driver {
     }
 
     async fn wait(&mut self) -> Happened {
-        let Self { courier, shared, links, readers, closing, expiry, .. } = self;
+        let Self { courier, shared, links, readers, closing, expiry, unclaimed, .. } = self;
         let deadline = closing.as_ref().map(|closing| closing.deadline);
-        let due = [courier.poll_timeout(), deadline, *expiry].into_iter().flatten().min();
+        let due = [courier.poll_timeout(), deadline, *expiry, unclaimed.due()].into_iter().flatten().min();
         let unread = readers.is_full().then(|| courier.attempt());
         tokio::select! {
             found = poll_fn(|context| links.poll(context, now, unread)) => Happened::Found(found),
@@ -247,14 +252,7 @@ impl Driver {
                 Output::Send { attempt, packet } => self.send(attempt, &packet),
                 Output::HangUp { attempt } => self.hang_up(attempt),
                 Output::Settled { id, outcome } => self.settled.push((id, outcome)),
-                Output::Deliver { publish, serial } => {
-                    if !self.readers.deliver(&self.shared, &publish, serial) {
-                        self.unmatched = self.unmatched.saturating_add(1);
-                        if let Some((id, serial)) = publish.id.zip(serial) {
-                            self.courier.handle_input(now(), Input::Acknowledge { id, serial });
-                        }
-                    }
-                }
+                Output::Deliver { publish, serial } => self.deliver(&publish, serial),
                 Output::Gap { filter, reason } => {
                     self.readers.gap(&filter, reason);
                     if let GapReason::Refused { .. } = reason {
@@ -264,6 +262,19 @@ impl Driver {
                 }
                 Output::Event(event) => self.shared.emit(event),
             }
+        }
+    }
+
+    fn deliver(&mut self, publish: &Publish, serial: Option<u64>) {
+        let is_kept = self.readers.deliver(&self.shared, publish, serial)
+            || self.unclaimed.keep(now(), self.courier.attempt(), publish, serial);
+        if is_kept {
+            return;
+        }
+        self.unmatched = self.unmatched.saturating_add(1);
+        // A client that closes leaves it to the next one of its session.
+        if let Some((id, serial)) = publish.id.zip(serial).filter(|_| self.closing.is_none()) {
+            self.courier.handle_input(now(), Input::Acknowledge { id, serial });
         }
     }
 
@@ -316,6 +327,9 @@ impl Driver {
         for command in commands {
             self.on_command(command);
         }
+        for waiting in self.unclaimed.give_up(now) {
+            self.deliver(&waiting.publish, Some(waiting.serial));
+        }
         for Acknowledged { id, serial, abandoned } in acknowledged {
             let input = if abandoned { Input::Abandon { id, serial } } else { Input::Acknowledge { id, serial } };
             self.courier.handle_input(now, input);
@@ -340,6 +354,9 @@ impl Driver {
         match command {
             Command::Subscribe { filter, qos, reader } => {
                 self.readers.add(Arc::clone(&filter), reader);
+                for waiting in self.unclaimed.claim(&filter, self.courier.attempt()) {
+                    self.deliver(&waiting.publish, Some(waiting.serial));
+                }
                 self.input(Input::Subscribe { filter, qos });
             }
             Command::Unsubscribe { filter } => {

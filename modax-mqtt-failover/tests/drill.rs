@@ -16,6 +16,8 @@ mod load;
 mod oracle;
 #[path = "drill/scale.rs"]
 mod scale;
+#[path = "drill/sessions.rs"]
+mod sessions;
 #[path = "drill/starved.rs"]
 mod starved;
 #[cfg(feature = "ring")]

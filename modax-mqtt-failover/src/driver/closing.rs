@@ -48,7 +48,11 @@ impl Driver {
             }
         }
         if let Some(mut link) = link {
-            let _ = tokio::time::timeout(GOODBYE, poll_fn(|context| link.poll_finish(context, now))).await;
+            let goodbye = async {
+                poll_fn(|context| link.poll_finish(context, now)).await;
+                poll_fn(|context| link.poll_drain(context)).await;
+            };
+            let _ = tokio::time::timeout(GOODBYE, goodbye).await;
         }
         let left = self.account();
         let disk = self.shared.lock().disk.take();

@@ -152,6 +152,19 @@ impl Link {
         Pin::new(&mut self.transport).poll_shutdown(context).map(drop)
     }
 
+    /// Reads what still comes and forgets it, until the broker has closed too. A socket that is closed over unread bytes is
+    /// reset, and a reset can overtake the acknowledgements that we sent last.
+    pub(crate) fn poll_drain(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            self.input.clear();
+            match self.poll_read(context) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
     /// One batch: what the last one left to be flushed comes first.
     fn poll_write(&mut self, context: &mut Context<'_>, now: impl Fn() -> Instant) -> Poll<io::Result<()>> {
         if self.written == self.encoded {

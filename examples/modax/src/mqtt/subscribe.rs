@@ -64,8 +64,10 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
         let (first, repeats, forgotten) = (stats.first, stats.repeats, stats.forgotten);
         output::event("dedup", json!({ "first": first, "repeats": repeats, "forgotten": forgotten }));
     }
-    drop(subscription);
+    // The stream is dropped last: dropped earlier it would withdraw the subscription from the broker's session, and what
+    // comes until the next start with this client id would not be kept.
     let _ = timeout(GOODBYE * 2, client.close(GOODBYE)).await;
+    drop(subscription);
     exit
 }
 
