@@ -79,7 +79,7 @@
 //! - [`Scouting::probing`] (default [`Scouting::none`]): short connections find the node of a cluster that acknowledges.
 //!
 //! The simulation runs with all of them. On real brokers only the way back has been drilled, against independent
-//! mosquitto brokers; the others, and the way back in a cluster, have not been yet.
+//! mosquitto brokers and a NATS cluster; the others have not been yet.
 //!
 //! # Once for a handler
 //!

@@ -9,10 +9,10 @@ use std::{
 };
 
 use modax_mqtt_failover::{
-    Bytes, Client, Qos, Topology,
+    Bytes, Client, Qos, Selection, Topology,
     dedup::{Dedup, Identity, Verdict},
 };
-use modax_testbed::{Ground, NatsNode, Prober, wait};
+use modax_testbed::{Ground, NatsCluster, NatsNode, Prober, wait};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use tokio::sync::Notify;
 
@@ -77,8 +77,32 @@ async fn watch(nodes: Vec<SocketAddr>, seen: Arc<Mutex<Seen>>, ready: Arc<Notify
     }
 }
 
+/// Until the node on `port` serves again by a planned move.
+async fn back_on(client: &Client, port: u16) {
+    let back = || async { client.status().connected.is_some_and(|now| now.port() == port) };
+    wait::until(DEADLINE, "the preferred node", back).await.expect("it stays where it was");
+    acked_more(client, 100).await;
+    assert_eq!(client.stats().failbacks, 1);
+}
+
+fn client_of(cluster: &NatsCluster, selection: Selection) -> Client {
+    Client::builder("drill")
+        .brokers(cluster.urls())
+        .and_then(|builder| builder.topology(Topology::Cluster).selection(selection).build())
+        .expect("a client")
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f01_cluster_nodes_killed_under_load_lose_nothing() {
+    kills("node of a NATS cluster killed", count("DRILL_CLUSTER_KILLS", 1), false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_preferred_node_that_came_back_serves_again_and_nothing_is_lost() {
+    kills("back to the preferred node of a NATS cluster", 1, true).await;
+}
+
+async fn kills(what: &str, times: u32, returns: bool) {
     let ground = Ground::start().await.expect("a ground");
     let cluster = ground.nats_cluster().await.expect("nats");
     let addresses: Vec<_> = cluster.nodes().iter().map(NatsNode::addr).collect();
@@ -86,15 +110,14 @@ async fn f01_cluster_nodes_killed_under_load_lose_nothing() {
     let oracle = tokio::spawn(watch(addresses.clone(), Arc::clone(&seen), Arc::clone(&ready)));
     tokio::time::timeout(DEADLINE, ready.notified()).await.expect("the oracle is subscribed");
     let prober = Prober::start(addresses, "probe");
-    let client = Client::builder("drill")
-        .brokers(cluster.urls())
-        .and_then(|builder| builder.topology(Topology::Cluster).build())
-        .expect("a client");
+    let preference = Selection::priority();
+    let selection = if returns { preference.failback_after(Duration::from_secs(1)) } else { preference };
+    let client = client_of(&cluster, selection);
     let load = Load::start(&client, RATE, Qos::AtLeastOnce);
     acked_more(&client, 100).await;
 
     let (mut faults, mut direct) = (Vec::new(), Vec::new());
-    for _ in 0..count("DRILL_CLUSTER_KILLS", 1) {
+    for _ in 0..times {
         let port = serving(&client).await;
         let node = cluster.nodes().iter().find(|node| node.addr().port() == port).expect("one of ours");
         let fault = Instant::now();
@@ -106,6 +129,9 @@ async fn f01_cluster_nodes_killed_under_load_lose_nothing() {
         acked_more(&client, 100).await;
         node.restart().await.expect("restarted");
         cluster.healthy(WHOLE).await.expect("whole again");
+        if returns {
+            back_on(&client, port).await;
+        }
     }
 
     let published = load.end().await;
@@ -124,7 +150,7 @@ async fn f01_cluster_nodes_killed_under_load_lose_nothing() {
     let added: Vec<_> =
         ours.iter().zip(&direct).map(|(ours, direct)| ours.saturating_duration_since(*direct)).collect();
     row(&format!(
-        "| node of a NATS cluster killed, QoS 1 | {} | {admitted} | {} | 0 | {reordered} | {twice} | {} | {} |",
+        "| {what}, QoS 1 | {} | {admitted} | {} | 0 | {reordered} | {twice} | {} | {} |",
         faults.len(),
         lost() + unacknowledged,
         seen().repeats,
