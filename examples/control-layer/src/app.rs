@@ -6,7 +6,7 @@ use std::{
 };
 
 use modax_db_router::Router;
-use modax_mqtt_failover::Client;
+use modax_mqtt_failover::{Client, ConfigError, Scouting, Selection, Topology};
 use modax_txn::{IdempotencyKeys, Outbox, Schema};
 use tokio::sync::broadcast;
 
@@ -23,6 +23,9 @@ use crate::{
 const LIVE_BUFFER: usize = 512;
 /// The layer's write deadline unless a call says otherwise; one round of the writer.
 const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
+/// Back to the preferred broker once it has been reachable for so long: the layers prefer different ones, and would
+/// otherwise end up together on the one that was never broken. Longer than an election of NATS.
+const FAILBACK_AFTER: Duration = Duration::from_secs(10);
 
 /// One instance. Everything in it may be used from everywhere at once.
 #[derive(Debug)]
@@ -81,12 +84,23 @@ impl App {
             .brokers(&config.mqtt_brokers)
             .map_err(|error| BadSetting::new("MQTT_BROKERS", error))?
             .topology(config.mqtt_topology)
+            .selection(Selection::priority().failback_after(FAILBACK_AFTER))
             // A session without a name is never taken up again: left persistent it would queue on the broker for ever.
             .clean_session(!config.instance_is_named);
+        if config.mqtt_topology == Topology::Cluster {
+            // While a cluster elects, a connection of ours may be held for seconds: others ask which node stores again.
+            builder = builder.scouting(Scouting::probing());
+        }
         if let Some((user, password)) = &config.mqtt_credentials {
             builder = builder.credentials(user, password.reveal());
         }
-        let mqtt = builder.build().map_err(|error| BadSetting::new("MQTT_BROKERS", error))?;
+        if config.mqtt_tls.is_given() {
+            builder = builder.tls(config.mqtt_tls.to_tls());
+        }
+        let mqtt = builder.build().map_err(|error| match error {
+            ConfigError::Tls { .. } if config.mqtt_tls.is_given() => BadSetting::new(config.mqtt_tls.variable(), error),
+            error => BadSetting::new("MQTT_BROKERS", error),
+        })?;
         let outbox_schema = Schema::default();
         Ok(Self {
             instance_id: config.instance_id.as_str().into(),

@@ -3,10 +3,14 @@
 //! A value that cannot work stops the start, because a control layer that runs with a setting nobody asked for is worse
 //! than one that does not run. The message is one line that begins with the variable's name.
 
+mod tls;
+
 use std::{fmt, time::Duration};
 
 use modax_mqtt_failover::Topology;
 use reqwest::Url;
+
+pub use self::tls::MqttTls;
 
 /// A variable that stops the start.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,6 +64,8 @@ pub struct Config {
     pub mqtt_client_id: String,
     /// `MQTT_BROKERS`, first preferred; default `mqtt://localhost:1883`. May hold passwords.
     pub mqtt_brokers: Vec<String>,
+    /// `MQTT_CA_CERTS`, `MQTT_CERTFILE`, `MQTT_KEYFILE`, for brokers whose URL begins with `mqtts://`.
+    pub mqtt_tls: MqttTls,
     /// `MQTT_TOPOLOGY`: `cluster` when the brokers share their sessions, so that a failover continues one; default `independent`.
     pub mqtt_topology: Topology,
     /// `MQTT_USERNAME` and `MQTT_PASSWORD`, for brokers whose URL has none.
@@ -100,6 +106,7 @@ impl fmt::Debug for Config {
             .field("instance_id", &self.instance_id)
             .field("mqtt_client_id", &self.mqtt_client_id)
             .field("mqtt_brokers", &self.mqtt_brokers.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
+            .field("mqtt_tls", &self.mqtt_tls)
             .field("mqtt_topology", &self.mqtt_topology)
             .field("mqtt_credentials", &self.mqtt_credentials.is_some())
             .field("database_url", &self.database_url)
@@ -152,14 +159,11 @@ impl Config {
         check_name("INSTANCE_ID", &instance_id)?;
         let mqtt_client_id = env.text("MQTT_CLIENT_ID")?.unwrap_or_else(|| format!("control-layer-{instance_id}"));
         check_name("MQTT_CLIENT_ID", &mqtt_client_id)?;
-        for name in ["MQTT_CA_CERTS", "MQTT_CERTFILE", "MQTT_KEYFILE"] {
-            if env.text(name)?.is_some() {
-                return Err(BadSetting::new(name, "TLS to brokers is not part of this version; leave it unset"));
-            }
-        }
+        let mqtt_tls = env.mqtt_tls()?;
         Ok(Self {
             instance_is_named: named.is_some(),
-            mqtt_brokers: env.brokers()?,
+            mqtt_brokers: env.brokers(&mqtt_tls)?,
+            mqtt_tls,
             mqtt_topology: env.topology()?,
             mqtt_credentials: env.credentials()?,
             database_url: env.text("DATABASE_URL")?.map(Secret).ok_or_else(|| {
@@ -262,14 +266,20 @@ impl Env<'_> {
         Ok(Some(text.trim_end_matches('/').to_owned()))
     }
 
-    fn brokers(&self) -> Result<Vec<String>, BadSetting> {
+    fn brokers(&self, tls: &MqttTls) -> Result<Vec<String>, BadSetting> {
         // Checked also where a list wins over them: a value that cannot work is never passed over.
         let host = self.text("MQTT_BROKER_HOST")?.unwrap_or_else(|| "localhost".to_owned());
         if host.contains(['/', '@', ' ']) {
             return Err(BadSetting::new("MQTT_BROKER_HOST", "must be a host name or address"));
         }
-        let port = self.port("MQTT_BROKER_PORT", 1)?.unwrap_or(1883);
-        Ok(self.list("MQTT_BROKERS")?.unwrap_or_else(|| vec![format!("mqtt://{host}:{port}")]))
+        // Whoever names certificates for a broker without a scheme means TLS to it.
+        let (scheme, usual) = if tls.is_given() { ("mqtts", 8883) } else { ("mqtt", 1883) };
+        let port = self.port("MQTT_BROKER_PORT", 1)?.unwrap_or(usual);
+        let brokers = self.list("MQTT_BROKERS")?.unwrap_or_else(|| vec![format!("{scheme}://{host}:{port}")]);
+        if tls.is_given() && !brokers.iter().any(|url| url.starts_with("mqtts://")) {
+            return Err(BadSetting::new(tls.variable(), "no URL of MQTT_BROKERS begins with mqtts://"));
+        }
+        Ok(brokers)
     }
 
     fn credentials(&self) -> Result<Option<(String, Secret)>, BadSetting> {
@@ -339,7 +349,10 @@ mod tests {
             ("MQTT_BROKER_PORT", "0"),
             ("MQTT_TOPOLOGY", "ring"),
             ("MQTT_PASSWORD", "x"),
-            ("MQTT_CA_CERTS", "/ca.pem"),
+            ("MQTT_CA_CERTS", "/nonexistent/ca.pem"),
+            ("MQTT_CA_CERTS", "Cargo.toml"),
+            ("MQTT_CERTFILE", "Cargo.toml"),
+            ("MQTT_KEYFILE", "Cargo.toml"),
             ("PATRONI_URLS", ","),
             ("AI_LAYER_URL", "https://ai"),
             ("AI_LAYER_URL", "ai:8001"),
@@ -384,6 +397,14 @@ mod tests {
             let error = read(&[(name, value), ("MQTT_BROKERS", "mqtt://a")]).expect_err("never passed over");
             assert_eq!(error.name, name);
         }
+    }
+
+    #[test]
+    fn certificates_mean_tls_to_a_broker_named_by_its_host() {
+        let one = read(&[("MQTT_BROKER_HOST", "plant"), ("MQTT_CA_CERTS", "Cargo.toml")]).expect("one");
+        assert_eq!(one.mqtt_brokers, ["mqtts://plant:8883"]);
+        let error = read(&[("MQTT_BROKERS", "mqtt://a"), ("MQTT_CA_CERTS", "Cargo.toml")]).expect_err("plain");
+        assert_eq!(error.name, "MQTT_CA_CERTS");
     }
 
     #[test]

@@ -153,10 +153,6 @@ async fn finish(stage: Stage, watch: Watch, mut report: Report, marks: &[Mark], 
         std::fs::create_dir_all(out)?;
         std::fs::write(out.join("doubled.txt"), verdict::doubled(&cluster.patroni.url()).await?)?;
     }
-    if !verdict.readings.duplicated.is_empty() {
-        std::fs::create_dir_all(out)?;
-        std::fs::write(out.join("doubled.txt"), verdict::doubled(&cluster.patroni.url()).await?)?;
-    }
     let totals = Totals { requests: report.totals.requests + log.requests, seconds: record.now(), ..Totals::default() };
     report.totals = totals;
     for row in &report.scenarios {

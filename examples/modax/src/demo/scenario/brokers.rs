@@ -14,13 +14,15 @@ use crate::demo::probe::Prober;
 pub(super) const SIGNS: &[&str] = &["suspected", "disconnected", "failed over"];
 /// Leaders move in about a second each; the last one may come back once.
 const MOVE: Duration = Duration::from_secs(30);
+/// The layers may move while one broker is prepared.
+const TRIES: u32 = 5;
 /// Between two looks at who leads what.
 const LOOK: Duration = Duration::from_millis(500);
 /// The bound and time to see how late it was.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) async fn cut_off(stage: &Stage) -> Result<Found, Failure> {
-    let victim = vacate(stage).await?;
+    let victim = ready(stage).await?;
     let node = &stage.cluster.nats.nodes()[victim];
     let on_it = stage.devices.iter().filter(|device| device.status().broker == Some(node.url())).count();
     let logs = stage.control_logs(SIGNS);
@@ -52,6 +54,25 @@ pub(super) async fn cut_off(stage: &Stage) -> Result<Found, Failure> {
     })
 }
 
+/// A broker that leads nothing and serves a control layer, both as it is now: a layer may go back to the broker it
+/// prefers while the leaders are being moved.
+async fn ready(stage: &Stage) -> Result<usize, Failure> {
+    for _ in 0..TRIES {
+        let victim = vacate(stage).await?;
+        if serves_a_layer(stage, victim).await {
+            return Ok(victim);
+        }
+    }
+    Err(format!("no control layer stayed with a broker that leads nothing in {TRIES} tries").into())
+}
+
+/// Whether a control layer itself is connected to this broker; not only one of its probing connections, whose names have
+/// a `~`.
+async fn serves_a_layer(stage: &Stage, index: usize) -> bool {
+    let clients = clients_of(&stage.http, stage.cluster.doors[index].monitor).await;
+    clients.iter().any(|client| client.starts_with("control-layer-") && !client.contains('~'))
+}
+
 /// Chooses a broker that a control layer is connected to and moves away from it whatever it leads.
 async fn vacate(stage: &Stage) -> Result<usize, Failure> {
     let (nodes, doors) = (stage.cluster.nats.nodes(), &stage.cluster.doors);
@@ -59,8 +80,7 @@ async fn vacate(stage: &Stage) -> Result<usize, Failure> {
         wait::until(MOVE, "a leader of the broker cluster", || meta_leader(&stage.http, doors[0].monitor)).await?;
     let victim = wait::until(MOVE, "a control layer on a broker that does not lead the cluster", || async {
         for (index, _) in nodes.iter().enumerate().filter(|(_, node)| node.name() != meta) {
-            let clients = clients_of(&stage.http, doors[index].monitor).await;
-            if clients.iter().any(|client| client.starts_with("control-layer-")) {
+            if serves_a_layer(stage, index).await {
                 return Some(index);
             }
         }
