@@ -57,6 +57,14 @@ enum State {
     Stopped,
 }
 
+/// A connection that its broker ended soon after accepting it.
+#[derive(Clone, Copy, Debug)]
+struct Ousted {
+    broker: usize,
+    /// The broker said that another client took it over; else that is yet to be seen.
+    told: bool,
+}
+
 /// The state machine. See the head of this file.
 #[derive(Debug)]
 pub struct Failover {
@@ -86,11 +94,12 @@ pub struct Failover {
     scouting: bool,
     /// To be tried next, whatever the ranking says.
     favoured: Option<usize>,
-    /// A connection that the broker ended soon after accepting it: where.
-    ousted: Option<usize>,
+    ousted: Option<Ousted>,
     /// The broker of the present connection said that it was taken over.
     taken_over: bool,
     takeovers: VecDeque<Instant>,
+    /// Connections that nodes of a cluster ended soon after accepting them.
+    short_lived: VecDeque<Instant>,
     contested: bool,
     outputs: VecDeque<Output>,
 }
@@ -124,6 +133,7 @@ impl Failover {
             ousted: None,
             taken_over: false,
             takeovers: VecDeque::new(),
+            short_lived: VecDeque::new(),
             contested: false,
             outputs: VecDeque::new(),
         }

@@ -26,6 +26,10 @@ const SKIPPED: u32 = 4;
 /// A NATS node without a leader for its messages stays silent for 4 s and then closes the connection. Leaving it sooner
 /// only begins those 4 s again on the next node; with two deadlines of 1 s behind this, a dead node is left after 4.5 s.
 const ELECTION: Duration = Duration::from_millis(2500);
+/// The slowest answer is remembered for one to two of these, and asks for so much at most. A machine that is starved
+/// holds a broker up now and then, for longer than a mean over the last few answers would tell.
+const REMEMBERED: Duration = Duration::from_secs(15);
+const SLOWEST_ASKS: Duration = Duration::from_millis(500);
 /// Shortest time without any progress in writing that counts as a stall.
 const SHORTEST_STALL: Duration = Duration::from_secs(1);
 
@@ -44,6 +48,31 @@ enum Phase {
     Dead,
 }
 
+/// The slowest answer of the period that runs, and of the one before it.
+#[derive(Clone, Copy, Debug)]
+struct Slowest {
+    since: Instant,
+    now: Duration,
+    before: Duration,
+}
+
+impl Slowest {
+    const fn since(now: Instant) -> Self {
+        Self { since: now, now: Duration::ZERO, before: Duration::ZERO }
+    }
+
+    fn longest(&self) -> Duration {
+        self.now.max(self.before)
+    }
+
+    fn measure(&mut self, now: Instant, took: Duration) {
+        if now.saturating_duration_since(self.since) >= REMEMBERED {
+            *self = Self { since: now, now: Duration::ZERO, before: self.now };
+        }
+        self.now = self.now.max(took);
+    }
+}
+
 /// The state machine. See the head of this file.
 #[derive(Debug)]
 pub struct Liveness {
@@ -52,6 +81,7 @@ pub struct Liveness {
     phase: Phase,
     /// (srtt, rttvar), once measured.
     rtt: Option<(Duration, Duration)>,
+    slowest: Slowest,
     heard: Instant,
     sent: Instant,
     acked: Instant,
@@ -78,6 +108,7 @@ impl Liveness {
             keep_alive,
             phase: Phase::Off,
             rtt: None,
+            slowest: Slowest::since(now),
             heard: now,
             sent: now,
             acked: now,
@@ -93,11 +124,15 @@ impl Liveness {
         }
     }
 
-    /// How long an answer may take now: srtt + 8 · rttvar above the floor, and more while this process is itself late.
+    /// How long an answer may take now: srtt + 8 · rttvar above the floor, twice the slowest answer of the last
+    /// half minute (at most 500 ms), and more while this process is itself late.
     #[must_use]
     pub fn deadline(&self) -> Duration {
         let measured = match self.rtt {
-            Some((srtt, rttvar)) => srtt.saturating_add(rttvar.saturating_mul(8)).max(self.config.floor),
+            Some((srtt, rttvar)) => {
+                let slowest = self.slowest.longest().saturating_mul(2).min(SLOWEST_ASKS);
+                srtt.saturating_add(rttvar.saturating_mul(8)).max(self.config.floor).max(slowest)
+            }
             None => self.config.first,
         };
         measured.saturating_add(self.lateness.saturating_mul(4)).min(LONGEST)
@@ -107,7 +142,7 @@ impl Liveness {
     pub fn handle_input(&mut self, now: Instant, input: Input) {
         match input {
             Input::Opened { same_broker, electing } => self.open(now, same_broker, electing),
-            Input::Accepted(took) => self.learn_from_connack(took),
+            Input::Accepted(took) => self.learn_from_connack(now, took),
             Input::KeepAlive(time) => self.keep_alive = time,
             Input::Closed => {
                 self.phase = Phase::Off;
@@ -124,7 +159,7 @@ impl Liveness {
                 self.hear(now);
                 if let Some(sent) = self.probes.pop_front() {
                     self.compare(now, sent);
-                    self.measure(now.saturating_duration_since(sent));
+                    self.measure(now, now.saturating_duration_since(sent));
                 }
             }
             Input::Waiting(since) => {
@@ -136,7 +171,7 @@ impl Liveness {
                 self.acked = now;
                 // Whatever was being elected has been.
                 self.grace = self.grace.min(now);
-                self.measure(took);
+                self.measure(now, took);
             }
             Input::Paused(paused) => {
                 if self.paused && !paused {
@@ -193,6 +228,7 @@ impl Liveness {
         self.phase = Phase::Alive;
         if !same_broker {
             self.rtt = None;
+            self.slowest = Slowest::since(now);
         }
         self.sent = now;
         self.acked = now;
@@ -231,8 +267,9 @@ impl Liveness {
         }
     }
 
-    /// RFC 6298, 2.2 and 2.3.
-    fn measure(&mut self, took: Duration) {
+    /// RFC 6298, 2.2 and 2.3; and the slowest.
+    fn measure(&mut self, now: Instant, took: Duration) {
+        self.slowest.measure(now, took);
         self.rtt = Some(match self.rtt {
             None => (took, took / 2),
             Some((srtt, rttvar)) => {
@@ -244,9 +281,9 @@ impl Liveness {
 
     /// A broker that falls silent right after its CONNACK has given no other measure. One that took long over it may
     /// have been restoring our session, which says nothing of its next answers: then the first deadline stays.
-    fn learn_from_connack(&mut self, took: Duration) {
+    fn learn_from_connack(&mut self, now: Instant, took: Duration) {
         if self.rtt.is_none() && took.saturating_mul(5) <= self.config.first {
-            self.measure(took);
+            self.measure(now, took);
         }
     }
 

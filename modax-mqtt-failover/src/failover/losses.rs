@@ -1,25 +1,47 @@
 //! What a refusal, a failure or a loss means for the brokers, and when another client has our identity.
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
-use super::{Failover, Output, State, TAKEOVER_LIFE, TAKEOVER_WINDOW, TAKEOVERS};
+use super::{Failover, Ousted, Output, State, TAKEOVER_LIFE, TAKEOVER_WINDOW, TAKEOVERS};
 use crate::{breaker::Failure, config::Topology, packet::ConnectCode};
 
 impl Failover {
     /// A broker that closed our connection soon after accepting it, and accepts us again, gave our place to another.
-    /// One that died would not.
+    /// One that died would not: see [`unreachable`](Self::unreachable).
     pub(super) fn count_takeover(&mut self, now: Instant, broker: usize) {
         let Some(ousted) = self.ousted.take() else { return };
-        if ousted != broker && self.topology == Topology::Independent {
+        if ousted.broker != broker && !(ousted.told && self.topology == Topology::Cluster) {
             return;
         }
         self.takeovers.push_back(now);
-        while self.takeovers.front().is_some_and(|at| now.saturating_duration_since(*at) > TAKEOVER_WINDOW) {
-            self.takeovers.pop_front();
-        }
+        forget_old(&mut self.takeovers, now);
         if self.takeovers.len() >= TAKEOVERS {
             self.contested = true;
             self.outputs.push_back(Output::DuplicateClientId { broker, takeovers: self.takeovers.len() });
+        }
+    }
+
+    /// Nobody answers there: it died, and gave our place to nobody.
+    pub(super) fn unreachable(&mut self, broker: usize) {
+        self.ousted.take_if(|ousted| ousted.broker == broker && !ousted.told);
+    }
+
+    /// A connection ended soon after it was accepted. Nodes of a cluster that die under us one after the other look as if
+    /// a twin chased us around: after so many, the node itself is asked at once whether it lives.
+    fn ousted(&mut self, now: Instant, ousted: Ousted) {
+        self.ousted = Some(ousted);
+        if self.topology == Topology::Cluster && !ousted.told {
+            self.short_lived.push_back(now);
+            forget_old(&mut self.short_lived, now);
+            if self.short_lived.len() >= TAKEOVERS {
+                self.favoured = Some(ousted.broker);
+            }
+        }
+        if self.contested {
+            // One try in this time: two clients that fight over one identity disturb each other and the brokers.
+            for breaker in &mut self.breakers {
+                breaker.hold(now + TAKEOVER_WINDOW);
+            }
         }
     }
 
@@ -47,7 +69,6 @@ impl Failover {
             State::Established { attempt, broker, since } if attempt == lost => {
                 let lived = now.saturating_duration_since(since);
                 let told = std::mem::take(&mut self.taken_over);
-                self.ousted = (told || (by_peer && lived < TAKEOVER_LIFE)).then_some(broker);
                 if lived >= TAKEOVER_WINDOW {
                     self.contested = false;
                     self.takeovers.clear();
@@ -58,7 +79,11 @@ impl Failover {
                     return self.establish(now, ready.attempt(), ready.broker(), false);
                 }
                 self.cancel_return();
-                self.fail(now, broker, failure);
+                self.blame(now, broker, failure);
+                if told || (by_peer && lived < TAKEOVER_LIFE) {
+                    self.ousted(now, Ousted { broker, told });
+                }
+                self.choose(now);
             }
             _ => {}
         }
@@ -75,10 +100,11 @@ impl Failover {
         if let Some(breaker) = self.breakers.get_mut(broker) {
             breaker.fail(now, (failure, self.stamp), &self.backoff, &mut self.jitter);
         }
-        if self.contested {
-            for breaker in &mut self.breakers {
-                breaker.hold(now + TAKEOVER_WINDOW);
-            }
-        }
+    }
+}
+
+fn forget_old(times: &mut VecDeque<Instant>, now: Instant) {
+    while times.front().is_some_and(|at| now.saturating_duration_since(*at) > TAKEOVER_WINDOW) {
+        times.pop_front();
     }
 }

@@ -112,6 +112,7 @@ impl Failover {
 
     pub(super) fn dial_failed(&mut self, now: Instant, attempt: u64, by_peer: bool) {
         if let Some(broker) = self.broker_of(attempt) {
+            self.unreachable(broker);
             self.out_of_race(now, attempt, broker, if by_peer { Failure::Unreachable } else { Failure::Silent });
         }
     }

@@ -27,7 +27,7 @@ impl Default for LivenessConfig {
 
 impl LivenessConfig {
     /// The shortest deadline for an answer; default 100 ms, because 50 ms were seen to condemn healthy brokers on a
-    /// busy machine. Above it the deadline is srtt + 8 · rttvar.
+    /// busy machine. Above it the deadline is srtt + 8 · rttvar, or twice the slowest answer of the last half minute.
     pub fn floor(mut self, floor: Duration) -> Self {
         self.floor = floor;
         self

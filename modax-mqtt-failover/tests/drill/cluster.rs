@@ -123,9 +123,10 @@ async fn kills(what: &str, times: u32, returns: bool) {
         let fault = Instant::now();
         faults.push(fault);
         node.kill();
-        another(&client, port).await;
-        let probed = wait::until(DEADLINE, "the prober", || async { prober.first(fault) }).await;
+        // The cluster's own election first: ours is what comes behind it.
+        let probed = wait::until(WHOLE, "the prober", || async { prober.first(fault) }).await;
         direct.push(probed.expect("the cluster never acknowledged again"));
+        another(&client, port).await;
         acked_more(&client, 100).await;
         node.restart().await.expect("restarted");
         cluster.healthy(WHOLE).await.expect("whole again");

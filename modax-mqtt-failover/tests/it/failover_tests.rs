@@ -236,17 +236,64 @@ fn f24_takeovers_of_one_identity_are_counted_only_where_the_broker_lives_on() {
     let gap = fight.dials[4].0.saturating_sub(fight.dials[3].0);
     assert!(gap >= Duration::from_secs(30), "it fights on: {gap:?}");
 
-    // Three brokers that die one after the other are no twin.
-    let mut deaths = Bench::new(3, |_| {});
-    for _ in 0..6 {
-        deaths.accept();
-        deaths.now += Duration::from_millis(2500);
-        deaths.lose(true);
-        if deaths.failover.current().is_none() {
-            deaths.wait();
+    // Three brokers that die one after the other are no twin, nor is one that is started again and again.
+    for (brokers, topology) in [(3, Topology::Independent), (3, Topology::Cluster), (1, Topology::Independent)] {
+        let mut deaths = Bench::new(brokers, |config| config.topology = topology);
+        for _ in 0..6 {
+            let dead = deaths.accept();
+            deaths.now += Duration::from_millis(2500);
+            deaths.lose(true);
+            if deaths.failover.current().is_none() {
+                deaths.wait();
+            }
+            // Refused, by whoever asks it before it is back.
+            if deaths.last().1 == dead {
+                deaths.lose(true);
+            }
+            if deaths.failover.current().is_none() {
+                deaths.wait();
+            }
+        }
+        let twin = deaths.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. }));
+        assert!(!twin, "{topology:?}: {:?}", deaths.said);
+    }
+}
+
+#[test]
+fn f24_a_twin_that_chases_us_around_a_cluster_is_noticed_after_five_lost_connections() {
+    let mut chase = Bench::new(3, |config| config.topology = Topology::Cluster);
+    let noticed = |bench: &Bench| bench.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. }));
+    let mut connections = 0;
+    while !noticed(&chase) && connections < 10 {
+        chase.accept();
+        connections += 1;
+        chase.now += Duration::from_millis(100);
+        chase.lose(true);
+        if chase.failover.current().is_none() {
+            chase.wait();
         }
     }
-    assert!(!deaths.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })));
+    // The sixth is where the count is full.
+    assert_eq!(connections, 6, "{:?}", chase.said);
+}
+
+#[test]
+fn f24_while_a_twin_is_suspected_a_dead_broker_still_costs_no_long_wait() {
+    let mut bench = Bench::new(3, |config| config.topology = Topology::Cluster);
+    while !bench.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })) {
+        bench.accept();
+        bench.now += Duration::from_millis(100);
+        bench.lose(true);
+        if bench.failover.current().is_none() {
+            bench.wait();
+        }
+    }
+    bench.accept();
+    bench.now += Duration::from_secs(4);
+    let lost_at = bench.now - bench.begin;
+    bench.lose(true);
+    let (dialled_at, _, _) = *bench.dials.last().expect("a dial");
+    assert_eq!(dialled_at, lost_at, "another broker, at once");
 }
 
 #[test]

@@ -112,6 +112,21 @@ fn f09_a_slow_link_moves_the_deadline() {
 }
 
 #[test]
+fn f55_a_broker_that_was_slow_once_is_borne_the_next_time_until_that_is_forgotten() {
+    let mut bench = Bench::connected();
+    bench.tell(Input::Acknowledged(180 * MS));
+    bench.measured(MS);
+    assert!(bench.liveness.deadline() >= 350 * MS, "{:?}", bench.liveness.deadline());
+
+    for _ in 0..60 {
+        bench.pass(500 * MS);
+        bench.measured(MS);
+    }
+
+    assert_eq!(bench.liveness.deadline(), 100 * MS);
+}
+
+#[test]
 fn probes_answered_and_packets_not_is_slow_and_ends_after_five_seconds() {
     let mut bench = Bench::connected();
     bench.measured(MS);
