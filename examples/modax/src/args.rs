@@ -67,6 +67,10 @@ pub(crate) struct BrokerArgs {
     /// Whether a silent connection to the next broker proves that it works.
     #[arg(long, value_enum, default_value_t = BrokerStandby::None)]
     pub(crate) standby: BrokerStandby,
+    /// In a cluster that elects a leader, look for the node that acknowledges by short connections under the identities
+    /// ID~scout0 and so on, with empty messages to the topic modax/probe.
+    #[arg(long)]
+    pub(crate) scouting: bool,
     /// Back to a more preferred broker that has been reachable for so long, such as 30s (default: never).
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) failback_after: Option<Duration>,

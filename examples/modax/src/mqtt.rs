@@ -12,7 +12,9 @@ mod subscribe;
 
 use std::time::Duration;
 
-use modax_mqtt_failover::{Client, ClientBuilder, ConfigError, Qos, Selection, Standby, Topology, Version, tls::Tls};
+use modax_mqtt_failover::{
+    Client, ClientBuilder, ConfigError, Qos, Scouting, Selection, Standby, Topology, Version, tls::Tls,
+};
 use serde_json::json;
 
 pub(crate) use self::outcome::{put_payload, put_properties};
@@ -39,13 +41,14 @@ fn builder(args: &BrokerArgs) -> Result<ClientBuilder, ConfigError> {
         BrokerStandby::None => Standby::None,
         BrokerStandby::Probe => Standby::Probe,
     };
+    let scouting = if args.scouting { Scouting::probing() } else { Scouting::none() };
     let builder = Client::builder(args.client_id.as_str()).brokers(&args.brokers)?;
     let builder = if args.mqtt5 { builder.version(Version::V5) } else { builder };
     let builder = match tls(args) {
         Some(tls) => builder.tls(tls),
         None => builder,
     };
-    Ok(builder.topology(topology).selection(selection).standby(standby))
+    Ok(builder.topology(topology).selection(selection).standby(standby).scouting(scouting))
 }
 
 /// What the flags ask for beyond the defaults; a certificate comes with its key, the flags see to that.
