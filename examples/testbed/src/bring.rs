@@ -131,6 +131,12 @@ pub fn program(name: &str) -> Result<Program, BringError> {
     found(name).ok_or_else(|| missing(&[name.to_owned()], "it vanished".to_owned()))
 }
 
+/// Every program the testbed knows.
+#[must_use]
+pub fn every() -> Vec<&'static str> {
+    catalogue::programs().collect()
+}
+
 /// Finds or brings several programs. Blocks while packages are downloaded, for 10 minutes at most.
 ///
 /// # Errors

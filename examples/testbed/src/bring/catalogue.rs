@@ -48,6 +48,11 @@ static SETS: [Set; 6] = [
     Set { is_python: true, ..plain("patroni", &["patroni", "python3-etcd"], &["patroni", "patronictl"]) },
 ];
 
+/// Every program of every set.
+pub(crate) fn programs() -> impl Iterator<Item = &'static str> {
+    SETS.iter().flat_map(|set| set.programs.iter().copied())
+}
+
 /// The set that contains a program.
 pub(crate) fn set_of(program: &str) -> Option<&'static Set> {
     SETS.iter().find(|set| set.programs.contains(&program))
