@@ -20,7 +20,9 @@
 //!   session of one broker; where that session is lost, or another independent broker takes over, it falls back to at
 //!   least once.
 //! - **Never**: a silent drop, an unbounded queue, a wait without a deadline, a verdict of death because *we* were late.
-//! - On a *cluster* the cluster's own election counts first: seconds may pass before any node acknowledges.
+//! - On a *cluster* the cluster's own election counts first: seconds may pass before any node acknowledges. What the
+//!   client adds is up to one more round of the nodes' own patience (NATS: 4 s), and with [`Scouting::probing`] about the
+//!   time from one scout to the next.
 //!
 //! Each line is a test: `tests/it` proves them against scripted brokers and in a simulation, `tests/drill.rs` against
 //! real ones.
@@ -79,8 +81,8 @@
 //! - [`ClientBuilder::racing`] (default `false`): transports to several brokers are opened side by side, one CONNECT is sent.
 //! - [`Scouting::probing`] (default [`Scouting::none`]): short connections find the node of a cluster that acknowledges.
 //!
-//! The simulation runs with all of them. On real brokers only the way back has been drilled, against independent
-//! mosquitto brokers and a NATS cluster; the others have not been yet.
+//! The simulation runs with all of them, and each is drilled on real brokers: a standby and racing between independent
+//! mosquitto brokers, scouts in a NATS cluster, the way back on both.
 //!
 //! # Once for a handler
 //!

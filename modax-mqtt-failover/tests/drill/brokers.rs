@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use modax_mqtt_failover::{Client, Event, Message, Qos, Queue, Received, Selection, Version};
+use modax_mqtt_failover::{Client, ClientBuilder, Event, Message, Qos, Queue, Received, Selection, Standby, Version};
 use modax_testbed::{Ground, Mosquitto, MosquittoOptions, wait};
 
 use crate::{
@@ -25,10 +25,10 @@ struct Plant {
 
 impl Plant {
     async fn start(version: Version) -> Self {
-        Self::start_selecting(version, Selection::priority()).await
+        Self::start_with(version, |builder| builder).await
     }
 
-    async fn start_selecting(version: Version, selection: Selection) -> Self {
+    async fn start_with(version: Version, change: fn(ClientBuilder) -> ClientBuilder) -> Self {
         let ground = Ground::start().await.expect("a ground");
         let mut brokers = Vec::new();
         for _ in 0..3 {
@@ -38,9 +38,7 @@ impl Plant {
         let oracles = Oracles::start(brokers.iter().map(Mosquitto::addr)).await;
         let client = Client::builder("drill")
             .brokers(brokers.iter().map(Mosquitto::url))
-            .and_then(|builder| {
-                builder.version(version).selection(selection).queue(Queue::memory().max_messages(100_000)).build()
-            })
+            .and_then(|builder| change(builder.version(version).queue(Queue::memory().max_messages(100_000))).build())
             .expect("a client");
         Self { ground, brokers, oracles, client, faults: Vec::new() }
     }
@@ -88,18 +86,24 @@ impl Plant {
 
 async fn kills(version: Version, qos: Qos) {
     let what = format!("kill, QoS {}, {version}", qos.level());
-    let mut plant = Plant::start(version).await;
+    kills_of(Plant::start(version).await, &what, qos).await;
+}
+
+async fn kills_of(mut plant: Plant, what: &str, qos: Qos) {
     let load = Load::start(&plant.client, RATE, qos);
     acked_more(&plant.client, 500).await;
     for _ in 0..count("DRILL_KILLS", 3) {
         plant.kill().await;
     }
-    plant.end(&what, qos, load).await;
+    plant.end(what, qos, load).await;
 }
 
 async fn stops(version: Version, qos: Qos) {
     let what = format!("stop and continue, QoS {}, {version}", qos.level());
-    let mut plant = Plant::start(version).await;
+    stops_of(Plant::start(version).await, &what, qos).await;
+}
+
+async fn stops_of(mut plant: Plant, what: &str, qos: Qos) {
     let mut events = plant.client.events();
     let load = Load::start(&plant.client, RATE, qos);
     acked_more(&plant.client, 500).await;
@@ -115,7 +119,7 @@ async fn stops(version: Version, qos: Qos) {
             }
         }
     }
-    plant.end(&what, qos, load).await;
+    plant.end(what, qos, load).await;
     row(&format!(
         "{what}: found out after {}, served by another after {} (median / maximum; promised under traffic: 500 ms)",
         milliseconds(&detected),
@@ -161,6 +165,23 @@ async fn f02_a_stopped_broker_that_goes_on_repeats_nothing_in_its_session_at_qos
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f02_a_stopped_broker_that_goes_on_repeats_nothing_in_its_session_at_qos_2_with_mqtt_5() {
     stops(Version::V5, Qos::ExactlyOnce).await;
+}
+
+/// Everything that opens a connection beside the one that carries messages, between independent brokers.
+fn beside(builder: ClientBuilder) -> ClientBuilder {
+    builder.standby(Standby::Probe).racing(true)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_brokers_killed_beside_a_standby_and_racing_dials_lose_nothing() {
+    let plant = Plant::start_with(Version::V311, beside).await;
+    kills_of(plant, "kill beside a standby, racing, QoS 1, MQTT 3.1.1", Qos::AtLeastOnce).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_stopped_broker_is_left_for_a_standby_and_nothing_is_lost() {
+    let plant = Plant::start_with(Version::V5, beside).await;
+    stops_of(plant, "stop and continue beside a standby, racing, QoS 2, MQTT 5", Qos::ExactlyOnce).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -247,7 +268,8 @@ async fn a_broker_with_our_session_goes_on_with_it_after_a_restart() {
 const REACHABLE: Duration = Duration::from_secs(1);
 
 async fn returns(version: Version, qos: Qos) {
-    let mut plant = Plant::start_selecting(version, Selection::priority().failback_after(REACHABLE)).await;
+    let failback = |builder: ClientBuilder| builder.selection(Selection::priority().failback_after(REACHABLE));
+    let mut plant = Plant::start_with(version, failback).await;
     let (preferred, port) = plant.serving().await;
     let load = Load::start(&plant.client, RATE, qos);
     acked_more(&plant.client, 500).await;
