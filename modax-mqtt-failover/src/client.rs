@@ -21,7 +21,7 @@ use crate::{
     message::{Closed, Message, MessageId, Outcome},
     packet::{Qos, Version},
     queue::{Admission, WhenFull},
-    receipt::Receipt,
+    receipt::{Receipt, Recovered},
 };
 
 /// Items a subscription buffers by itself; more waits in the client.
@@ -175,6 +175,17 @@ impl Client {
         }
     }
 
+    /// What [`Queue::disk`](crate::Queue::disk) held at the start, in order of admission, each with a receipt for its
+    /// outcome: messages of earlier processes, which are sent before anything new. The first call, from any clone, gets
+    /// them all, whether their outcomes are known yet or not; later ones get none.
+    ///
+    /// Until then the receipts are kept, some 200 bytes for each message. A program that has no use for them drops what
+    /// this returns.
+    #[must_use]
+    pub fn recovered(&self) -> Vec<Recovered> {
+        std::mem::take(&mut self.handle.shared.lock().recovered)
+    }
+
     /// Admits nothing more, sends what it has for at most `deadline`, says goodbye to the broker and returns what was
     /// not delivered. With [`Queue::disk`](crate::Queue::disk) that also stays on disk, for the next start. Calling it again, from any clone, returns an empty list.
     ///
@@ -198,14 +209,16 @@ impl Client {
         if !message.user_properties.is_empty() && self.handle.version == Version::V311 {
             return Err(PublishError::NeedsVersion5);
         }
-        let carried = message.payload.len().saturating_add(message.user_properties.encoded_bytes());
-        if message.topic.len().saturating_add(carried).saturating_add(HEADER_BYTES) > MAX_PACKET_BYTES {
-            return Err(PublishError::TooLarge);
-        }
         let shared = &self.handle.shared;
         let mut state = shared.lock();
         if state.closed {
             return Err(PublishError::Closed);
+        }
+        let stamped = state.backlog.stamped(message);
+        let message = stamped.as_ref();
+        let carried = message.payload.len().saturating_add(message.user_properties.encoded_bytes());
+        if message.topic.len().saturating_add(carried).saturating_add(HEADER_BYTES) > MAX_PACKET_BYTES {
+            return Err(PublishError::TooLarge);
         }
         match state.backlog.admit(driver::now(), message) {
             Admission::Admitted { id, shed } => {

@@ -1,9 +1,14 @@
 //! What a client is made of: brokers, limits and times, each with its default and why.
 
+mod topic;
+
 use std::{sync::Arc, time::Duration};
+
+pub use topic::{TopicError, check_filter, check_topic};
 
 use crate::{
     broker::{Address, AddressError, Broker},
+    dedup::Identity,
     liveness::LivenessConfig,
     message::Message,
     packet::{Credentials, Qos, Version},
@@ -160,6 +165,9 @@ pub struct Config {
     /// Published by the broker when we vanish without goodbye; default none, because a broker that is left in a failover
     /// publishes it although we live on elsewhere.
     pub will: Option<Message>,
+    /// Whether each message with QoS 1 or 2 gets a user property that says which it is (MQTT 5); default `false`: nothing
+    /// is added to a message unasked.
+    pub stamping: bool,
     /// Seeds the jitter; default 0, for which the driver takes a random one, so that clients spread out.
     pub seed: u64,
 }
@@ -192,6 +200,7 @@ impl Config {
             max_packet_bytes: None,
             will_delay: None,
             on_connect: None,
+            stamping: false,
             seed: 0,
         }
     }
@@ -250,6 +259,7 @@ impl Config {
             ("receive_maximum", self.receive_maximum < u16::MAX),
             ("max_packet_bytes", self.max_packet_bytes.is_some()),
             ("will_delay", self.will_delay.is_some()),
+            ("stamping", self.stamping),
             ("will.user_properties", will_properties),
             ("on_connect.user_properties", said_properties),
         ];
@@ -263,6 +273,8 @@ impl Config {
         let range = |holds, field, limit| if holds { Ok(()) } else { Err(ConfigError::OutOfRange { field, limit }) };
         range(self.will.is_some() || self.will_delay.is_none(), "will_delay", "only with a will")?;
         range(self.receive_maximum > 0, "receive_maximum", "at least 1")?;
+        let stamp_fits = self.client_id.len() <= Identity::MAX_BYTES.saturating_sub(Identity::NUMBERS_BYTES);
+        range(stamp_fits || !self.stamping, "client_id", "at most 986 bytes, to be part of an identity")?;
         range(self.max_packet_bytes.is_none_or(|bytes| bytes >= 1024), "max_packet_bytes", "at least 1024")
     }
 
@@ -332,69 +344,4 @@ const WILL_DELAY: Duration = Duration::from_secs(10);
 
 fn whole_seconds(time: Duration) -> u32 {
     u32::try_from(time.as_secs()).unwrap_or(u32::MAX)
-}
-
-/// What is wrong with a topic or a filter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum TopicError {
-    /// Empty.
-    #[error("is empty")]
-    Empty,
-    /// More than 65535 bytes.
-    #[error("is longer than 65535 bytes")]
-    TooLong,
-    /// A NUL character (MQTT 3.1.1, 4.7.3).
-    #[error("holds a NUL character")]
-    Nul,
-    /// A wildcard in a topic, or one in the wrong place of a filter (MQTT 3.1.1, 4.7.1).
-    #[error("has a wildcard where none is allowed")]
-    Wildcard,
-    /// It begins like a shared subscription and is none (MQTT 5, 4.8.2).
-    #[error("is not $share/GROUP/FILTER")]
-    Share,
-}
-
-/// Checks a topic to publish to.
-///
-/// # Errors
-/// [`TopicError`] says what is wrong.
-pub fn check_topic(topic: &str) -> Result<(), TopicError> {
-    check_text(topic)?;
-    if topic.contains(['+', '#']) { Err(TopicError::Wildcard) } else { Ok(()) }
-}
-
-/// Checks a filter to subscribe to.
-///
-/// # Errors
-/// [`TopicError`] says what is wrong.
-pub fn check_filter(filter: &str) -> Result<(), TopicError> {
-    check_text(filter)?;
-    let filter = match filter.strip_prefix("$share/").map(|shared| shared.split_once('/')) {
-        None => filter,
-        Some(Some((group, shared))) if !group.is_empty() && !group.contains(['+', '#']) && !shared.is_empty() => shared,
-        Some(_) => return Err(TopicError::Share),
-    };
-    let mut levels = filter.split('/').peekable();
-    while let Some(level) = levels.next() {
-        let misplaced_plus = level.contains('+') && level != "+";
-        let misplaced_hash = level.contains('#') && (level != "#" || levels.peek().is_some());
-        if misplaced_plus || misplaced_hash {
-            return Err(TopicError::Wildcard);
-        }
-    }
-    Ok(())
-}
-
-fn check_text(text: &str) -> Result<(), TopicError> {
-    if text.is_empty() {
-        return Err(TopicError::Empty);
-    }
-    if text.len() > usize::from(u16::MAX) {
-        return Err(TopicError::TooLong);
-    }
-    if text.contains('\0') {
-        return Err(TopicError::Nul);
-    }
-    Ok(())
 }

@@ -3,32 +3,27 @@
 //! A broker that does not hear an acknowledgement sends again, and a publisher that changes brokers publishes again:
 //! at least once is all that QoS 1 can give between independent brokers. What a message *is* survives both, so a
 //! window over identities makes it once again. The payload is never altered for it: the identity comes with the
-//! message (a user property in MQTT 5) or out of it (an id that the payload carries anyway).
+//! message (the user property `modax-id` in MQTT 5, which a client that is [`stamping`] adds) or out of it (an id that
+//! the payload carries anyway).
+//!
+//! [`stamping`]: crate::ClientBuilder::stamping
+
+#[cfg(feature = "tokio")]
+mod consumer;
+mod identity;
+mod stamp;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
     num::NonZeroUsize,
     sync::Arc,
 };
 
 use bytes::Bytes;
 
-/// What makes two copies the same message.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Identity {
-    /// Counted by its producer, so that very old ones can be told from new ones by number alone.
-    Counted {
-        /// Who published it.
-        producer: Arc<str>,
-        /// Random, made with the producer's queue: its numbers begin anew with the queue.
-        epoch: u64,
-        /// Its number, growing by one.
-        sequence: u64,
-    },
-    /// An id without order, for example a UUID out of the payload.
-    Opaque(Bytes),
-}
+pub use identity::Identity;
+pub use stamp::Stamp;
 
 /// What a [`Dedup`] says of one delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +36,8 @@ pub enum Verdict {
     /// Its number is below the window, so it may be either. Handling it risks a second time, dropping it a loss: the
     /// caller decides.
     TooOldToTell,
+    /// It does not say what it is, so it may be either as well.
+    Unidentified,
 }
 
 /// What a [`Dedup`] has said so far.
@@ -53,11 +50,13 @@ pub struct DedupStats {
     pub repeats: u64,
     /// Deliveries below the window.
     pub too_old: u64,
+    /// Deliveries that did not say what they are.
+    pub unidentified: u64,
     /// Identities and producers forgotten to stay within bounds.
     pub forgotten: u64,
 }
 
-/// A window over identities.
+/// A window over identities, in memory; with [`check_in`](Self::check_in) the caller's own memory takes its place.
 ///
 /// ```
 /// # use modax_mqtt_failover::{Bytes, dedup::{Dedup, Identity, Verdict}};
@@ -66,18 +65,21 @@ pub struct DedupStats {
 /// assert_eq!(dedup.check(&command), Verdict::First);
 /// assert_eq!(dedup.check(&command), Verdict::Repeat);
 /// ```
-#[derive(Debug)]
 pub struct Dedup {
-    window: NonZeroUsize,
+    /// Identities of each producer, and of none; 0 remembers nothing.
+    window: usize,
     producers: BTreeMap<(Arc<str>, u64), Producer>,
     /// Counts checks, to know which producer was silent longest.
     clock: u64,
     opaque: BTreeSet<Bytes>,
     opaque_order: VecDeque<Bytes>,
+    /// Where identities come from, if not from the standard user property.
+    #[cfg(feature = "tokio")]
+    identify: Option<consumer::Identify>,
     stats: DedupStats,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Producer {
     /// Every number below it has left the window.
     floor: u64,
@@ -95,38 +97,72 @@ impl Dedup {
     /// is away.
     #[must_use]
     pub fn new(window: NonZeroUsize) -> Self {
+        Self { window: window.get(), ..Self::without_window() }
+    }
+
+    /// Remembers nothing itself, for use with [`check_in`](Self::check_in): to [`check`](Self::check) everything is
+    /// [`Verdict::TooOldToTell`].
+    #[must_use]
+    pub const fn without_window() -> Self {
         Self {
-            window,
+            window: 0,
             producers: BTreeMap::new(),
             clock: 0,
             opaque: BTreeSet::new(),
             opaque_order: VecDeque::new(),
-            stats: DedupStats::default(),
+            #[cfg(feature = "tokio")]
+            identify: None,
+            stats: DedupStats { first: 0, repeats: 0, too_old: 0, unidentified: 0, forgotten: 0 },
         }
     }
 
-    /// Says what this delivery is, and remembers it.
+    /// Says what a delivery with this identity is, and remembers it.
     ///
-    /// Call it when the effect is certain to happen, or its transaction to be rolled back together with the caller's
-    /// own memory: an identity that was checked is a repeat from then on.
+    /// An identity that was checked is a repeat from then on: where handling it failed, [take it back](Self::take_back),
+    /// or its next copy is taken for done.
     pub fn check(&mut self, identity: &Identity) -> Verdict {
         let verdict = match identity {
+            _ if self.window == 0 => Verdict::TooOldToTell,
             Identity::Counted { producer, epoch, sequence } => self.check_counted(producer, *epoch, *sequence),
             Identity::Opaque(id) => self.check_opaque(id),
         };
-        let count = match verdict {
-            Verdict::First => &mut self.stats.first,
-            Verdict::Repeat => &mut self.stats.repeats,
-            Verdict::TooOldToTell => &mut self.stats.too_old,
-        };
-        *count = count.saturating_add(1);
-        verdict
+        self.count(verdict)
+    }
+
+    /// Forgets an identity whose delivery could not be handled, so that its next copy is a first one. One that has left
+    /// the window meanwhile stays [`Verdict::TooOldToTell`].
+    pub fn take_back(&mut self, identity: &Identity) {
+        match identity {
+            Identity::Counted { producer, epoch, sequence } => {
+                if let Some(producer) = self.producers.get_mut(&(Arc::clone(producer), *epoch)) {
+                    producer.seen.remove(sequence);
+                }
+            }
+            Identity::Opaque(id) => {
+                if self.opaque.remove(id)
+                    && let Some(place) = self.opaque_order.iter().rposition(|other| other == id)
+                {
+                    self.opaque_order.remove(place);
+                }
+            }
+        }
     }
 
     /// What was said so far.
     #[must_use]
     pub const fn stats(&self) -> DedupStats {
         self.stats
+    }
+
+    fn count(&mut self, verdict: Verdict) -> Verdict {
+        let count = match verdict {
+            Verdict::First => &mut self.stats.first,
+            Verdict::Repeat => &mut self.stats.repeats,
+            Verdict::TooOldToTell => &mut self.stats.too_old,
+            Verdict::Unidentified => &mut self.stats.unidentified,
+        };
+        *count = count.saturating_add(1);
+        verdict
     }
 
     fn check_counted(&mut self, name: &Arc<str>, epoch: u64, sequence: u64) -> Verdict {
@@ -148,7 +184,7 @@ impl Dedup {
             return Verdict::TooOldToTell;
         }
         producer.seen.insert(sequence);
-        if producer.seen.len() > self.window.get()
+        if producer.seen.len() > self.window
             && let Some(lowest) = producer.seen.pop_first()
         {
             producer.floor = lowest.saturating_add(1);
@@ -163,13 +199,19 @@ impl Dedup {
             return Verdict::Repeat;
         }
         self.opaque_order.push_back(own);
-        if self.opaque_order.len() > self.window.get()
+        if self.opaque_order.len() > self.window
             && let Some(oldest) = self.opaque_order.pop_front()
         {
             self.opaque.remove(&oldest);
             self.stats.forgotten = self.stats.forgotten.saturating_add(1);
         }
         Verdict::First
+    }
+}
+
+impl fmt::Debug for Dedup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dedup").field("window", &self.window).field("stats", &self.stats).finish_non_exhaustive()
     }
 }
 
@@ -200,6 +242,7 @@ mod tests {
                         let newer = seen.iter().filter(|(e, s)| *e == epoch && *s > sequence).count();
                         prop_assert!(newer >= window, "only {newer} newer ones were seen");
                     }
+                    Verdict::Unidentified => prop_assert!(false, "it has an identity"),
                 }
             }
         }
@@ -211,6 +254,31 @@ mod tests {
         assert_eq!(dedup.check(&counted("p", 1, 0)), Verdict::First);
         assert_eq!(dedup.check(&counted("p", 2, 0)), Verdict::First);
         assert_eq!(dedup.check(&counted("p", 1, 0)), Verdict::Repeat);
+    }
+
+    #[test]
+    fn what_was_taken_back_is_first_again_and_costs_no_other_its_place() {
+        let mut dedup = dedup(2);
+        for identity in [|n| counted("p", 1, n), |n: u64| Identity::Opaque(Bytes::from(n.to_string()))] {
+            assert_eq!(dedup.check(&identity(1)), Verdict::First);
+            assert_eq!(dedup.check(&identity(2)), Verdict::First);
+            dedup.take_back(&identity(1));
+            dedup.take_back(&identity(9));
+            assert_eq!(dedup.check(&identity(1)), Verdict::First);
+            assert_eq!(dedup.check(&identity(2)), Verdict::Repeat);
+            assert_eq!(dedup.check(&identity(1)), Verdict::Repeat);
+        }
+        assert_eq!(dedup.stats().forgotten, 0);
+    }
+
+    #[test]
+    fn without_a_window_nothing_can_be_told_and_nothing_is_kept() {
+        let mut dedup = Dedup::without_window();
+        for identity in [counted("p", 1, 1), Identity::Opaque(Bytes::from_static(b"x"))] {
+            assert_eq!(dedup.check(&identity), Verdict::TooOldToTell);
+            assert_eq!(dedup.check(&identity), Verdict::TooOldToTell);
+        }
+        assert!(dedup.producers.is_empty() && dedup.opaque.is_empty());
     }
 
     #[test]

@@ -28,6 +28,7 @@ use crate::{
     broker::Broker,
     config::{Config, ConfigError},
     courier::{Courier, Input, Output},
+    dedup::Stamp,
     driver::{
         closing::Closing,
         link::{Link, Progress},
@@ -65,13 +66,9 @@ pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Resu
         config.seed = seed();
     }
     let dialler = Dialler::new(ways, &config.brokers, &shared)?;
-    if let Some(mut opened) = disk::open(&config.queue, now())? {
-        let mut state = shared.lock();
-        state.backlog.recover(std::mem::take(&mut opened.messages), opened.next);
-        state.admission.damaged = u64::try_from(opened.damaged).unwrap_or(u64::MAX);
-        drop(state);
-        let disk = disk::start(opened, config.queue.fsync_every, &shared)?;
-        shared.lock().disk = Some(disk);
+    disk::attach(&config, &shared)?;
+    if config.stamping {
+        shared.lock().backlog.stamp_with(Stamp::new(Arc::clone(&config.client_id), seed()));
     }
     let driver = Driver {
         courier: Courier::new(&config, now()),

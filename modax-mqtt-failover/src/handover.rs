@@ -20,6 +20,7 @@ use crate::{
     observer::Observer,
     packet::{PacketId, Qos, Version},
     queue::Backlog,
+    receipt::Recovered,
 };
 
 /// Events that wait for one slow reader before it is told that it lagged.
@@ -62,6 +63,8 @@ pub(crate) struct Acknowledged {
 pub(crate) struct State {
     pub(crate) backlog: Backlog,
     pub(crate) receipts: BTreeMap<MessageId, oneshot::Sender<Outcome>>,
+    /// Receipts of what the disk queue held, until somebody asks for them.
+    pub(crate) recovered: Vec<Recovered>,
     pub(crate) commands: VecDeque<Command>,
     pub(crate) acknowledged: Vec<Acknowledged>,
     /// Where admissions are written down, for a queue on disk.
@@ -124,6 +127,7 @@ impl Shared {
             state: Mutex::new(State {
                 backlog,
                 receipts: BTreeMap::new(),
+                recovered: Vec::new(),
                 commands: VecDeque::new(),
                 acknowledged: Vec::new(),
                 disk: None,

@@ -86,8 +86,45 @@
 //!
 //! # Once for a handler
 //!
-//! [`dedup::Dedup`] tells first copies from repeats by an identity that the message brings or carries, in bounded
-//! memory.
+//! At least once becomes once where the consumer knows what it has handled. [`dedup::Dedup`] tells first copies from
+//! repeats by an identity, in bounded memory:
+//!
+//! ```no_run
+//! use modax_mqtt_failover::{Client, Message, Qos, Received, Version, dedup::{Dedup, Verdict}};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! # fn act_on(_: &modax_mqtt_failover::Delivery) {}
+//! let producer = Client::builder("press-7")
+//!     .brokers(["mqtt://10.0.0.1", "mqtt://10.0.0.2"])?
+//!     .version(Version::V5)
+//!     .stamping(true) // each message says which it is, in the user property `modax-id`
+//!     .build()?;
+//! let consumer = Client::builder("control").brokers(["mqtt://10.0.0.1", "mqtt://10.0.0.2"])?.version(Version::V5).build()?;
+//! let mut commands = consumer.subscribe("plant/+/commands/#", Qos::AtLeastOnce).await?;
+//! let mut dedup = Dedup::new(10_000.try_into()?); // above what a producer's queue may hold back
+//! while let Some(received) = commands.next().await {
+//!     let Received::Delivery(command) = received else { continue };
+//!     // What says nothing of itself, or is older than the window, may be a repeat as well: here it is acted on.
+//!     if dedup.check_delivery(&command) != Verdict::Repeat {
+//!         act_on(&command);
+//!     }
+//!     command.ack();
+//! }
+//! # drop(producer); Ok(()) }
+//! ```
+//!
+//! - **Where an identity comes from**: [`ClientBuilder::stamping`] adds it as a message is admitted. A message keeps it
+//!   when another broker gets it again, and in a queue on disk when another process sends it. Over MQTT 3.1.1, or from
+//!   producers of other kinds, [`Dedup::by`](dedup::Dedup::by) reads it out of the payload. Without one the verdict is
+//!   [`Verdict::Unidentified`](dedup::Verdict): nothing is dropped for saying nothing.
+//! - **What fails meanwhile**: a window in memory ends with its process. Where handling a message writes to a database,
+//!   [`Dedup::check_in`](dedup::Dedup::check_in) keeps the window in a table, in the same transaction. Where it fails and
+//!   the process lives on, [`Dedup::take_back`](dedup::Dedup::take_back) makes the next copy a first one.
+//!
+//! # After a restart
+//!
+//! What an earlier process left in a queue on disk is sent unasked. [`Client::recovered`] has a receipt for each of
+//! these messages.
 //!
 //! # MQTT 5
 //!
@@ -221,7 +258,7 @@ pub use delivery::{Delivery, Received, Subscription};
 #[cfg(feature = "tokio")]
 pub use observer::Observer;
 #[cfg(feature = "tokio")]
-pub use receipt::Receipt;
+pub use receipt::{Receipt, Recovered};
 
 #[cfg(doc)]
 #[doc = include_str!("../MIGRATING.md")]

@@ -9,6 +9,7 @@ pub mod segment;
 pub mod survey;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     path::PathBuf,
@@ -16,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::message::{Message, MessageId};
+use crate::{
+    dedup::Stamp,
+    message::{Message, MessageId},
+};
 
 /// What happens to a publish when the queue is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,6 +143,7 @@ pub enum Admission {
 pub struct Backlog {
     config: Queue,
     next: u64,
+    stamp: Option<Stamp>,
     /// Messages from here on are not on disk yet and must not be sent.
     unwritten_from: Option<MessageId>,
     bytes: usize,
@@ -168,6 +173,7 @@ impl Backlog {
         Self {
             config,
             next: 0,
+            stamp: None,
             unwritten_from: None,
             bytes: 0,
             waiting: BTreeMap::new(),
@@ -200,6 +206,18 @@ impl Backlog {
     #[must_use]
     pub const fn policy(&self) -> WhenFull {
         self.config.when_full
+    }
+
+    /// From here on messages get identities by this stamp.
+    pub fn stamp_with(&mut self, stamp: Stamp) {
+        self.stamp = Some(stamp);
+    }
+
+    /// The message as it is to be admitted next: with its identity, where it gets one.
+    #[must_use]
+    pub fn stamped<'m>(&self, message: &'m Message) -> Cow<'m, Message> {
+        let stamped = self.stamp.as_ref().and_then(|stamp| stamp.stamped(message, MessageId::new(self.next)));
+        stamped.map_or(Cow::Borrowed(message), Cow::Owned)
     }
 
     /// Admits `message`, or says why not.

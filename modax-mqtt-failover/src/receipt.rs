@@ -1,6 +1,6 @@
 //! The promise of an outcome that `publish` hands out.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
@@ -48,4 +48,15 @@ impl fmt::Debug for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Receipt").field("id", &self.id).finish_non_exhaustive()
     }
+}
+
+/// A message that an earlier process had admitted to the queue on disk, and of which no outcome was known when this one
+/// opened it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Recovered {
+    /// Where it goes.
+    pub topic: Arc<str>,
+    /// Its identity in the queue, and the promise of its outcome. Latency and attempts count from this start.
+    pub receipt: Receipt,
 }

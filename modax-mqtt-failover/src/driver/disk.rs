@@ -16,15 +16,18 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::{
-    config::ConfigError,
+    config::{Config, ConfigError},
+    dedup::Identity,
     handover::Shared,
     message::{Message, MessageId, Outcome},
-    packet::Qos,
+    packet::{Qos, Version},
+    properties::UserProperties,
     queue::{
-        Admitted, Queue,
+        Admitted,
         log::{Log, Storage},
         segment::{Record, StoredMessage},
     },
+    receipt::{Receipt, Recovered},
 };
 
 /// A new file begins at this size: small enough to be deleted soon, large enough to be begun seldom.
@@ -70,33 +73,29 @@ impl Disk {
     }
 }
 
-/// A queue that was opened: its files, and what they held.
-pub(crate) struct Opened {
-    log: Log<Directory>,
-    pub(crate) messages: Vec<Admitted>,
-    pub(crate) next: u64,
-    /// Stretches of files that could not be read.
-    pub(crate) damaged: usize,
-}
-
-/// Opens and locks the directory of `queue`; `None` for a queue in memory.
-pub(crate) fn open(queue: &Queue, now: Instant) -> Result<Option<Opened>, ConfigError> {
-    let Some(path) = queue.directory.as_deref() else { return Ok(None) };
+/// Opens and locks the directory of a disk queue, takes over what is in it, and starts the thread. Nothing to do for a
+/// queue in memory.
+pub(crate) fn attach(config: &Config, shared: &Arc<Shared>) -> Result<(), ConfigError> {
+    let Some(path) = config.queue.directory.as_deref() else { return Ok(()) };
     let failed = |error: io::Error| ConfigError::Queue { reason: error.to_string() };
     let directory = Directory::open(path).map_err(failed)?;
-    let (log, recovered) = Log::open(directory, SEGMENT_BYTES, Box::new(super::seed)).map_err(failed)?;
-    let messages = recovered.messages.into_iter().map(|stored| restore(stored, now)).collect();
-    Ok(Some(Opened { log, messages, next: recovered.next_sequence, damaged: recovered.damaged.len() }))
-}
-
-/// Starts the thread.
-pub(crate) fn start(opened: Opened, fsync_every: Duration, shared: &Arc<Shared>) -> Result<Disk, ConfigError> {
+    let (log, found) = Log::open(directory, SEGMENT_BYTES, Box::new(super::seed)).map_err(failed)?;
     let (jobs, todo) = mpsc::channel();
-    let shared = Arc::downgrade(shared);
-    let writer = Writer { log: opened.log, todo, fsync_every, shared };
-    let failed = |error: io::Error| ConfigError::Queue { reason: error.to_string() };
+    let writer = Writer { log, todo, fsync_every: config.queue.fsync_every, shared: Arc::downgrade(shared) };
     thread::Builder::new().name("mqtt-queue".to_owned()).spawn(move || writer.run()).map_err(failed)?;
-    Ok(Disk { jobs })
+
+    let now = super::now();
+    let messages: Vec<_> = found.messages.into_iter().map(|stored| restore(stored, config.speaks(), now)).collect();
+    let mut state = shared.lock();
+    for Admitted { id, message, .. } in &messages {
+        let (outcome, receipt) = Receipt::new(*id);
+        state.receipts.insert(*id, outcome);
+        state.recovered.push(Recovered { topic: Arc::clone(&message.topic), receipt });
+    }
+    state.backlog.recover(messages, found.next_sequence);
+    state.admission.damaged = u64::try_from(found.damaged.len()).unwrap_or(u64::MAX);
+    state.disk = Some(Disk { jobs });
+    Ok(())
 }
 
 struct Writer {
@@ -196,18 +195,30 @@ fn store(id: MessageId, message: &Message) -> StoredMessage {
     }
 }
 
-fn restore(stored: StoredMessage, now: Instant) -> Admitted {
+fn restore(stored: StoredMessage, speaks: Version, now: Instant) -> Admitted {
     let left = stored.expires_at_unix_ms.map(|at| Duration::from_millis(at.saturating_sub(unix_ms())));
+    // Ours, and not what the program asked for: 3.1.1 cannot carry it, and the message is worth more.
+    let user_properties = match speaks {
+        Version::V311 => without_identity(stored.user_properties),
+        Version::V5 => stored.user_properties,
+    };
     let message = Message {
         topic: stored.topic,
         payload: stored.payload,
         qos: Qos::from_level(stored.qos_level).unwrap_or(Qos::AtLeastOnce),
         retained: stored.retained,
         expires_in: left,
-        user_properties: stored.user_properties,
+        user_properties,
     };
     let expires_at = left.and_then(|left| now.checked_add(left));
     Admitted { id: MessageId::new(stored.sequence), message, at: now, expires_at }
+}
+
+fn without_identity(properties: UserProperties) -> UserProperties {
+    if Identity::of(&properties).is_none() {
+        return properties;
+    }
+    properties.iter().filter(|(name, _)| *name != Identity::PROPERTY).collect()
 }
 
 /// The wall clock: the only one that survives a restart, and used for nothing else.

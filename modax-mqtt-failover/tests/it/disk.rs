@@ -102,6 +102,61 @@ async fn what_a_closed_client_could_not_deliver_is_sent_by_the_next_in_order_and
 }
 
 #[tokio::test]
+async fn what_was_recovered_has_receipts_that_know_each_outcome_whenever_they_are_asked_for() {
+    let folder = Folder::new("recovered");
+    let before = client("mqtt://127.0.0.1:1?version=5", &folder.queue()).unwrap();
+    assert!(before.recovered().is_empty(), "there was nothing");
+    let messages = [
+        Message::new("acked", "0"),
+        Message::new("expired", "1").expires_in(Duration::from_millis(1)),
+        Message::new("refused", "2").user_property("only", "in 5"),
+        Message::new("acked", "3"),
+    ];
+    for message in messages {
+        drop(within("on disk", before.publish(message)).await.unwrap());
+    }
+    within("the close", before.close(Duration::ZERO)).await;
+
+    // What a first process finds and does not bring to its end, a second finds again.
+    let nobody = client("mqtt://127.0.0.1:1", &folder.queue()).unwrap();
+    let found = nobody.recovered();
+    within("the close", nobody.close(Duration::ZERO)).await;
+    for recovered in found.into_iter().filter(|recovered| &*recovered.topic != "expired") {
+        let outcome = within("an outcome", recovered.receipt.acked()).await;
+        assert_eq!(outcome, Outcome::Undelivered { maybe_delivered: false });
+    }
+
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let after = client(&broker.url(), &folder.queue()).unwrap();
+    let new = within("on disk", after.publish(Message::new("new", "4"))).await.unwrap();
+    let new_id = new.id();
+    assert!(within("an outcome", new.acked()).await.is_acked());
+    emptied(&after).await;
+    let found = after.recovered();
+    assert!(after.clone().recovered().is_empty(), "each receipt is there once");
+    let ids: Vec<_> = found.iter().map(|recovered| recovered.receipt.id()).collect();
+    assert!(ids.is_sorted() && ids.iter().all(|id| *id < new_id), "{ids:?} before {new_id:?}");
+    let mut outcomes = Vec::new();
+    for mut recovered in found {
+        let outcome = recovered.receipt.try_outcome().expect("it is known: nothing is left in the queue");
+        outcomes.push((recovered.topic.to_string(), outcome));
+    }
+    let topics: Vec<_> = outcomes.iter().map(|(topic, _)| topic.as_str()).collect();
+    let expected = ["acked", "expired", "refused", "acked"];
+    // The middle process may have lived long enough to give up what had expired.
+    let expected = expected.iter().filter(|topic| topics.contains(topic)).copied().collect::<Vec<_>>();
+    assert!(topics == expected && topics.len() >= 3, "{topics:?}");
+    for (topic, outcome) in &outcomes {
+        match topic.as_str() {
+            "acked" => assert!(matches!(outcome, Outcome::Acked { attempts: 1, .. }), "{outcome:?}"),
+            "expired" => assert_eq!(*outcome, Outcome::Expired { maybe_delivered: false }),
+            _ => assert_eq!(*outcome, Outcome::Rejected { reason: Rejection::NeedsVersion5 }),
+        }
+    }
+    within("the close", after.close(DEADLINE)).await;
+}
+
+#[tokio::test]
 async fn one_process_at_a_time_has_the_queue() {
     let folder = Folder::new("lock");
     let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();

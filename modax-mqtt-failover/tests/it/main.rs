@@ -6,6 +6,7 @@ mod disk;
 mod f21;
 mod failover_tests;
 mod faults;
+mod identity;
 mod liveness_tests;
 mod properties;
 mod session_tables;

@@ -1,0 +1,66 @@
+//! Which topics can be published to, and which filters subscribed to.
+
+/// What is wrong with a topic or a filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TopicError {
+    /// Empty.
+    #[error("is empty")]
+    Empty,
+    /// More than 65535 bytes.
+    #[error("is longer than 65535 bytes")]
+    TooLong,
+    /// A NUL character (MQTT 3.1.1, 4.7.3).
+    #[error("holds a NUL character")]
+    Nul,
+    /// A wildcard in a topic, or one in the wrong place of a filter (MQTT 3.1.1, 4.7.1).
+    #[error("has a wildcard where none is allowed")]
+    Wildcard,
+    /// It begins like a shared subscription and is none (MQTT 5, 4.8.2).
+    #[error("is not $share/GROUP/FILTER")]
+    Share,
+}
+
+/// Checks a topic to publish to.
+///
+/// # Errors
+/// [`TopicError`] says what is wrong.
+pub fn check_topic(topic: &str) -> Result<(), TopicError> {
+    check_text(topic)?;
+    if topic.contains(['+', '#']) { Err(TopicError::Wildcard) } else { Ok(()) }
+}
+
+/// Checks a filter to subscribe to.
+///
+/// # Errors
+/// [`TopicError`] says what is wrong.
+pub fn check_filter(filter: &str) -> Result<(), TopicError> {
+    check_text(filter)?;
+    let filter = match filter.strip_prefix("$share/").map(|shared| shared.split_once('/')) {
+        None => filter,
+        Some(Some((group, shared))) if !group.is_empty() && !group.contains(['+', '#']) && !shared.is_empty() => shared,
+        Some(_) => return Err(TopicError::Share),
+    };
+    let mut levels = filter.split('/').peekable();
+    while let Some(level) = levels.next() {
+        let misplaced_plus = level.contains('+') && level != "+";
+        let misplaced_hash = level.contains('#') && (level != "#" || levels.peek().is_some());
+        if misplaced_plus || misplaced_hash {
+            return Err(TopicError::Wildcard);
+        }
+    }
+    Ok(())
+}
+
+fn check_text(text: &str) -> Result<(), TopicError> {
+    if text.is_empty() {
+        return Err(TopicError::Empty);
+    }
+    if text.len() > usize::from(u16::MAX) {
+        return Err(TopicError::TooLong);
+    }
+    if text.contains('\0') {
+        return Err(TopicError::Nul);
+    }
+    Ok(())
+}
