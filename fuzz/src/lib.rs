@@ -19,10 +19,11 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "broker_url", check: mqtt::broker_url },
     Target { name: "topic", check: mqtt::topic },
     Target { name: "filter", check: mqtt::filter },
+    Target { name: "identity", check: mqtt::identity },
     Target { name: "lsn", check: postgres::lsn },
     Target { name: "write_token", check: postgres::write_token },
     Target { name: "probe_row", check: postgres::probe_row },

@@ -2,6 +2,7 @@
 
 use modax_mqtt_failover::broker::Address;
 use modax_mqtt_failover::config::{check_filter, check_topic};
+use modax_mqtt_failover::dedup::Identity;
 use modax_mqtt_failover::subscription::matches;
 use modax_txn::Message;
 
@@ -38,6 +39,14 @@ pub(crate) fn filter(data: &[u8]) {
     let verdict = matches(filter, topic);
     if check_filter(filter).is_ok() && check_topic(topic).is_ok() && !filter.starts_with("$share/") {
         assert_eq!(verdict, reference(filter, topic), "{filter:?} and {topic:?}");
+    }
+}
+
+/// What a message says that it is: two texts are never one identity, or a consumer would drop a message.
+pub(crate) fn identity(data: &[u8]) {
+    let Some(text) = text(data) else { return };
+    if let Some(identity) = Identity::parse(text) {
+        assert_eq!(identity.to_string(), text);
     }
 }
 
