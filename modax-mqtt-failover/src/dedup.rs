@@ -88,7 +88,7 @@ struct Producer {
 }
 
 impl Dedup {
-    /// Producers remembered at once; the one silent longest is forgotten for another.
+    /// Producers remembered at once, each start of one by itself; the one silent longest is forgotten for another.
     pub const MAX_PRODUCERS: usize = 1024;
 
     /// Remembers `window` identities of each producer, and as many without a producer.

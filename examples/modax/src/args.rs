@@ -130,12 +130,19 @@ pub(crate) struct PubArgs {
     /// Keep messages on disk in DIR until they are acknowledged, so that an admitted one survives this process.
     ///
     /// The next start with DIR sends what is left first, and prints {"replayed":true,"sequence","topic","outcome"}
-    /// for each once its outcome is known. One process at a time; made if absent.
+    /// for each as soon as its outcome is known. One process at a time; made if absent.
     #[arg(long, value_name = "DIR")]
     pub(crate) queue: Option<PathBuf>,
     /// How long a message may wait for others, so that they are written to disk together.
     #[arg(long, default_value = "5ms", requires = "queue", value_parser = parse_duration, value_name = "TIME")]
     pub(crate) fsync_every: Duration,
+    /// Write into each message which one it is, for `sub --dedup`; QoS 1 and 2, needs --mqtt5.
+    ///
+    /// It is the user property modax-id: client id, a number of this start, and the number of the message. Copies that
+    /// are sent after a failover, or by the next start with the same --queue, have the same. A line that has a modax-id
+    /// of its own keeps it.
+    #[arg(long)]
+    pub(crate) stamp: bool,
     #[command(flatten)]
     pub(crate) limits: Limits,
 }
@@ -155,12 +162,16 @@ pub(crate) struct SubArgs {
     pub(crate) count: Option<u64>,
     /// Print each message once: repeats are acknowledged and told on stderr only.
     ///
-    /// Two messages are the same when topic and all of these fields of their JSON payloads are, such as
-    /// device,boot,timestamp; without FIELD, when topic and payload are. A payload without the fields is printed
-    /// always.
+    /// With FIELD: two messages are the same when topic and all of these fields of their JSON payloads are, such as
+    /// device,boot,timestamp; a payload without the fields is always printed.
+    ///
+    /// Without FIELD: when they carry the same modax-id (--mqtt5, and `pub --stamp` on the other side); those that carry
+    /// none, when topic and payload are the same.
+    ///
+    /// Totals are told on stderr at the end, also of messages that were printed because nobody can tell.
     #[arg(long, value_name = "FIELD,…", value_delimiter = ',', num_args = 0..=1)]
     pub(crate) dedup: Option<Vec<String>>,
-    /// Messages that --dedup remembers.
+    /// Messages that --dedup remembers; with modax-id, of each publisher.
     #[arg(long, default_value = "100000", requires = "dedup", value_name = "N")]
     pub(crate) dedup_window: NonZeroUsize,
 }

@@ -1,13 +1,13 @@
 //! `modax pub` and `modax sub`.
 
 mod base64;
+mod damage;
 mod event;
 pub(crate) mod limits;
 mod line;
 mod once;
 mod outcome;
 mod publish;
-mod replay;
 mod subscribe;
 
 use std::time::Duration;
@@ -83,7 +83,11 @@ fn start(builder: Result<ClientBuilder, ConfigError>) -> Result<Client, Exit> {
             Err(Exit::Failed)
         }
         Err(error) => {
-            output::event("bad_usage", json!({ "error": chain(&error) }));
+            let error = match error {
+                ConfigError::NeedsVersion5 { field: "stamping" } => "--stamp needs MQTT 5: --mqtt5".to_owned(),
+                other => chain(&other),
+            };
+            output::event("bad_usage", json!({ "error": error }));
             Err(Exit::Usage)
         }
     }

@@ -1,52 +1,43 @@
-//! `modax sub --dedup`: which deliveries are repeats.
+//! `modax sub --dedup`: what makes two deliveries the same.
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroUsize;
 
 use bytes::Bytes;
-use modax_mqtt_failover::Delivery;
-use modax_mqtt_failover::dedup::{Dedup, DedupStats, Identity, Verdict};
+use modax_mqtt_failover::dedup::{Dedup, Identity};
+use modax_mqtt_failover::{Delivery, UserProperties};
 use serde_json::Value;
 
-/// Remembers what was printed.
-pub(super) struct Once {
+/// Remembers what was printed: by these fields of the payload, or without any by what the message says that it is, else
+/// by topic and payload.
+pub(super) fn once(fields: Vec<String>, window: NonZeroUsize) -> Dedup {
+    let known_by = KnownBy { fields, keys: [RandomState::new(), RandomState::new()] };
+    Dedup::new(window).by(move |delivery: &Delivery| {
+        known_by.identity(delivery.user_properties(), delivery.topic(), delivery.payload())
+    })
+}
+
+struct KnownBy {
     /// Of the payload; none means all of it.
     fields: Vec<String>,
-    dedup: Dedup,
     /// Two keys of this process's own: 128 bits remembered for each message, however long it is, and nobody can
     /// choose two that are taken for one.
     keys: [RandomState; 2],
 }
 
-impl Once {
-    pub(super) fn new(fields: Vec<String>, window: NonZeroUsize) -> Self {
-        Self { fields, dedup: Dedup::new(window), keys: [RandomState::new(), RandomState::new()] }
+impl KnownBy {
+    fn identity(&self, properties: &UserProperties, topic: &str, payload: &[u8]) -> Option<Identity> {
+        if self.fields.is_empty() {
+            return Identity::of(properties).or_else(|| Some(self.hashed(topic, &[], payload)));
+        }
+        let payload: Value = serde_json::from_slice(payload).ok()?;
+        let fields = self.fields.iter().map(|field| payload.get(field).map(Value::to_string));
+        Some(self.hashed(topic, &fields.collect::<Option<Vec<_>>>()?, &[]))
     }
 
-    /// Whether this delivery is known to have been printed; one that cannot be told apart is not.
-    pub(super) fn is_repeat(&mut self, delivery: &Delivery) -> bool {
-        self.is_known(delivery.topic(), delivery.payload())
-    }
-
-    pub(super) fn stats(&self) -> DedupStats {
-        self.dedup.stats()
-    }
-
-    fn is_known(&mut self, topic: &str, payload: &[u8]) -> bool {
-        let Some(identity) = self.identity(topic, payload) else { return false };
-        self.dedup.check(&identity) == Verdict::Repeat
-    }
-
-    fn identity(&self, topic: &str, payload: &[u8]) -> Option<Identity> {
-        let fields = if self.fields.is_empty() {
-            Vec::new()
-        } else {
-            let payload: Value = serde_json::from_slice(payload).ok()?;
-            self.fields.iter().map(|field| payload.get(field).map(Value::to_string)).collect::<Option<Vec<_>>>()?
-        };
-        let whole = if self.fields.is_empty() { payload } else { &[] };
-        let halves = self.keys.iter().map(|key| key.hash_one((topic, &fields, whole)));
-        Some(Identity::Opaque(Bytes::from(halves.flat_map(u64::to_le_bytes).collect::<Vec<u8>>())))
+    fn hashed(&self, topic: &str, fields: &[String], payload: &[u8]) -> Identity {
+        let halves = self.keys.iter().map(|key| key.hash_one((topic, fields, payload)));
+        Identity::Opaque(Bytes::from(halves.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()))
     }
 }
 
@@ -54,28 +45,43 @@ impl Once {
 mod tests {
     use super::*;
 
-    fn once(fields: &[&str]) -> Once {
-        Once::new(fields.iter().map(ToString::to_string).collect(), NonZeroUsize::new(100).unwrap())
+    fn known_by(fields: &[&str]) -> KnownBy {
+        let fields = fields.iter().map(ToString::to_string).collect();
+        KnownBy { fields, keys: [RandomState::new(), RandomState::new()] }
+    }
+
+    fn plain(known_by: &KnownBy, topic: &str, payload: &[u8]) -> Option<Identity> {
+        known_by.identity(&UserProperties::default(), topic, payload)
     }
 
     #[test]
     fn without_fields_topic_and_payload_make_the_identity() {
-        let mut once = once(&[]);
-        assert!(!once.is_known("a", b"x"));
-        assert!(once.is_known("a", b"x"));
-        assert!(!once.is_known("b", b"x"));
-        assert!(!once.is_known("a", b"y"));
+        let by = known_by(&[]);
+        let known = plain(&by, "a", b"x");
+        assert!(known.is_some());
+        assert_eq!(plain(&by, "a", b"x"), known);
+        assert_ne!(plain(&by, "b", b"x"), known);
+        assert_ne!(plain(&by, "a", b"y"), known);
     }
 
     #[test]
-    fn fields_make_the_identity_and_a_payload_without_them_is_never_a_repeat() {
-        let mut once = once(&["device", "at"]);
-        assert!(!once.is_known("t", br#"{"device":"d","at":1,"value":2}"#));
-        assert!(once.is_known("t", br#"{"at":1,"device":"d","value":3}"#));
-        assert!(!once.is_known("t", br#"{"device":"d","at":"1"}"#));
+    fn without_fields_what_a_message_says_that_it_is_comes_first() {
+        let by = known_by(&[]);
+        let says = |id: &str, payload: &[u8]| by.identity(&[("modax-id", id)].into_iter().collect(), "a", payload);
+        assert_eq!(says("p:0000000000000001:1", b"x"), Identity::parse("p:0000000000000001:1"));
+        assert_ne!(says("p:0000000000000001:2", b"x"), says("p:0000000000000001:1", b"x"));
+        assert_eq!(says("no identity", b"x"), plain(&by, "a", b"x"));
+    }
+
+    #[test]
+    fn fields_make_the_identity_and_a_payload_without_them_has_none() {
+        let by = known_by(&["device", "at"]);
+        let known = plain(&by, "t", br#"{"device":"d","at":1,"value":2}"#);
+        assert!(known.is_some());
+        assert_eq!(plain(&by, "t", br#"{"at":1,"device":"d","value":3}"#), known);
+        assert_ne!(plain(&by, "t", br#"{"device":"d","at":"1"}"#), known);
         for other in [&b"no json"[..], br#"{"device":"d"}"#, b"7"] {
-            assert!(!once.is_known("t", other));
-            assert!(!once.is_known("t", other));
+            assert_eq!(plain(&by, "t", other), None);
         }
     }
 }

@@ -5,9 +5,11 @@ use serde_json::{Value, json};
 
 use super::base64;
 
-/// The final line of a message that was admitted.
-pub(super) fn describe(seq: u64, outcome: &Outcome) -> Value {
-    let mut line = json!({ "seq": seq, "outcome": null, "broker": null, "attempts": null, "latency_us": null });
+/// The final line of a message that was admitted; `line` says which.
+pub(super) fn describe(mut line: Value, outcome: &Outcome) -> Value {
+    for field in ["broker", "attempts", "latency_us"] {
+        line[field] = Value::Null;
+    }
     let name = match outcome {
         Outcome::Acked { broker, attempts, latency, .. } => {
             line["broker"] = json!(broker.to_string());

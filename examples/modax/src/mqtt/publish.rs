@@ -4,22 +4,22 @@
 //! each waits there for others, and would otherwise hold up the next line.
 
 use std::collections::BTreeSet;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, StreamExt as _};
-use modax_mqtt_failover::{Client, Message, Outcome, PublishError, Queue, Receipt};
+use modax_mqtt_failover::{Client, Message, Outcome, PublishError, Queue, Receipt, Recovered};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::line;
 use super::outcome::{describe, put_payload};
-use super::replay::{GivenUp, Replay};
-use super::{GOODBYE, builder, start};
+use super::{GOODBYE, builder, damage, start};
 use crate::Exit;
 use crate::args::PubArgs;
 use crate::input;
@@ -30,23 +30,18 @@ use crate::signal::Interrupt;
 const LAST_COMMIT: Duration = Duration::from_secs(8);
 /// How long outcomes are waited for after a signal: enough for a broker that answers.
 const LAST_WORDS: Duration = Duration::from_secs(3);
-/// When to see whether a message of an earlier run has made room: those have no receipt to wait for.
-const LOOK_FOR_ROOM: Duration = Duration::from_millis(10);
 
 /// Publishes the lines of stdin.
 pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
-    let mut replay = None;
-    if let Some(directory) = &args.queue {
-        replay = match Replay::find(directory).await {
-            Ok(replay) => replay,
-            Err(error) => {
-                let directory = directory.display().to_string();
-                output::event("failed", json!({ "queue": directory, "error": error.to_string() }));
-                return Exit::Failed;
-            }
-        };
+    if let Some(directory) = &args.queue
+        && let Err(error) = damage::report(directory).await
+    {
+        let directory = directory.display().to_string();
+        output::event("failed", json!({ "queue": directory, "error": error.to_string() }));
+        return Exit::Failed;
     }
-    let client = match start(builder(&args.brokers).map(|builder| builder.queue(queue(&args)))) {
+    let described = builder(&args.brokers).map(|builder| builder.queue(queue(&args)).stamping(args.stamp));
+    let client = match start(described) {
         Ok(client) => client,
         Err(exit) => return exit,
     };
@@ -58,11 +53,10 @@ pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
         open: BTreeSet::new(),
         writing: FuturesOrdered::new(),
         outcomes: JoinSet::new(),
-        given_up: GivenUp { expired: 0, rejected: 0 },
-        replay,
         all_acked: true,
         end: None,
     };
+    run.replay();
     let read = run.take_lines(&mut interrupt).await;
     let finished = match read {
         Ok(()) => run.finish(&mut interrupt).await,
@@ -76,9 +70,28 @@ fn queue(args: &PubArgs) -> Queue {
     args.limits.of(queue.fsync_every(args.fsync_every))
 }
 
+/// Whose final line it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Whose {
+    /// A message that an earlier run left on disk: its place there, and its topic.
+    Replayed(u64, Arc<str>),
+    /// A line of this run, by its number.
+    Line(u64),
+}
+
+impl Whose {
+    /// The beginning of the line.
+    fn head(&self) -> Value {
+        match self {
+            Self::Replayed(sequence, topic) => json!({ "replayed": true, "sequence": sequence, "topic": &**topic }),
+            Self::Line(seq) => json!({ "seq": seq }),
+        }
+    }
+}
+
 /// One message's end, already told on stdout.
 struct Told {
-    seq: u64,
+    whose: Whose,
     outcome: Outcome,
     output: Result<(), OutputClosed>,
 }
@@ -108,7 +121,6 @@ enum Step {
     Published(Published),
     /// `None`: the task that was to tell it is gone.
     Told(Option<Told>),
-    LookAtReplay,
 }
 
 struct Run {
@@ -116,19 +128,33 @@ struct Run {
     client: Client,
     output: Output,
     /// Messages whose final line is still owed.
-    open: BTreeSet<u64>,
+    open: BTreeSet<Whose>,
     writing: FuturesOrdered<Publishing>,
     outcomes: JoinSet<Told>,
-    /// Messages of this run that were given up.
-    given_up: GivenUp,
-    /// Messages of earlier runs without a line.
-    replay: Option<Replay>,
     all_acked: bool,
     /// After a signal: when outcomes are waited for no longer.
     end: Option<Instant>,
 }
 
 impl Run {
+    /// Waits for the outcomes of what an earlier run left as well.
+    fn replay(&mut self) {
+        let recovered = self.client.recovered();
+        if !recovered.is_empty() {
+            output::event("replaying", json!({ "messages": recovered.len() }));
+        }
+        for Recovered { topic, receipt, .. } in recovered {
+            let whose = Whose::Replayed(receipt.id().number(), topic);
+            self.open.insert(whose.clone());
+            self.tell(whose, receipt);
+        }
+    }
+
+    fn tell(&mut self, whose: Whose, receipt: Receipt) {
+        let (output, is_on_disk) = (self.output.clone(), self.args.queue.is_some());
+        self.outcomes.spawn(tell(whose, receipt, is_on_disk, output));
+    }
+
     /// Reads as fast as the queue admits, until the end of input or a signal.
     async fn take_lines(&mut self, interrupt: &mut Interrupt) -> Result<(), OutputClosed> {
         let mut lines = input::lines();
@@ -177,11 +203,11 @@ impl Run {
         };
         match self.turn(seq, message, interrupt).await? {
             Turn::Ended(published) => {
-                self.open.insert(seq);
+                self.open.insert(Whose::Line(seq));
                 self.apply(Step::Published(published)).await?;
             }
             Turn::Writing(publishing) => {
-                self.open.insert(seq);
+                self.open.insert(Whose::Line(seq));
                 self.writing.push_back(publishing);
             }
             Turn::Interrupted => {
@@ -204,11 +230,17 @@ impl Run {
             if is_late || !waits {
                 return Ok(Turn::Ended(published));
             }
-            let look = Instant::now() + LOOK_FOR_ROOM;
+            let late = async {
+                match patience {
+                    Some(patience) => sleep_until(patience).await,
+                    None => pending().await,
+                }
+            };
+            // Whatever fills the queue has an outcome that is waited for here, so room is not made unnoticed.
             tokio::select! {
                 () = interrupt.wait() => return Ok(Turn::Interrupted),
                 Some(step) = self.step() => self.apply(step).await?,
-                () = sleep_until(look) => {}
+                () = late => {}
             }
         }
     }
@@ -221,16 +253,10 @@ impl Run {
 
     /// The next thing that happens to messages on their way; `None` when there are none. Cancel safe.
     async fn step(&mut self) -> Option<Step> {
-        let Self { writing, outcomes, replay, .. } = self;
-        let look = async {
-            let replay = replay.as_mut()?;
-            replay.time_to_look().await;
-            Some(())
-        };
+        let Self { writing, outcomes, .. } = self;
         tokio::select! {
             Some(published) = writing.next() => Some(Step::Published(published)),
             Some(told) = outcomes.join_next() => Some(Step::Told(told.ok())),
-            Some(()) = look => Some(Step::LookAtReplay),
             else => None,
         }
     }
@@ -246,16 +272,14 @@ impl Run {
                     put_payload(&mut line, &payload);
                     self.output.line(&line).await?;
                 }
-                let (output, is_on_disk) = (self.output.clone(), self.args.queue.is_some());
-                self.outcomes.spawn(tell(seq, receipt, is_on_disk, output));
+                self.tell(Whose::Line(seq), receipt);
                 Ok(())
             }
             Step::Published(Published { seq, result: Err(error), .. }) => {
-                self.open.remove(&seq);
+                self.open.remove(&Whose::Line(seq));
                 self.refuse(seq, "rejected", &chain(&error)).await
             }
             Step::Told(told) => self.settle(told),
-            Step::LookAtReplay => self.look_at_replay().await,
         }
     }
 
@@ -272,36 +296,9 @@ impl Run {
             self.all_acked = false;
             return Ok(());
         };
-        self.open.remove(&told.seq);
+        self.open.remove(&told.whose);
         self.all_acked &= told.outcome.is_acked();
-        self.given_up.expired += u64::from(matches!(told.outcome, Outcome::Expired { .. }));
-        self.given_up.rejected += u64::from(matches!(told.outcome, Outcome::Rejected { .. }));
         told.output
-    }
-
-    /// Tells the outcomes of earlier runs' messages once nothing waits.
-    async fn look_at_replay(&mut self) -> Result<(), OutputClosed> {
-        if !self.open.is_empty() || self.client.stats().queue_messages > 0 {
-            return Ok(());
-        }
-        let lines = self.replay.take().map(|replay| replay.all_gone(self.given_up_of_others()));
-        self.tell_replayed(lines.unwrap_or_default()).await
-    }
-
-    fn given_up_of_others(&self) -> GivenUp {
-        let stats = self.client.stats();
-        GivenUp {
-            expired: stats.expired.saturating_sub(self.given_up.expired),
-            rejected: stats.rejected.saturating_sub(self.given_up.rejected),
-        }
-    }
-
-    async fn tell_replayed(&mut self, lines: Vec<Value>) -> Result<(), OutputClosed> {
-        for line in lines {
-            self.all_acked &= line["outcome"] == "acked";
-            self.output.line(&line).await?;
-        }
-        Ok(())
     }
 
     /// Waits for the outcomes, at most `--max-wait` or, after a signal, [`LAST_WORDS`]; then closes and tells the rest.
@@ -325,30 +322,32 @@ impl Run {
             }
         }
         // Nothing waits any more, or nothing may wait any longer: what is left resolves as undelivered.
-        let replay = self.replay.take();
-        let is_done = self.open.is_empty() && replay.is_none();
-        let patience = if is_done { GOODBYE } else { Duration::ZERO };
+        let patience = if self.open.is_empty() { GOODBYE } else { Duration::ZERO };
         let _ = timeout(LAST_COMMIT, self.client.close(patience)).await;
         while let Ok(Some(step)) = timeout(GOODBYE, self.step()).await {
             self.apply(step).await?;
         }
-        if let Some(replay) = replay {
-            let lines = replay.at_the_end(self.given_up_of_others()).await;
-            self.tell_replayed(lines).await?;
-        }
-        for seq in std::mem::take(&mut self.open) {
-            self.refuse(seq, "undelivered", "the client did not tell an outcome in time").await?;
+        for whose in std::mem::take(&mut self.open) {
+            let error = "the client did not tell an outcome in time";
+            if let Whose::Line(seq) = whose {
+                self.refuse(seq, "undelivered", error).await?;
+                continue;
+            }
+            self.all_acked = false;
+            let mut line = whose.head();
+            (line["outcome"], line["error"]) = (json!("unknown"), json!(error));
+            self.output.line(&line).await?;
         }
         Ok(())
     }
 }
 
 /// Waits for the outcome and tells it. A message that is left on disk says so: the next start sends it.
-async fn tell(seq: u64, receipt: Receipt, is_on_disk: bool, output: Output) -> Told {
+async fn tell(whose: Whose, receipt: Receipt, is_on_disk: bool, output: Output) -> Told {
     let outcome = receipt.acked().await;
-    let mut line = describe(seq, &outcome);
+    let mut line = describe(whose.head(), &outcome);
     if is_on_disk && matches!(outcome, Outcome::Undelivered { .. }) {
         line["on_disk"] = json!(true);
     }
-    Told { seq, output: output.line(&line).await, outcome }
+    Told { whose, output: output.line(&line).await, outcome }
 }

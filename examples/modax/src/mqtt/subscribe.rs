@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use modax_mqtt_failover::dedup::{DedupStats, Verdict};
 use modax_mqtt_failover::{Delivery, Received};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::once::Once;
+use super::once::once;
 use super::outcome::{put_payload, put_properties};
 use super::{GOODBYE, builder, level, qos, start};
 use crate::Exit;
@@ -29,7 +30,7 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
             return Exit::Usage;
         }
     };
-    let mut once = args.dedup.map(|fields| Once::new(fields, args.dedup_window));
+    let mut dedup = args.dedup.map(|fields| once(fields, args.dedup_window));
     let mut received = 0;
     let last_flushed = Arc::new(Notify::new());
     let exit = loop {
@@ -38,12 +39,14 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
             () = interrupt.wait() => break if args.count.is_none() { Exit::Done } else { Exit::Failed },
         };
         match item {
-            Some(Received::Delivery(delivery)) if once.as_mut().is_some_and(|once| once.is_repeat(&delivery)) => {
-                if !skip(delivery, &output).await {
+            Some(Received::Delivery(delivery)) => {
+                let verdict = dedup.as_mut().map(|dedup| dedup.check_delivery(&delivery));
+                if verdict == Some(Verdict::Repeat) {
+                    if skip(delivery, &output).await {
+                        continue;
+                    }
                     break Exit::Failed;
                 }
-            }
-            Some(Received::Delivery(delivery)) => {
                 received += 1;
                 let is_last = args.count == Some(received);
                 if !print(delivery, &output, is_last.then(|| last_flushed.clone())).await {
@@ -60,15 +63,28 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
             None => break Exit::Failed,
         }
     };
-    if let Some(stats) = once.map(|once| once.stats()) {
-        let (first, repeats, forgotten) = (stats.first, stats.repeats, stats.forgotten);
-        output::event("dedup", json!({ "first": first, "repeats": repeats, "forgotten": forgotten }));
+    if let Some(dedup) = dedup {
+        report(dedup.stats());
     }
     // The stream is dropped last: dropped earlier it would withdraw the subscription from the broker's session, and what
     // comes until the next start with this client id would not be kept.
     let _ = timeout(GOODBYE * 2, client.close(GOODBYE)).await;
     drop(subscription);
     exit
+}
+
+/// What could not be told apart was printed: it is counted here, so that nobody takes it for known.
+fn report(stats: DedupStats) {
+    output::event(
+        "dedup",
+        json!({
+            "first": stats.first,
+            "repeats": stats.repeats,
+            "too_old_to_tell": stats.too_old,
+            "unidentified": stats.unidentified,
+            "forgotten": stats.forgotten,
+        }),
+    );
 }
 
 /// False when nobody reads our stdout any more: then the message stays unacknowledged.

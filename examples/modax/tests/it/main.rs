@@ -38,6 +38,7 @@ fn bad_usage_exits_2_with_one_line_that_names_the_flag() {
         (vec!["pub", "--brokers", "mqtts://h", "--client-id", "c", "--tls-ca", "/absent.pem"], "/absent.pem"),
         (with(&["--standby", "warm"]), "--standby"),
         (with(&["--dedup", "x"]), "--dedup"),
+        (with(&["--stamp"]), "--stamp"),
         (with(&["--selection", "nearest"]), "--selection"),
         (with(&["--qos", "3"]), "--qos"),
         (vec!["queue", "salvage"], "<DIR>"),
