@@ -121,9 +121,6 @@ impl Driver {
         self.input(Input::Start);
         loop {
             self.turn();
-            while !self.settled.is_empty() {
-                self.turn();
-            }
             if self.is_finished() {
                 break;
             }
@@ -147,8 +144,13 @@ impl Driver {
         let deadline = closing.as_ref().map(|closing| closing.deadline);
         let due = [courier.poll_timeout(), deadline, *expiry, unclaimed.due()].into_iter().flatten().min();
         let unread = readers.is_full().then(|| courier.attempt());
+        // Outcomes to be told make room for more to send: not before the sockets were looked at, or a producer that never
+        // rests would keep us from reading.
+        let is_busy = !self.settled.is_empty();
         tokio::select! {
+            biased;
             found = poll_fn(|context| links.poll(context, now, unread)) => Happened::Found(found),
+            () = std::future::ready(()), if is_busy => Happened::Woken,
             () = shared.wake.notified() => Happened::Woken,
             () = async {
                 match due {
@@ -367,8 +369,7 @@ impl Driver {
                 }
             }
             Command::Close { deadline, left } => {
-                let deadline = now().checked_add(deadline).unwrap_or_else(now);
-                self.closing = Some(Closing { deadline, left });
+                self.closing = Some(Closing::new(deadline, left));
             }
         }
     }

@@ -12,6 +12,7 @@ use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
+    ops::Bound,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -252,7 +253,7 @@ impl Backlog {
     /// The next message in order of admission that has not expired; it counts until [`settle`](Self::settle).
     pub fn take(&mut self, now: Instant) -> Option<Admitted> {
         let id = *self.waiting.iter().find(|(_, waiting)| waiting.expires_at.is_none_or(|at| at > now))?.0;
-        if self.unwritten_from.is_some_and(|unwritten| id >= unwritten) {
+        if !self.is_written(id) {
             return None;
         }
         let taken = self.remove_waiting(id)?;
@@ -292,7 +293,7 @@ impl Backlog {
 
     /// Removes one waiting message whose time to live has ended.
     pub fn expire(&mut self, now: Instant) -> Option<Admitted> {
-        let (at, id) = *self.expiries.first()?;
+        let (at, id) = self.next_expiry()?;
         if at > now {
             return None;
         }
@@ -302,7 +303,16 @@ impl Backlog {
     /// When the next waiting message expires.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.expiries.first().map(|(at, _)| *at)
+        self.next_expiry().map(|(at, _)| at)
+    }
+
+    fn next_expiry(&self) -> Option<(Instant, MessageId)> {
+        self.expiries.iter().find(|(_, id)| self.is_written(*id)).copied()
+    }
+
+    /// Until then its bytes also wait for the disk, and removing it would let more in than the bounds say.
+    fn is_written(&self, id: MessageId) -> bool {
+        self.unwritten_from.is_none_or(|unwritten| id < unwritten)
     }
 
     /// Removes everything that waits, in order.
@@ -315,19 +325,26 @@ impl Backlog {
         self.messages() < self.config.max_messages && self.bytes.saturating_add(cost) <= self.config.max_bytes
     }
 
-    /// Whether shedding all that waits would be enough; else nothing is shed for nothing.
+    /// Whether shedding all that may be shed would be enough; else nothing is shed for nothing.
     fn room_can_be_made(&self, cost: usize) -> bool {
-        let taken_bytes: usize = self.taken.values().sum();
-        self.taken.len() < self.config.max_messages && taken_bytes.saturating_add(cost) <= self.config.max_bytes
+        let from = self.unwritten_from.map_or(Bound::Excluded(MessageId::new(u64::MAX)), Bound::Included);
+        let unwritten = self.waiting.range((from, Bound::Unbounded)).map(|(_, waiting)| waiting.message.cost_bytes());
+        let (mut messages, mut bytes) = (0_usize, cost);
+        for kept in self.taken.values().copied().chain(unwritten) {
+            messages = messages.saturating_add(1);
+            bytes = bytes.saturating_add(kept);
+        }
+        messages < self.config.max_messages && bytes <= self.config.max_bytes
     }
 
     fn victim(&self, newcomer: &Message) -> Option<MessageId> {
-        let oldest = || self.waiting.keys().next().copied();
+        let written = |id: &MessageId| self.is_written(*id);
+        let oldest = || self.waiting.keys().next().copied().filter(written);
         if self.config.when_full != WhenFull::LatestPerTopic {
             return oldest();
         }
-        let same_topic = || self.topics.get(&newcomer.topic).and_then(|ids| ids.first()).copied();
-        match (self.superseded.first().copied(), same_topic()) {
+        let same_topic = || self.topics.get(&newcomer.topic).and_then(|ids| ids.first()).copied().filter(written);
+        match (self.superseded.first().copied().filter(written), same_topic()) {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other).or_else(oldest),
         }

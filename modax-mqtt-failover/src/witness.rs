@@ -241,14 +241,26 @@ impl Witness {
         if targets == self.targets {
             return;
         }
+        let sorted = |targets: &[usize]| {
+            let mut sorted = targets.to_vec();
+            sorted.sort_unstable();
+            sorted
+        };
+        let is_same_set = sorted(&targets) == sorted(&self.targets);
         self.targets = targets;
         self.turn = 0;
         let keeps = self.owns(self.attempt) && self.targets.first() == Some(&self.broker);
         if keeps {
             return;
         }
+        if is_same_set && matches!(self.state, State::Waiting { .. }) {
+            // Another order, because one fell: its wait is not begun anew by that.
+            return;
+        }
         self.hang_up();
-        self.failures = 0;
+        if !is_same_set {
+            self.failures = 0;
+        }
         if self.targets.is_empty() {
             self.state = State::Off;
         } else {

@@ -24,6 +24,16 @@ pub(super) struct Closing {
     pub(super) left: Option<oneshot::Sender<Closed>>,
 }
 
+/// Stands for a time that no clock can say: ten years.
+const AGES: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+impl Closing {
+    pub(super) fn new(time: Duration, left: Option<oneshot::Sender<Closed>>) -> Self {
+        let deadline = now().checked_add(time).unwrap_or_else(|| now() + AGES);
+        Self { deadline, left }
+    }
+}
+
 impl Driver {
     pub(super) fn is_finished(&self) -> bool {
         let Some(closing) = &self.closing else { return false };

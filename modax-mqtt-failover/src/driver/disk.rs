@@ -23,7 +23,7 @@ use crate::{
     packet::{Qos, Version},
     properties::UserProperties,
     queue::{
-        Admitted,
+        Admitted, WhenFull,
         log::{Log, Storage},
         segment::{Record, StoredMessage},
     },
@@ -169,6 +169,9 @@ impl Writer {
             }
             state.backlog.written(MessageId::new(sequence.saturating_add(1)));
         }
+        // What is on disk may be shed for those who wait.
+        let makes_room =
+            result.is_err() || matches!(state.backlog.policy(), WhenFull::ShedOldest | WhenFull::LatestPerTopic);
         drop(state);
         shared.tell(told);
         for (_, written) in waiting {
@@ -176,7 +179,7 @@ impl Writer {
             let _ = written.send(result.clone());
         }
         shared.wake.notify_one();
-        if result.is_err() {
+        if makes_room {
             shared.room.notify_waiters();
         }
     }

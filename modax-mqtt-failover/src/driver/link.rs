@@ -34,6 +34,18 @@ pub(crate) struct Progress {
     pub(crate) ended: Option<String>,
 }
 
+/// A mark stands for so many bytes: exact enough for a clock, and cheap.
+const MARKED: u64 = 4096;
+
+/// Packets that count as written together.
+struct Mark {
+    /// Bytes encoded before the first of them, and behind the last.
+    begin: u64,
+    end: u64,
+    /// Packets encoded up to there.
+    packets: u64,
+}
+
 pub(crate) struct Link {
     pub(crate) attempt: u64,
     version: Version,
@@ -49,8 +61,8 @@ pub(crate) struct Link {
     written: u64,
     packets_encoded: u64,
     packets_written: u64,
-    /// (bytes, packets) at the end of each batch that is not written yet.
-    marks: VecDeque<(u64, u64)>,
+    /// What is not written yet, in order.
+    marks: VecDeque<Mark>,
     stalled: Option<Instant>,
 }
 
@@ -80,12 +92,14 @@ impl Link {
         let added = self.output.len().saturating_sub(before);
         self.encoded = self.encoded.saturating_add(u64::try_from(added).unwrap_or(u64::MAX));
         self.packets_encoded = self.packets_encoded.saturating_add(1);
-        // One mark for each 4 KiB is exact enough for a clock, and cheap.
         match self.marks.back_mut() {
-            Some((bytes, packets)) if self.encoded.saturating_sub(*bytes) < 4096 && *bytes > self.written => {
-                (*bytes, *packets) = (self.encoded, self.packets_encoded);
+            Some(mark) if self.encoded.saturating_sub(mark.begin) <= MARKED => {
+                (mark.end, mark.packets) = (self.encoded, self.packets_encoded);
             }
-            Some(_) | None => self.marks.push_back((self.encoded, self.packets_encoded)),
+            Some(_) | None => {
+                let begin = self.encoded.saturating_sub(u64::try_from(added).unwrap_or(u64::MAX));
+                self.marks.push_back(Mark { begin, end: self.encoded, packets: self.packets_encoded });
+            }
         }
         Ok(())
     }
@@ -194,8 +208,8 @@ impl Link {
         }
         ready!(Pin::new(&mut self.transport).poll_flush(context))?;
         self.written = self.taken;
-        while let Some((_, packets)) = self.marks.front().filter(|(bytes, _)| *bytes <= self.written) {
-            self.packets_written = *packets;
+        while let Some(mark) = self.marks.front().filter(|mark| mark.end <= self.written) {
+            self.packets_written = mark.packets;
             self.marks.pop_front();
         }
         Poll::Ready(Ok(()))

@@ -68,8 +68,8 @@ impl LivenessConfig {
         if self.probe_interval < Duration::from_millis(10) || self.probe_interval > Duration::from_secs(3600) {
             return error("liveness.probe_interval", "10 ms to 1 h");
         }
-        if self.slow_after < self.floor {
-            return error("liveness.slow_after", "at least liveness.floor");
+        if self.slow_after < self.floor || self.slow_after > Duration::from_secs(3600) {
+            return error("liveness.slow_after", "liveness.floor to 1 h");
         }
         Ok(())
     }

@@ -260,3 +260,14 @@ async fn events_end_with_the_client_while_a_handle_is_still_held() {
     assert_eq!(last, Some(Event::Closed));
     assert_eq!(within("the end for who comes late", client.events().next()).await, None);
 }
+
+#[tokio::test]
+async fn a_close_without_an_end_waits_for_what_is_on_its_way() {
+    let (client, broker) = without_broker(Queue::memory()).await;
+    let receipt = client.publish(Message::new("a", "1")).await.unwrap();
+    let closing = tokio::spawn(async move { client.close(Duration::MAX).await });
+    broker.restart().unwrap();
+
+    assert!(within("an outcome", receipt.acked()).await.is_acked());
+    assert!(within("the end", closing).await.unwrap().undelivered.is_empty());
+}

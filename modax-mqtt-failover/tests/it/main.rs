@@ -15,3 +15,4 @@ mod simulation;
 mod tls;
 mod transport;
 mod version5;
+mod witness_tests;

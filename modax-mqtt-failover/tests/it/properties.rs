@@ -6,7 +6,8 @@ use std::{
 };
 
 use modax_mqtt_failover::{
-    Message, MessageId, Qos, Queue, WhenFull,
+    LivenessConfig, Message, MessageId, Qos, Queue, WhenFull,
+    config::Config,
     inflight::{Inflight, Phase},
     packet::PacketId,
     queue::{Admission, Admitted, Backlog},
@@ -235,4 +236,35 @@ fn slow_match(filter: &str, topic: &str) -> bool {
     let filter: Vec<&str> = filter.split('/').collect();
     let topic: Vec<&str> = topic.split('/').collect();
     levels(&filter, &topic)
+}
+
+#[test]
+fn what_waits_for_the_disk_is_neither_shed_nor_expired_past_the_limits() {
+    for policy in [WhenFull::ShedOldest, WhenFull::LatestPerTopic] {
+        let now = Instant::now();
+        let mut backlog = Backlog::new(Queue::disk("unused").max_messages(2).when_full(policy));
+        backlog.recover(Vec::new(), 0);
+        let message = Message::new("t", "x").expires_in(Duration::from_millis(1));
+        let admitted = |admission| matches!(admission, Admission::Admitted { .. });
+        assert!(admitted(backlog.admit(now, &message)) && admitted(backlog.admit(now, &message)));
+        let later = now + Duration::from_secs(1);
+
+        assert_eq!(backlog.admit(later, &message), Admission::Full, "{policy:?}: its record waits in memory");
+        assert_eq!((backlog.expire(later), backlog.poll_timeout()), (None, None));
+
+        backlog.written(MessageId::new(1));
+        assert!(backlog.expire(later).is_some_and(|first| first.id == MessageId::new(0)));
+        assert_eq!(backlog.expire(later), None);
+        backlog.written(MessageId::new(2));
+        assert!(admitted(backlog.admit(later, &message)));
+        assert!(admitted(backlog.admit(later, &message)), "{policy:?}: the one on disk makes room");
+    }
+}
+
+#[test]
+fn a_limit_that_no_clock_can_say_is_refused_by_name() {
+    let mut config = Config::from_urls("x", ["mqtt://a"]).expect("valid");
+    config.liveness = LivenessConfig::default().slow_after(Duration::MAX);
+    let refused = config.check().expect_err("no deadline can be made of it").to_string();
+    assert!(refused.contains("liveness.slow_after"), "{refused}");
 }
