@@ -287,6 +287,7 @@ impl Driver {
 
     fn hang_up(&mut self, attempt: u64) {
         if let Some(mut link) = self.links.remove(attempt) {
+            link.silent_peer().into_iter().for_each(|peer| self.dialler.demote(peer));
             // A goodbye of a few bytes fits any socket that still works; one that does not is not waited for.
             let _ = poll_fn(|context| link.poll_finish(context, now)).now_or_never();
         }

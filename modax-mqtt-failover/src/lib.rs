@@ -154,7 +154,8 @@
 //! # How a broker is reached
 //!
 //! Each dial looks the broker's name up anew and tries all its addresses, the families in turn, the next one after
-//! 250 ms or as soon as one has failed; the first that stands wins. Names, addresses and the handshake of TLS share one
+//! 250 ms or as soon as one has failed; the first that stands wins. One that accepted and then said nothing is tried
+//! after the others from then on. Names, addresses and the handshake of TLS share one
 //! deadline: 1 s in the first round over all brokers, doubled with each round up to 30 s. A resolver that fails or
 //! hangs leaves the last good addresses. [`ClientBuilder::connector`] puts anything that reads and writes in TCP's place,
 //! [`ClientBuilder::resolver`] another source of addresses in the system's: see the module `transport`.

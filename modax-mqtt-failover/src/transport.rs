@@ -175,6 +175,16 @@ impl Transport {
         }
     }
 
+    /// The other side's address, where this crate opened the connection.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        match &self.wire {
+            Wire::Tcp(stream) => stream.peer_addr().ok().map(|peer| peer.ip()),
+            #[cfg(feature = "rustls")]
+            Wire::Tls(stream) => stream.get_ref().0.peer(),
+            Wire::Other(_) => None,
+        }
+    }
+
     /// Tells the other side's kernel at once what has arrived. A broker that leaves Nagle's algorithm on (mosquitto does
     /// by default) holds back each further PUBACK until it hears that, which takes 40 ms when left to the kernel.
     pub(crate) fn acknowledge_at_once(&self) {

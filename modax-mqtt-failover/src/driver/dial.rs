@@ -94,6 +94,11 @@ impl Dialler {
         })
     }
 
+    /// Another address of the same name is tried before this one from now on: its host accepts and says nothing.
+    pub(crate) fn demote(&self, address: IpAddr) {
+        self.inner.names.demote(address);
+    }
+
     async fn open(&self, broker: Broker, deadline: Instant) -> io::Result<Transport> {
         let layer = self.layer(&broker).await;
         if let Some(connector) = &self.inner.connector {

@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     io,
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Instant,
@@ -107,6 +108,11 @@ impl Link {
     /// The next whole packet that arrived.
     pub(crate) fn receive(&mut self) -> Result<Option<Packet>, WireError> {
         if self.input.is_empty() { Ok(None) } else { wire::decode(self.version, &mut self.input) }
+    }
+
+    /// The address of a peer that has said nothing at all, though its kernel took the connection.
+    pub(crate) fn silent_peer(&self) -> Option<IpAddr> {
+        self.transport.peer().filter(|_| self.transport.traffic().received == 0)
     }
 
     /// Whether more may be encoded.

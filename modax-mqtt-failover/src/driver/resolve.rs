@@ -1,7 +1,7 @@
 //! Names to addresses, at each dial anew, with the last good answer as reserve.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     io,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,11 +21,27 @@ pub(super) struct Names {
     resolver: Arc<dyn Resolver>,
     /// The last good answer for each of our brokers' hosts.
     known: Mutex<BTreeMap<Arc<str>, Vec<IpAddr>>>,
+    /// Addresses that said nothing, the latest last.
+    demoted: Mutex<VecDeque<IpAddr>>,
 }
 
 impl Names {
     pub(super) fn new(resolver: Option<Arc<dyn Resolver>>) -> Self {
-        Self { resolver: resolver.unwrap_or_else(|| Arc::new(System::default())), known: Mutex::default() }
+        Self {
+            resolver: resolver.unwrap_or_else(|| Arc::new(System::default())),
+            known: Mutex::default(),
+            demoted: Mutex::default(),
+        }
+    }
+
+    /// Tried after the other addresses of its name from now on.
+    pub(super) fn demote(&self, address: IpAddr) {
+        let mut demoted = lock(&self.demoted);
+        demoted.retain(|other| *other != address);
+        demoted.push_back(address);
+        if demoted.len() > MOST_ADDRESSES {
+            demoted.pop_front();
+        }
     }
 
     /// Where `host` may be found, in the order to try; never empty.
@@ -33,6 +49,13 @@ impl Names {
         if let Ok(address) = host.parse() {
             return Ok(vec![address]);
         }
+        let mut found = self.look_up(host, deadline).await?;
+        let demoted = lock(&self.demoted);
+        found.sort_by_key(|address| demoted.iter().position(|other| other == address));
+        Ok(found)
+    }
+
+    async fn look_up(&self, host: &str, deadline: Instant) -> io::Result<Vec<IpAddr>> {
         let host: Arc<str> = Arc::from(host);
         let known = lock(&self.known).get(&host).cloned();
         let until = known.as_ref().map_or(deadline, |_| halfway(now(), deadline));

@@ -248,6 +248,23 @@ async fn f18_a_dead_first_address_costs_a_fraction_of_the_dial() {
 }
 
 #[tokio::test]
+async fn f02_an_address_that_accepts_and_says_nothing_is_tried_after_the_others_of_its_name() {
+    let good = broker().await;
+    let port = good.addr().port();
+    // The kernel of a stopped process accepts for it.
+    let hung = std::net::TcpListener::bind((loopback(3), port)).unwrap();
+    let names = Arc::new(Played::default());
+    names.says(Some(Ok(vec![loopback(3), loopback(1)])));
+    let client =
+        client_of(&[format!("mqtt://broker.plant:{port}")]).resolver(Player(Arc::clone(&names))).build().unwrap();
+
+    assert!(acked(&client, "x").await.is_acked());
+
+    assert_eq!(client.stats().connect_failures, 1);
+    assert!(hung.accept().is_ok(), "the hung address was never tried");
+}
+
+#[tokio::test]
 async fn f04_an_address_where_connecting_hangs_is_left_for_the_next_broker() {
     let good = broker().await;
     let _silent = Silent::on(4, good.addr().port()).await;
