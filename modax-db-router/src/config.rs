@@ -107,9 +107,7 @@ pub(crate) fn targets(url: &str) -> Result<Vec<Target>, ConfigError> {
     }
     // tokio-postgres does not know `allow`; without TLS it means the same as `prefer`.
     let readable = url.replace("sslmode=allow", "sslmode=prefer");
-    let login: tokio_postgres::Config = readable.parse().map_err(|error: tokio_postgres::Error| ConfigError::Url {
-        reason: std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string),
-    })?;
+    let login: tokio_postgres::Config = readable.parse().map_err(|error| unreadable(url, &error))?;
     let hosts = login.get_hosts();
     let ports = login.get_ports();
     if hosts.is_empty() {
@@ -121,6 +119,9 @@ pub(crate) fn targets(url: &str) -> Result<Vec<Target>, ConfigError> {
     let mut targets: Vec<Target> = Vec::with_capacity(hosts.len());
     for (index, host) in hosts.iter().enumerate() {
         let port = ports.get(index).or_else(|| ports.first()).copied().unwrap_or(5432);
+        if port == 0 {
+            return Err(ConfigError::Url { reason: "port 0 is none".to_owned() });
+        }
         let (name, local) = match host {
             tokio_postgres::config::Host::Tcp(name) => (name.clone(), is_loopback(name)),
             #[cfg(unix)]
@@ -136,6 +137,16 @@ pub(crate) fn targets(url: &str) -> Result<Vec<Target>, ConfigError> {
         targets.push(Target { id, login: one_host(&login, index, host, port) });
     }
     Ok(targets)
+}
+
+/// Neither form of a connection string is recognised by what it holds, but by how it begins.
+fn unreadable(url: &str, error: &tokio_postgres::Error) -> ConfigError {
+    let reason = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+    let is_url = ["postgresql://", "postgres://"].iter().any(|scheme| url.starts_with(scheme));
+    if is_url || url.contains('=') {
+        return ConfigError::Url { reason };
+    }
+    ConfigError::Url { reason: "neither postgresql://user@host:port/database nor key=value pairs".to_owned() }
 }
 
 /// The same login for one host alone: tokio-postgres would otherwise try them one after the other.

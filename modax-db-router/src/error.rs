@@ -164,7 +164,8 @@ pub enum WriteError {
         /// The configured limit.
         limit: usize,
     },
-    /// It certainly did not happen, and attempts or time are used up.
+    /// It certainly did not happen, and attempts or time are used up. Also when the connection ended under the work
+    /// [`BROKEN_ATTEMPTS`](crate::policy::retry::BROKEN_ATTEMPTS) times: a statement may be what ends it.
     #[error("not committed after {attempts} attempts")]
     NotCommitted {
         /// How often the work was begun.
@@ -241,7 +242,8 @@ pub enum ReadError {
         /// How long this call waited.
         waited: Duration,
     },
-    /// Servers were there, and none answered within the deadline.
+    /// Servers were there, and none answered within the deadline; or the link ended under the statement
+    /// [`BROKEN_ATTEMPTS`](crate::policy::retry::BROKEN_ATTEMPTS) times: the statement may be what ends it.
     #[error("no answer within {waited:?}; the last server asked was {node}")]
     NoAnswer {
         /// The last server asked.

@@ -13,6 +13,7 @@ use crate::driver::pool::Checkout;
 use crate::driver::transaction::{After, Attempt};
 use crate::error::{AcquireError, WriteError};
 use crate::lsn::WriteToken;
+use crate::policy::retry::BROKEN_ATTEMPTS;
 use crate::router::Router;
 use crate::topology::NodeId;
 
@@ -104,7 +105,8 @@ impl Writer {
     }
 
     /// How often the work may be begun, at least 1; default without a limit but the deadline. With 1 the work never
-    /// runs twice.
+    /// runs twice. Whatever it says, a work whose connection ended under it
+    /// [`BROKEN_ATTEMPTS`](crate::policy::retry::BROKEN_ATTEMPTS) times is not begun again.
     pub const fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
         self
@@ -145,8 +147,10 @@ impl Writer {
         let most = self.attempts.max(1);
         let mut last = None;
         let mut forgot = false;
-        let mut attempt = 0;
+        let (mut attempt, mut broken, mut pauses) = (0, 0, 0);
+        let mut routing = shared.routing();
         loop {
+            routing.mark_unchanged();
             let acquired = match shared.acquire(deadline, Whom::Call).await {
                 Ok(acquired) => acquired,
                 Err(error) => return Err(not_acquired(error, attempt, last)),
@@ -167,9 +171,14 @@ impl Writer {
                     return Err(WriteError::NotCommitted { attempts: attempt, source });
                 }
                 Attempt::Again { after, source } => {
+                    broken += u32::from(after == After::RoleChange && source.is_some());
+                    if broken >= BROKEN_ATTEMPTS {
+                        return Err(WriteError::NotCommitted { attempts: attempt, source });
+                    }
                     shared.counters.write_retries.fetch_add(1, Ordering::Relaxed);
                     forgot |= after == After::Nothing;
-                    shared.pause(after, attempt + 1, deadline).await;
+                    pauses += u32::from(matches!(after, After::RoleChange | After::Stale));
+                    shared.pause(after, attempt + 1, pauses, deadline, &mut routing).await;
                     last = source.or(last);
                 }
             }

@@ -8,10 +8,11 @@ use super::pool::{Checkout, DialError};
 use super::{Shared, now};
 use crate::error::AcquireError;
 use crate::observation::Incarnation;
+use crate::policy::retry::pause_after_break;
 use crate::topology::{Topology, WritesClosed};
 use deadpool::managed::PoolError;
 
-/// Pause after a server that is said to be the primary did not let us in: its probes have the same pace.
+/// First pause after a server that is said to be the primary did not let us in: its probes have the same pace.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Who asks for a connection.
@@ -36,6 +37,7 @@ impl Shared {
         let began = now();
         let mut refusal = None;
         let mut held = None;
+        let mut refusals = 0;
         let mut routing = self.routing();
         loop {
             routing.mark_unchanged();
@@ -72,9 +74,14 @@ impl Shared {
             if why.is_some() && held.is_none() && whom == Whom::Call {
                 held = Some(self.enter_hold()?);
             }
-            let wake = if why.is_some() { deadline } else { deadline.min(now() + PAUSE) };
+            let wake = if why.is_some() {
+                deadline
+            } else {
+                refusals += 1;
+                deadline.min(now() + pause_after_break(refusals, PAUSE, self.random()))
+            };
             tokio::select! {
-                _ = routing.changed() => {}
+                _ = routing.changed() => refusals = 0,
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
         }

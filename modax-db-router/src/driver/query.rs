@@ -15,12 +15,12 @@ use super::{Shared, now};
 use crate::error::ReadError;
 use crate::lsn::WriteToken;
 use crate::plan::{LeftOut, Plan, ReadRequest, TokenFate, plan};
-use crate::policy::retry::{Reaction, react};
+use crate::policy::retry::{BROKEN_ATTEMPTS, Reaction, pause_after_break, react};
 use crate::policy::selection::choose;
 use crate::read::Rows;
 use crate::topology::{NodeId, Topology};
 
-/// Pause after servers that may answer did not, and the shortest one between two looks.
+/// First pause after servers that may answer did not.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Around the statement of a read.
@@ -37,8 +37,27 @@ enum Answer {
     Behind,
     /// Another server may do better.
     Next(Option<Error>),
+    /// The link ended under the statement. Another server may do better, unless the statement is what ends it.
+    Broke(Error),
     /// The same one will, now that a cached statement was forgotten, or on another connection.
     Same(Option<Error>),
+}
+
+/// What the servers that were asked made of it, other than rows.
+#[derive(Default)]
+struct Met {
+    last: Option<(NodeId, Option<Error>)>,
+    /// How often the link ended under the statement.
+    broken: u32,
+    /// Answers that are in `last` or were.
+    failures: u32,
+}
+
+impl Met {
+    fn failed(&mut self, node: NodeId, error: Option<Error>) {
+        self.failures += 1;
+        self.last = Some((node, error));
+    }
 }
 
 /// What is asked of a server.
@@ -107,10 +126,13 @@ impl Shared {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Rows, ReadError> {
         let began = now();
-        let mut pictures = self.pictures();
-        let mut last = None;
+        let (mut pictures, mut routing) = (self.pictures(), self.routing());
+        let mut met = Met::default();
+        let mut rounds_failed = 0;
         loop {
             pictures.mark_unchanged();
+            routing.mark_unchanged();
+            let failures = met.failures;
             if self.is_closed() {
                 return Err(ReadError::Closed);
             }
@@ -124,27 +146,35 @@ impl Shared {
             for (id, proof) in order(&plan, request, self.turn()) {
                 let Some(node) = self.index_of(id) else { continue };
                 let question = Question { request, sql, params, proof, deadline };
-                if let Some(rows) = self.ask(node, &question, &mut last).await? {
+                if let Some(rows) = self.ask(node, &question, &mut met).await? {
                     return Ok(rows);
                 }
                 self.counters.read_retries.fetch_add(1, Ordering::Relaxed);
-                if now() >= deadline {
+                if now() >= deadline || met.broken >= BROKEN_ATTEMPTS {
                     break;
                 }
             }
             let waited = now().saturating_duration_since(began);
-            if now() >= deadline {
-                return Err(match last {
+            if now() >= deadline || met.broken >= BROKEN_ATTEMPTS {
+                return Err(match met.last {
                     Some((node, source)) => ReadError::NoAnswer { node, waited, source },
                     None => ReadError::NoNode { left_out: plan.left_out, reasons: self.reasons(), waited },
                 });
             }
             self.look_for(&plan);
-            // After a failed attempt the pictures come fast by themselves; without one, one of them may help.
-            let wake = if last.is_some() { deadline.min(now() + PAUSE) } else { deadline };
-            tokio::select! {
-                _ = pictures.changed() => {}
-                () = tokio::time::sleep_until(wake.into()) => {}
+            if met.failures > failures {
+                // The pictures come fast then, and most of them tell nothing new.
+                rounds_failed += 1;
+                let wake = deadline.min(now() + pause_after_break(rounds_failed, PAUSE, self.random()));
+                tokio::select! {
+                    _ = routing.changed() => {}
+                    () = tokio::time::sleep_until(wake.into()) => {}
+                }
+            } else {
+                tokio::select! {
+                    _ = pictures.changed() => {}
+                    () = tokio::time::sleep_until(deadline.into()) => {}
+                }
             }
         }
     }
@@ -163,7 +193,7 @@ impl Shared {
         &self,
         node: usize,
         question: &Question<'_>,
-        last: &mut Option<(NodeId, Option<Error>)>,
+        met: &mut Met,
     ) -> Result<Option<Rows>, ReadError> {
         let Some(server) = self.servers.get(node) else { return Ok(None) };
         for attempt in 1..=2 {
@@ -177,7 +207,13 @@ impl Shared {
                 Answer::Behind | Answer::Same(None) => return Ok(None),
                 Answer::Next(error) => {
                     self.suspect(node);
-                    *last = Some((server.id.clone(), error));
+                    met.failed(server.id.clone(), error);
+                    return Ok(None);
+                }
+                Answer::Broke(error) => {
+                    self.suspect(node);
+                    met.broken += 1;
+                    met.failed(server.id.clone(), Some(error));
                     return Ok(None);
                 }
             }
@@ -267,7 +303,7 @@ async fn run_with_proof(
 
 fn read_error(error: Error, checkout: Checkout) -> Answer {
     if broke(&error, &checkout) {
-        return Answer::Next(Some(error));
+        return Answer::Broke(error);
     }
     match error.code().map_or(Reaction::Callers, |code| react(code.code())) {
         Reaction::ForgetStatement => {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
+use tokio::sync::watch;
 use tokio_postgres::Error;
 use tokio_postgres::error::Severity;
 use tokio_postgres::types::ToSql;
@@ -18,7 +19,7 @@ use crate::commit::{Evidence, UnknownBecause};
 use crate::error::WriteError;
 use crate::lsn::{Lsn, WriteToken};
 use crate::observation::Incarnation;
-use crate::policy::retry::{Reaction, pause_before, react};
+use crate::policy::retry::{Reaction, pause_after_break, pause_before, react};
 use crate::topology::NodeId;
 use crate::write::{Durability, Tx, Written};
 
@@ -310,15 +311,29 @@ impl Shared {
         Written { value, token, durability, attempts: place.attempt, node: place.id.clone() }
     }
 
-    /// Waits before attempt number `next`.
-    pub(crate) async fn pause(&self, after: After, next: u32, deadline: Instant) {
+    /// Waits before attempt number `next`; `broken` of those so far met a server that went away. A change of `routing`
+    /// since the last attempt ends the wait for a server.
+    pub(crate) async fn pause(
+        &self,
+        after: After,
+        next: u32,
+        broken: u32,
+        deadline: Instant,
+        routing: &mut watch::Receiver<u64>,
+    ) {
         let pause = match after {
             After::Conflict => pause_before(next, self.random()),
-            After::RoleChange | After::Stale => self.config.doubt_interval,
+            After::RoleChange | After::Stale => pause_after_break(broken, self.config.doubt_interval, self.random()),
             After::Nothing => return,
         };
-        let wake = deadline.min(now() + pause);
-        tokio::time::sleep_until(wake.into()).await;
+        let slept = tokio::time::sleep_until(deadline.min(now() + pause).into());
+        if after == After::Conflict {
+            return slept.await;
+        }
+        tokio::select! {
+            _ = routing.changed() => {}
+            () = slept => {}
+        }
     }
 
     /// COMMIT was sent and its answer is missing, or is worth nothing.
@@ -351,7 +366,9 @@ fn unknown<T>(place: &Place, because: UnknownBecause, source: Option<Error>) -> 
 
 /// Whether the link is gone, as opposed to the server having refused something.
 pub(crate) fn broke(error: &Error, checkout: &Checkout) -> bool {
-    let by_io = std::error::Error::source(error).is_some_and(<dyn std::error::Error>::is::<std::io::Error>);
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    // What the driver cannot encode, such as a NUL in the text, is an `io::Error` as well, and nothing was sent of it.
+    let by_io = io.is_some_and(|io| io.kind() != std::io::ErrorKind::InvalidInput);
     let fatal = error.as_db_error().and_then(tokio_postgres::error::DbError::parsed_severity);
     let fatal = matches!(fatal, Some(Severity::Fatal | Severity::Panic));
     fatal || error.is_closed() || by_io || (error.code().is_none() && checkout.client().is_closed())

@@ -48,3 +48,22 @@ pub fn pause_before(attempt: u32, random: u64) -> Duration {
     let bound = FIRST_MICROS.saturating_mul(1 << doublings).min(MOST_MICROS);
     Duration::from_micros(random % (bound + 1))
 }
+
+/// Attempts of one call that may end because their connection did. A server that goes away ends a few of them; a
+/// statement that ends its own backend ends each, and at worst brings the server down each time.
+pub const BROKEN_ATTEMPTS: u32 = 10;
+
+/// A pause after the `broken`-th time in a row (from 1) that a server which should be there was not, or went away: half
+/// to all of a bound that doubles from `first` to 500 ms. The first is short, because the cure is mostly under way; the
+/// later ones keep those who ask again and again from being an outage of their own.
+///
+/// `random` is any number; the same number gives the same pause.
+#[must_use]
+pub fn pause_after_break(broken: u32, first: Duration, random: u64) -> Duration {
+    const MOST: Duration = Duration::from_millis(500);
+    let doublings = broken.saturating_sub(1).min(16);
+    let bound = first.saturating_mul(1 << doublings).min(MOST.max(first));
+    let half = bound / 2;
+    let jitter = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).saturating_add(1);
+    half + Duration::from_nanos(random % jitter)
+}

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use modax_db_router::{Durability, ReadPreference, Router, Tx, WriteError, WritesClosed, tokio_postgres};
+use modax_db_router::policy::retry::BROKEN_ATTEMPTS;
+use modax_db_router::{
+    Durability, ReadError, ReadPreference, Router, Tx, WriteError, WritesClosed, tokio_postgres,
+};
 use modax_testbed::servers::postgres::PostgresOptions;
 use modax_testbed::{Ground, wait};
 
@@ -125,6 +128,43 @@ async fn a_write_that_failed_inside_is_never_called_committed() {
     router.close(LONG).await;
     assert_eq!(last.await.expect("task").expect("finished").attempts, 1);
     assert!(matches!(router.execute("SELECT 1", &[]).await, Err(WriteError::Closed)));
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_ends_its_own_connection_is_given_up_and_one_that_cannot_be_sent_at_once() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("server");
+    // No deadline that could be what ends it.
+    let deadline = Duration::from_secs(600);
+    let builder = Router::builder(&cluster.url()).expect("url").acquire_deadline(deadline).read_deadline(deadline);
+    let router = builder.build().expect("router");
+    prepare(&router).await;
+    let deadly = "SELECT pg_terminate_backend(pg_backend_pid())";
+
+    let Err(WriteError::NotCommitted { attempts, source: Some(source) }) = router.execute(deadly, &[]).await else {
+        panic!("it must not be committed");
+    };
+    assert_eq!((attempts, source.code().map(|code| code.code())), (BROKEN_ATTEMPTS, Some("57P01")));
+    let read = router.read(ReadPreference::Primary).query(deadly, &[]).await;
+    let Err(ReadError::NoAnswer { source: Some(source), .. }) = read else { panic!("no rows can come: {read:?}") };
+    assert_eq!(source.code().map(|code| code.code()), Some("57P01"));
+
+    let retries = |router: &Router| (router.stats().write_retries, router.stats().read_retries);
+    let before = retries(&router);
+    let nul = "INSERT INTO ledger VALUES (1) -- \0";
+    let written = router.execute(nul, &[]).await.expect_err("it cannot be sent");
+    assert!(matches!(written, WriteError::Statement(_)) && !written.is_transient(), "{written:?}");
+    assert!(written.to_string().contains("null"), "{written}");
+    let read = router.read(ReadPreference::Primary).query("SELECT 1 -- \0", &[]).await;
+    assert!(matches!(read, Err(ReadError::Statement(_))), "{read:?}");
+    assert_eq!(retries(&router), before);
+
+    router.execute("INSERT INTO ledger VALUES (2)", &[]).await.expect("the router serves on");
+    let found = router.read(ReadPreference::Primary).query("SELECT number FROM ledger", &[]).await.expect("read");
+    assert_eq!(found.rows.iter().map(|row| row.get::<_, i64>(0)).collect::<Vec<_>>(), [2]);
+    router.close(LONG).await;
     ground.stop().await;
 }
 

@@ -39,7 +39,10 @@ fn a_wish_for_tls_is_refused_by_name() {
 fn what_cannot_be_routed_is_named() {
     assert!(matches!(refused("postgresql://"), ConfigError::NoHost));
     assert!(matches!(refused("postgresql://a@127.0.0.1:1,127.0.0.1:1/x"), ConfigError::Duplicate { .. }));
-    assert!(matches!(refused("nonsense"), ConfigError::Url { .. }));
+    for (url, named) in [("nonsense", "postgresql://"), ("http://h", "postgresql://"), ("postgresql://h:0/d", "port 0")] {
+        let refused = refused(url);
+        assert!(matches!(refused, ConfigError::Url { .. }) && refused.to_string().contains(named), "{refused}");
+    }
     let ports = refused("host=127.0.0.1,127.0.0.2,127.0.0.3 port=1,2 user=a");
     assert!(matches!(ports, ConfigError::PortCount { hosts: 3, ports: 2 } | ConfigError::Url { .. }), "{ports}");
     let outside = Router::builder("postgresql://a@127.0.0.1/x").expect("url").build();

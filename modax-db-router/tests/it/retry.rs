@@ -1,6 +1,6 @@
 //! What may run again, and which server is chosen.
 
-use modax_db_router::policy::retry::{Reaction, pause_before, react};
+use modax_db_router::policy::retry::{Reaction, pause_after_break, pause_before, react};
 use modax_db_router::policy::selection::{Selection, choose};
 use proptest::prelude::*;
 use std::time::Duration;
@@ -32,6 +32,17 @@ proptest! {
         prop_assert!(pause <= Duration::from_millis(250));
         prop_assert_eq!(pause, pause_before(attempt, random));
         prop_assert!(pause_before(2, random) <= Duration::from_millis(5));
+    }
+
+    #[test]
+    fn whoever_finds_nobody_asks_less_and_less_often(broken: u32, random: u64) {
+        let first = Duration::from_millis(10);
+        let pause = pause_after_break(broken, first, random);
+        prop_assert!(pause >= first / 2 && pause <= Duration::from_millis(500));
+        prop_assert!(pause_after_break(1, first, random) <= first);
+        prop_assert!(pause_after_break(broken.max(7), first, random) >= Duration::from_millis(250));
+        prop_assert_eq!(pause, pause_after_break(broken, first, random));
+        prop_assert!(pause_after_break(broken, Duration::MAX, random) >= Duration::MAX / 2);
     }
 
     #[test]
