@@ -226,6 +226,13 @@ impl Router {
         self.shared().topology()
     }
 
+    /// What the last probe of each server that failed met, in the words of the server or of the operating system; never
+    /// a password. Servers whose last probe was answered are not there.
+    #[must_use]
+    pub fn probe_failures(&self) -> Vec<(NodeId, String)> {
+        self.shared().reasons()
+    }
+
     /// What happens from now on.
     #[must_use]
     pub fn events(&self) -> Events {

@@ -1,10 +1,15 @@
 //! The command line: flags, their units and defaults.
 
+mod value;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser as Text;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use modax_db_router::WriteToken;
 
 use crate::mqtt::limits::Limits;
 
@@ -50,10 +55,10 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct BrokerArgs {
     /// Brokers, the preferred one first: `mqtt://[user:password@]host[:1883]`,…; `mqtts://` for TLS, port 8883
-    #[arg(long, value_name = "URL,…", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', required = true, value_parser = Text::new())]
     pub(crate) brokers: Vec<String>,
     /// Client id; the broker keeps a session under it.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = Text::new())]
     pub(crate) client_id: String,
     /// The brokers are nodes of one cluster that share sessions (default: independent brokers).
     #[arg(long)]
@@ -72,7 +77,7 @@ pub(crate) struct BrokerArgs {
     #[arg(long)]
     pub(crate) scouting: bool,
     /// Back to a more preferred broker that has been reachable for so long, such as 30s (default: never).
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = value::duration, allow_hyphen_values = true)]
     pub(crate) failback_after: Option<Duration>,
     /// For mqtts://: the authorities (PEM) a broker's certificate has to come from (default: the system's).
     #[arg(long, value_name = "FILE")]
@@ -109,23 +114,23 @@ pub(crate) struct PubArgs {
     #[command(flatten)]
     pub(crate) brokers: BrokerArgs,
     /// Topic of lines that name none.
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = value::topic)]
     pub(crate) topic: Option<String>,
     /// Quality of service of lines that name none: 0, 1 or 2.
-    #[arg(long, default_value_t = 1, value_parser = parse_qos)]
+    #[arg(long, default_value_t = 1, value_parser = value::qos, allow_hyphen_values = true)]
     pub(crate) qos: u8,
     /// Every line is a payload, also one that looks like {"topic","payload","qos","user_properties"}.
     #[arg(long)]
     pub(crate) plain: bool,
     /// After the end of input, how long to wait for outcomes, such as 30s or 500ms.
-    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    #[arg(long, default_value = "30s", value_parser = value::duration, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) max_wait: Duration,
     /// Also print {"seq","outcome":"admitted","payload"} once a message is in the queue; with --queue once it is on
     /// disk, with its "sequence" there.
     #[arg(long)]
     pub(crate) report_admitted: bool,
     /// A message that could not be sent within this time is given up with the outcome "expired" (default: never).
-    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    #[arg(long, value_parser = value::some_time, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) expires_in: Option<Duration>,
     /// Keep messages on disk in DIR until they are acknowledged, so that an admitted one survives this process.
     ///
@@ -134,7 +139,7 @@ pub(crate) struct PubArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) queue: Option<PathBuf>,
     /// How long a message may wait for others, so that they are written to disk together.
-    #[arg(long, default_value = "5ms", requires = "queue", value_parser = parse_duration, value_name = "TIME")]
+    #[arg(long, default_value = "5ms", requires = "queue", value_parser = value::duration, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) fsync_every: Duration,
     /// Write into each message which one it is, for `sub --dedup`; QoS 1 and 2, needs --mqtt5.
     ///
@@ -152,13 +157,13 @@ pub(crate) struct SubArgs {
     #[command(flatten)]
     pub(crate) brokers: BrokerArgs,
     /// Topic filter, with + and # as MQTT has them.
-    #[arg(long, value_name = "F")]
+    #[arg(long, value_name = "F", value_parser = Text::new())]
     pub(crate) filter: String,
     /// Highest quality of service to receive at: 0, 1 or 2.
-    #[arg(long, default_value_t = 1, value_parser = parse_qos)]
+    #[arg(long, default_value_t = 1, value_parser = value::qos, allow_hyphen_values = true)]
     pub(crate) qos: u8,
     /// End after this many messages.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) count: Option<u64>,
     /// Print each message once: repeats are acknowledged and told on stderr only.
     ///
@@ -169,10 +174,10 @@ pub(crate) struct SubArgs {
     /// none, when topic and payload are the same.
     ///
     /// Totals are told on stderr at the end, also of messages that were printed because nobody can tell.
-    #[arg(long, value_name = "FIELD,…", value_delimiter = ',', num_args = 0..=1)]
+    #[arg(long, value_name = "FIELD,…", value_delimiter = ',', value_parser = Text::new(), num_args = 0..=1)]
     pub(crate) dedup: Option<Vec<String>>,
     /// Messages that --dedup remembers; with modax-id, of each publisher.
-    #[arg(long, default_value = "100000", requires = "dedup", value_name = "N")]
+    #[arg(long, default_value = "100000", requires = "dedup", value_name = "N", allow_hyphen_values = true)]
     pub(crate) dedup_window: NonZeroUsize,
 }
 
@@ -214,10 +219,10 @@ pub(crate) struct SalvageArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DatabaseArgs {
     /// Where PostgreSQL is: postgresql://user@host1:5432,host2:5432/database
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = Text::new())]
     pub(crate) url: String,
     /// Patroni's REST addresses, a hint that saves time at a failover.
-    #[arg(long, value_name = "URL,…", value_delimiter = ',')]
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', value_parser = Text::new())]
     pub(crate) patroni: Vec<String>,
 }
 
@@ -226,10 +231,10 @@ pub(crate) struct WriteArgs {
     #[command(flatten)]
     pub(crate) database: DatabaseArgs,
     /// How long one line may wait for a primary, such as 30s.
-    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    #[arg(long, default_value = "30s", value_parser = value::some_time, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) deadline: Duration,
     /// Lines in work at once; more than 1 gives up their order.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, default_value_t = 1, value_name = "N", allow_hyphen_values = true, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) concurrency: u16,
 }
 
@@ -248,16 +253,16 @@ pub(crate) struct ReadArgs {
     #[command(flatten)]
     pub(crate) database: DatabaseArgs,
     /// Where to read: primary, prefer-replica or replica.
-    #[arg(long, default_value = "primary", value_parser = parse_preference)]
+    #[arg(long, default_value = "primary", value_parser = value::preference)]
     pub(crate) preference: Preference,
     /// Answers may be at most this old, such as 5s.
-    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    #[arg(long, value_parser = value::duration, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) max_staleness: Option<Duration>,
     /// Answers must contain the write that printed this token.
-    #[arg(long, value_name = "TOKEN")]
-    pub(crate) at_least: Option<String>,
+    #[arg(long, value_name = "TOKEN", value_parser = value::token)]
+    pub(crate) at_least: Option<WriteToken>,
     /// How long one line may wait for a node, such as 30s.
-    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    #[arg(long, default_value = "30s", value_parser = value::some_time, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) deadline: Duration,
 }
 
@@ -291,7 +296,7 @@ pub(crate) struct OutboxDatabaseArgs {
     #[command(flatten)]
     pub(crate) database: DatabaseArgs,
     /// How long to wait for a primary, such as 30s.
-    #[arg(long, default_value = "30s", value_parser = parse_duration, value_name = "TIME")]
+    #[arg(long, default_value = "30s", value_parser = value::some_time, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) deadline: Duration,
     /// Schema that holds the outbox.
     #[arg(long, default_value = "modax_txn", value_name = "NAME")]
@@ -303,10 +308,10 @@ pub(crate) struct RelayArgs {
     #[command(flatten)]
     pub(crate) outbox: OutboxDatabaseArgs,
     /// Brokers, the preferred one first: `mqtt://[user:password@]host[:1883]`,…
-    #[arg(long, value_name = "URL,…", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', required = true, value_parser = Text::new())]
     pub(crate) brokers: Vec<String>,
     /// Client id at the brokers (default: a random one).
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = Text::new())]
     pub(crate) client_id: Option<String>,
 }
 
@@ -335,6 +340,16 @@ pub(crate) struct DemoArgs {
 
 /// One sentence for what is wrong with the command line; it names the flag.
 pub(crate) fn explain(error: &clap::Error) -> String {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+    ) {
+        let names = match error.get(ContextKind::ValidSubcommand) {
+            Some(ContextValue::Strings(names)) => format!(": {}", names.join(", ")),
+            _ => String::new(),
+        };
+        return format!("a command is missing{names}; --help tells more");
+    }
     let text = error.to_string();
     let lines: Vec<&str> = text
         .lines()
@@ -343,40 +358,6 @@ pub(crate) fn explain(error: &clap::Error) -> String {
         .filter(|line| !line.is_empty())
         .collect();
     lines.join(" ").trim_start_matches("error: ").to_owned()
-}
-
-fn parse_qos(text: &str) -> Result<u8, String> {
-    match text {
-        "0" => Ok(0),
-        "1" => Ok(1),
-        "2" => Ok(2),
-        _ => Err("expected 0, 1 or 2".to_owned()),
-    }
-}
-
-fn parse_preference(text: &str) -> Result<Preference, String> {
-    match text {
-        "nearest" => Err("--preference nearest is not supported by this version".to_owned()),
-        other => {
-            Preference::from_str(other, false).map_err(|_| "expected primary, prefer-replica or replica".to_owned())
-        }
-    }
-}
-
-/// A number with its unit: 250ms, 5s, 2m, 1h.
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let seconds = match unit {
-        "us" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err("expected a number with its unit, such as 500ms, 30s, 2m or 1h".to_owned()),
-    };
-    let number: f64 = number.parse().map_err(|_| "expected a number before the unit".to_owned())?;
-    Duration::try_from_secs_f64(number * seconds).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -393,15 +374,6 @@ mod tests {
     #[test]
     fn the_command_line_contradicts_itself_nowhere() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn durations_have_a_unit() {
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1500)));
-        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
-        assert!(parse_duration("30").is_err());
-        assert!(parse_duration("s").is_err());
     }
 
     #[test]

@@ -87,10 +87,6 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let printed = error.print();
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let _ = error.print();
-        return ExitCode::from(u8::from(Exit::Usage));
-    }
     output::event("bad_usage", json!({ "error": args::explain(error) }));
     ExitCode::from(u8::from(Exit::Usage))
 }

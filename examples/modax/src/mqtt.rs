@@ -70,24 +70,29 @@ fn tls(args: &BrokerArgs) -> Option<Tls> {
     Some(tls)
 }
 
-/// Builds the client and starts to print its events; says on stderr what is wrong.
+/// The flag that a contradiction comes from.
+pub(crate) fn flag(error: &ConfigError) -> &'static str {
+    match error {
+        ConfigError::ClientId => "--client-id",
+        ConfigError::OutOfRange { field, .. } if field.ends_with("failback_after") => "--failback-after",
+        ConfigError::Tls { .. } => "--tls-ca, --tls-cert, --tls-key, --tls-server-name",
+        ConfigError::Queue { .. } => "--queue",
+        ConfigError::NeedsVersion5 { field: "stamping" } => "--stamp without --mqtt5",
+        _ => "--brokers",
+    }
+}
+
+/// Builds the client; says on stderr what is wrong.
 fn start(builder: Result<ClientBuilder, ConfigError>) -> Result<Client, Exit> {
     match builder.and_then(ClientBuilder::build) {
-        Ok(client) => {
-            tokio::spawn(event::print(client.events()));
-            Ok(client)
-        }
+        Ok(client) => Ok(client),
         // A disk that refuses, or another process that has the queue, is no mistake in the command line.
         Err(error @ ConfigError::Queue { .. }) => {
             output::event("failed", json!({ "error": chain(&error) }));
             Err(Exit::Failed)
         }
         Err(error) => {
-            let error = match error {
-                ConfigError::NeedsVersion5 { field: "stamping" } => "--stamp needs MQTT 5: --mqtt5".to_owned(),
-                other => chain(&other),
-            };
-            output::event("bad_usage", json!({ "error": error }));
+            output::bad_usage(flag(&error), &error);
             Err(Exit::Usage)
         }
     }

@@ -15,7 +15,7 @@ use crate::Exit;
 use crate::args::{OutboxAction, OutboxArgs, OutboxDatabaseArgs, RelayArgs};
 use crate::output::{self, Output, chain};
 use crate::signal::Interrupt;
-use crate::sql;
+use crate::{mqtt, sql};
 
 /// What the statements of migrate and status may take once there is a primary.
 const STATEMENTS: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ fn schema(args: &OutboxDatabaseArgs) -> Option<Schema> {
     match Schema::new(&args.schema) {
         Ok(schema) => Some(schema),
         Err(error) => {
-            output::event("bad_usage", json!({ "error": chain(&error) }));
+            output::bad_usage("--schema", &error);
             None
         }
     }
@@ -48,8 +48,7 @@ where
 {
     let Some(schema) = schema(args) else { return Exit::Usage };
     let Some(router) = sql::router(&args.database, args.deadline) else { return Exit::Usage };
-    // Told at once: without a database nothing else is, until the deadline.
-    output::event("connecting", json!({ "deadline_ms": args.deadline.as_secs_f64() * 1e3 }));
+    connecting(args);
     let answer = timeout(args.deadline.saturating_add(STATEMENTS), work(schema, &router)).await;
     let exit = match answer {
         Ok(Ok(line)) => match output.line(&line).await {
@@ -61,6 +60,11 @@ where
     };
     sql::close(&router).await;
     exit
+}
+
+/// Told at once: without a database nothing else is, until the deadline.
+fn connecting(args: &OutboxDatabaseArgs) {
+    output::event("connecting", json!({ "deadline_ms": args.deadline.as_secs_f64() * 1e3 }));
 }
 
 fn failed(error: &str) -> Exit {
@@ -106,7 +110,7 @@ async fn relay(args: RelayArgs, output: Output) -> Exit {
     {
         Ok(client) => client,
         Err(error) => {
-            output::event("bad_usage", json!({ "error": chain(&error) }));
+            output::bad_usage(mqtt::flag(&error), &error);
             return Exit::Usage;
         }
     };
@@ -116,16 +120,21 @@ async fn relay(args: RelayArgs, output: Output) -> Exit {
         Ok(relay) => relay,
         Err(error) => return failed(&chain(&error)),
     };
+    connecting(&args.outbox);
     let mut events = relay.events();
     let mut exit = Exit::Done;
     loop {
         let event = tokio::select! {
             event = events.next() => event,
             () = interrupt.wait() => break,
+            () = output.closed() => {
+                exit = Exit::Failed;
+                break;
+            }
         };
         let Some(event) = event else { break };
         let Some(line) = settled(&event) else {
-            output::event("relay", json!({ "detail": format!("{event:?}") }));
+            tell(&event);
             continue;
         };
         if output.line(&line).await.is_err() {
@@ -137,6 +146,14 @@ async fn relay(args: RelayArgs, output: Output) -> Exit {
     let _ = timeout(STOP, client.close(Duration::from_secs(1))).await;
     sql::close(&router).await;
     if stopped.clean { exit } else { Exit::Failed }
+}
+
+/// What is no message's end goes to stderr.
+fn tell(event: &Event) {
+    match event {
+        Event::DatabaseFailed { reason } => output::event("database_failed", json!({ "error": reason })),
+        other => output::event("relay", json!({ "detail": format!("{other:?}") })),
+    }
 }
 
 /// The line of a message that reached its end.

@@ -6,8 +6,10 @@
 use std::io::Write as _;
 use std::thread::JoinHandle;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Lines waiting for a slow reader of our stdout; beyond it the commands wait too.
 const WAITING_LINES: usize = 1024;
@@ -25,6 +27,7 @@ struct Line {
 #[derive(Clone)]
 pub(crate) struct Output {
     lines: mpsc::Sender<Line>,
+    gone: watch::Receiver<bool>,
 }
 
 /// The end of the way: joins the writing thread.
@@ -41,18 +44,30 @@ impl Output {
     pub(crate) fn start() -> (Self, OutputEnd) {
         let (lines, receiver) = mpsc::channel(WAITING_LINES);
         let writer = std::thread::spawn(move || write_lines(receiver));
-        (Self { lines }, OutputEnd { writer })
+        let (tell_gone, gone) = watch::channel(false);
+        // Ends with the process at the latest.
+        std::thread::spawn(move || watch_stdout(&tell_gone));
+        (Self { lines, gone }, OutputEnd { writer })
     }
 
     /// Writes one object as one line.
-    pub(crate) async fn line(&self, value: &Value) -> Result<(), OutputClosed> {
+    pub(crate) async fn line(&self, value: &impl Serialize) -> Result<(), OutputClosed> {
         self.send(value, None).await
+    }
+
+    /// Waits until nobody reads stdout any more. Of a file nobody ever learns that.
+    pub(crate) async fn closed(&self) {
+        let mut gone = self.gone.clone();
+        if gone.wait_for(|gone| *gone).await.is_err() {
+            // The thread that looks could not.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Writes one object as one line and runs `flushed` once the line has left the process.
     pub(crate) async fn line_then(
         &self,
-        value: &Value,
+        value: &impl Serialize,
         flushed: impl FnOnce() + Send + 'static,
     ) -> Result<(), OutputClosed> {
         self.send(value, Some(Box::new(flushed))).await
@@ -64,8 +79,11 @@ impl Output {
         self.lines.send(nothing).await.map_err(|_| OutputClosed)
     }
 
-    async fn send(&self, value: &Value, flushed: Option<Flushed>) -> Result<(), OutputClosed> {
-        let line = Line { text: format!("{value}\n"), flushed };
+    async fn send(&self, value: &impl Serialize, flushed: Option<Flushed>) -> Result<(), OutputClosed> {
+        // What is printed has string keys and finite numbers.
+        let mut text = serde_json::to_string(value).unwrap_or_default();
+        text.push('\n');
+        let line = Line { text, flushed };
         self.lines.send(line).await.map_err(|_| OutputClosed)
     }
 }
@@ -87,6 +105,22 @@ fn was_never_open() -> bool {
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
     let mode = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).map(|flags| flags & 0o3);
     is_null && mode == Some(0o2)
+}
+
+/// Asks for nothing, so that only the end is told: no reader of the pipe, no peer of the socket.
+fn watch_stdout(gone: &watch::Sender<bool>) {
+    let stdout = std::io::stdout();
+    loop {
+        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+        match poll(&mut fds, None) {
+            Ok(_) if fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) => {
+                gone.send_replace(true);
+                return;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
 }
 
 fn write_lines(mut receiver: mpsc::Receiver<Line>) -> std::io::Result<()> {
@@ -122,17 +156,46 @@ pub(crate) fn event(name: &str, mut fields: Value) {
     let _ = std::io::stderr().lock().write_all(line.as_bytes());
 }
 
+/// Tells on stderr what is wrong with a flag; clap has said the rest.
+pub(crate) fn bad_usage(flag: &str, error: &dyn std::error::Error) {
+    event("bad_usage", json!({ "error": format!("{flag}: {}", chain(error)) }));
+}
+
 /// An error with its causes in one sentence; a cause that its parent already tells is not told again.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
+        let news = news(&text, &cause_text);
+        if !news.is_empty() {
             text.push_str(": ");
-            text.push_str(&cause_text);
+            text.push_str(&news);
         }
         source = cause.source();
     }
     text
+}
+
+/// What a cause adds to what is told. PostgreSQL's error repeats the sentence, and has its details in lines of their own.
+fn news(told: &str, cause: &str) -> String {
+    let (first, details) = cause.split_once('\n').unwrap_or((cause, ""));
+    let sentence = first.rsplit_once("ERROR: ").map_or(first, |(_, sentence)| sentence);
+    let rest = if told.contains(sentence) { details } else { cause };
+    let lines: Vec<&str> = rest.lines().filter(|line| !told.contains(line)).collect();
+    lines.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::news;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let told = "statement failed: duplicate key (23505)";
+        assert_eq!(news(told, "db error: ERROR: duplicate key\nDETAIL: id 1"), "DETAIL: id 1");
+        assert_eq!(news(told, "ERROR: duplicate key"), "");
+        assert_eq!(news("not committed", "db error: FATAL: gone\nHINT: wait"), "db error: FATAL: gone; HINT: wait");
+        assert_eq!(news(told, ""), "");
+    }
 }

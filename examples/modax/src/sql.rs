@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use modax_db_router::{ConfigError, Router};
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -43,7 +44,11 @@ pub(crate) fn router(args: &DatabaseArgs, deadline: Duration) -> Option<Router> 
             Some(router)
         }
         Err(error) => {
-            output::event("bad_usage", json!({ "error": chain(&error) }));
+            let flag = match error {
+                ConfigError::Patroni { .. } => "--patroni",
+                _ => "--url",
+            };
+            output::bad_usage(flag, &error);
             None
         }
     }
@@ -71,16 +76,17 @@ pub(crate) async fn write(args: WriteArgs, output: Output) -> Exit {
 }
 
 /// Runs `work` on up to `concurrency` lines at once; `refuse` makes the line of an input that is not run at all.
-async fn run_lines<W, F>(
+async fn run_lines<W, F, L>(
     router: &Router,
     concurrency: usize,
     output: &Output,
     work: W,
-    refuse: fn(u64, &str) -> Value,
+    refuse: fn(u64, &str) -> L,
 ) -> Exit
 where
     W: Fn(u64, Result<Vec<u8>, String>) -> F,
-    F: Future<Output = (bool, Value)> + Send + 'static,
+    F: Future<Output = (bool, L)> + Send + 'static,
+    L: Serialize + Send + Sync + 'static,
 {
     let Ok(mut interrupt) = Interrupt::listen() else { return Exit::Failed };
     let mut lines = input::lines();
@@ -123,6 +129,8 @@ where
                     }
                 }
             }
+            // What still runs is cut off: nobody can be told of it.
+            () = output.closed() => return Exit::Failed,
             () = at(end) => return Exit::Failed,
         }
     }

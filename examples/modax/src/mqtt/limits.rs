@@ -9,10 +9,10 @@ use modax_mqtt_failover::{Queue, WhenFull};
 #[derive(Debug, Args)]
 pub(crate) struct Limits {
     /// Messages that may wait or be on their way.
-    #[arg(long, default_value = "10000", value_name = "N")]
+    #[arg(long, default_value = "10000", value_name = "N", allow_hyphen_values = true)]
     queue_max_messages: NonZeroUsize,
     /// Bytes of topics, payloads and bookkeeping that may wait or be on their way.
-    #[arg(long, default_value = "67108864", value_name = "BYTES")]
+    #[arg(long, default_value = "67108864", value_name = "BYTES", allow_hyphen_values = true)]
     queue_max_bytes: NonZeroUsize,
     /// What happens to a line when the queue is full.
     #[arg(long, value_enum, default_value_t = Full::Wait)]

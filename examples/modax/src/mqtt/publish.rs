@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::line;
+use super::{event, line};
 use super::outcome::{describe, put_payload};
 use super::{GOODBYE, builder, damage, start};
 use crate::Exit;
@@ -45,6 +45,7 @@ pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
         Ok(client) => client,
         Err(exit) => return exit,
     };
+    tokio::spawn(event::print(client.events()));
     let Ok(mut interrupt) = Interrupt::listen() else { return Exit::Failed };
     let mut run = Run {
         args,

@@ -10,10 +10,10 @@ use tokio::time::timeout;
 
 use super::once::once;
 use super::outcome::{put_payload, put_properties};
-use super::{GOODBYE, builder, level, qos, start};
+use super::{GOODBYE, builder, event, level, qos, start};
 use crate::Exit;
 use crate::args::SubArgs;
-use crate::output::{self, Output, chain};
+use crate::output::{self, Output};
 use crate::signal::Interrupt;
 
 /// Prints messages until `--count` is reached or a signal comes.
@@ -23,19 +23,23 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
         Err(exit) => return exit,
     };
     let Ok(mut interrupt) = Interrupt::listen() else { return Exit::Failed };
+    let events = client.events();
     let mut subscription = match client.subscribe(&args.filter, qos(args.qos)).await {
         Ok(subscription) => subscription,
         Err(error) => {
-            output::event("bad_usage", json!({ "error": chain(&error) }));
+            output::bad_usage("--filter", &error);
             return Exit::Usage;
         }
     };
+    tokio::spawn(event::print(events));
     let mut dedup = args.dedup.map(|fields| once(fields, args.dedup_window));
     let mut received = 0;
     let last_flushed = Arc::new(Notify::new());
     let exit = loop {
         let item = tokio::select! {
             item = subscription.next() => item,
+            // The message that would find it out may never come.
+            () = output.closed() => break Exit::Failed,
             () = interrupt.wait() => break if args.count.is_none() { Exit::Done } else { Exit::Failed },
         };
         match item {

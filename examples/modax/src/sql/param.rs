@@ -13,7 +13,7 @@ use tokio_postgres::types::{Format, IsNull, Kind, ToSql, Type, to_sql_checked};
 
 /// One line of stdin.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "an object with \"sql\" and \"params\"")]
 pub(crate) struct Statement {
     /// The text, with `$1`… for the parameters.
     pub(crate) sql: String,
@@ -25,8 +25,17 @@ pub(crate) struct Statement {
 impl Statement {
     /// Reads one line.
     pub(crate) fn parse(line: &[u8]) -> Result<Self, String> {
-        let statement: Self =
-            serde_json::from_slice(line).map_err(|error| format!("not a {{\"sql\",\"params\"}} line: {error}"))?;
+        let broken = |why: &str| format!("not a {{\"sql\",\"params\"}} line: {why}");
+        match line.trim_ascii_start().first() {
+            None => return Err(broken("it is empty")),
+            // A JSON array would do as an object without names.
+            Some(b'[') => return Err(broken("it is a JSON array")),
+            Some(_) => {}
+        }
+        let statement: Self = serde_json::from_slice(line).map_err(|error| broken(&error.to_string()))?;
+        if statement.sql.contains('\0') {
+            return Err("the SQL text holds the character U+0000, which PostgreSQL cannot read".to_owned());
+        }
         match transaction_command(&statement.sql) {
             Some(command) => Err(format!(
                 "{command} is not run: each line is a transaction of its own, begun and ended by this command"
@@ -147,7 +156,9 @@ fn array(value: &RawValue, member: &Type) -> Result<String, Failure> {
             _ => text(value, member)?.map_or_else(|| "NULL".to_owned(), |text| quoted(&text)),
         });
     }
-    Ok(format!("{{{}}}", shown.join(",")))
+    // The one type that has another sign between its values: its own hold commas.
+    let between = if *member == Type::BOX { ";" } else { "," };
+    Ok(format!("{{{}}}", shown.join(between)))
 }
 
 fn quoted(text: &str) -> String {
@@ -194,6 +205,8 @@ mod tests {
             array("[[1], {\"a\": \"b\"}, \"s\"]", Type::JSONB_ARRAY),
             Ok(r#"{"[1]","{\"a\": \"b\"}","\"s\""}"#.into())
         );
+        let boxes = "[\"(1,1),(0,0)\", \"(2,2),(1,1)\"]";
+        assert_eq!(array(boxes, Type::BOX_ARRAY), Ok(r#"{"(1,1),(0,0)";"(2,2),(1,1)"}"#.into()));
         assert!(text("[{}]", &Type::INT4_ARRAY).unwrap_err().contains("int4"));
     }
 
@@ -242,5 +255,9 @@ mod tests {
         assert!(Statement::parse(b"{\"params\":[]}").unwrap_err().contains("sql"));
         assert!(Statement::parse(b"{\"sql\":\"x\",\"parms\":[]}").unwrap_err().contains("parms"));
         assert!(Statement::parse(b"nonsense").is_err());
+        assert!(Statement::parse(b" ").unwrap_err().contains("empty"));
+        assert!(Statement::parse(b"[\"SELECT 1\",[]]").unwrap_err().contains("array"));
+        assert!(Statement::parse(b"5").unwrap_err().contains("an object with"));
+        assert!(Statement::parse(b"{\"sql\":\"SELECT '\\u0000'\"}").unwrap_err().contains("U+0000"));
     }
 }

@@ -2,32 +2,21 @@
 
 use std::sync::Arc;
 
-use modax_db_router::{ReadError, ReadPreference, Router, Rows, WriteToken};
-use serde_json::{Value, json};
-use tokio_postgres::types::Type;
+use modax_db_router::{ReadError, ReadPreference, Router, Rows};
+use serde::Serialize;
+use tokio_postgres::types::{Kind, Type};
 
 use super::param::Statement;
+use super::value::Object;
 use super::{close, router, run_lines, value};
 use crate::Exit;
 use crate::args::{Preference, ReadArgs};
-use crate::output::{self, Output, chain};
-
-struct ReadOptions {
-    args: ReadArgs,
-    token: Option<WriteToken>,
-}
+use crate::output::{Output, chain};
 
 /// Runs each line of stdin as one query.
 pub(crate) async fn read(args: ReadArgs, output: Output) -> Exit {
-    let token = match args.at_least.as_deref().map(str::parse::<WriteToken>).transpose() {
-        Ok(token) => token,
-        Err(error) => {
-            output::event("bad_usage", json!({ "error": format!("--at-least: {}", chain(&error)) }));
-            return Exit::Usage;
-        }
-    };
     let Some(router) = router(&args.database, args.deadline) else { return Exit::Usage };
-    let options = Arc::new(ReadOptions { args, token });
+    let options = Arc::new(args);
     let work = {
         let router = router.clone();
         move |seq, bytes: Result<Vec<u8>, String>| {
@@ -40,11 +29,22 @@ pub(crate) async fn read(args: ReadArgs, output: Output) -> Exit {
     exit
 }
 
-fn not_read(seq: u64, error: &str) -> Value {
-    json!({ "seq": seq, "node": null, "rows": [], "staleness_ms": null, "error": error })
+/// One line of output.
+#[derive(Serialize)]
+struct Answer {
+    seq: u64,
+    node: Option<String>,
+    rows: Vec<Object>,
+    staleness_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
-async fn read_line(router: &Router, options: &ReadOptions, seq: u64, bytes: Result<Vec<u8>, String>) -> (bool, Value) {
+fn not_read(seq: u64, error: &str) -> Answer {
+    Answer { seq, node: None, rows: Vec::new(), staleness_ms: None, error: Some(error.to_owned()) }
+}
+
+async fn read_line(router: &Router, options: &ReadArgs, seq: u64, bytes: Result<Vec<u8>, String>) -> (bool, Answer) {
     let read = async {
         let statement = Statement::parse(&bytes?)?;
         rows(router, options, &statement).await
@@ -52,14 +52,14 @@ async fn read_line(router: &Router, options: &ReadOptions, seq: u64, bytes: Resu
     match read.await {
         Ok((rows, values)) => {
             let staleness_ms = rows.staleness.map(|age| age.as_secs_f64() * 1e3);
-            let node = rows.node.to_string();
-            (true, json!({ "seq": seq, "node": node, "rows": values, "staleness_ms": staleness_ms }))
+            let node = Some(rows.node.to_string());
+            (true, Answer { seq, node, rows: values, staleness_ms, error: None })
         }
         Err(error) => (false, not_read(seq, &error)),
     }
 }
 
-async fn rows(router: &Router, options: &ReadOptions, statement: &Statement) -> Result<(Rows, Vec<Value>), String> {
+async fn rows(router: &Router, options: &ReadArgs, statement: &Statement) -> Result<(Rows, Vec<Object>), String> {
     let mut rows = query(router, options, statement, &statement.sql).await.map_err(|error| chain(&error))?;
     let Some(first) = rows.rows.first() else { return Ok((rows, Vec::new())) };
     let names: Vec<String> = first.columns().iter().map(|column| column.name().to_owned()).collect();
@@ -82,17 +82,17 @@ async fn rows(router: &Router, options: &ReadOptions, statement: &Statement) -> 
     Ok((rows, values))
 }
 
-async fn query(router: &Router, options: &ReadOptions, statement: &Statement, sql: &str) -> Result<Rows, ReadError> {
-    let preference = match options.args.preference {
+async fn query(router: &Router, options: &ReadArgs, statement: &Statement, sql: &str) -> Result<Rows, ReadError> {
+    let preference = match options.preference {
         Preference::Primary => ReadPreference::Primary,
         Preference::PreferReplica => ReadPreference::PreferReplica,
         Preference::Replica => ReadPreference::Replica,
     };
-    let mut read = router.read(preference).deadline(options.args.deadline);
-    if let Some(bound) = options.args.max_staleness {
+    let mut read = router.read(preference).deadline(options.deadline);
+    if let Some(bound) = options.max_staleness {
         read = read.max_staleness(bound);
     }
-    if let Some(token) = &options.token {
+    if let Some(token) = &options.at_least {
         read = read.at_least(token);
     }
     read.query(sql, &statement.params()).await
@@ -106,8 +106,11 @@ fn twice(names: &[String]) -> Option<&String> {
 /// The same query with the server's own text for each column of a type that is not known here: the driver asks for the
 /// binary form of everything.
 fn as_text(sql: &str, types: &[Type]) -> String {
-    let column =
-        |(index, ty): (usize, &Type)| if value::is_known(ty) { format!("c{index}") } else { format!("c{index}::text") };
+    let column = |(index, ty): (usize, &Type)| match ty.kind() {
+        _ if value::is_known(ty) => format!("c{index}"),
+        Kind::Array(_) => format!("c{index}::text[]"),
+        _ => format!("c{index}::text"),
+    };
     let columns: Vec<String> = types.iter().enumerate().map(column).collect();
     let names: Vec<String> = (0..types.len()).map(|index| format!("c{index}")).collect();
     let sql = sql.trim_end_matches(|c: char| c.is_ascii_whitespace() || c == ';');
@@ -120,8 +123,11 @@ mod tests {
 
     #[test]
     fn only_columns_of_unknown_types_are_asked_for_as_text() {
-        let sql = as_text("SELECT 1, '(1,2)'::point -- here\n;", &[Type::INT4, Type::POINT]);
-        assert_eq!(sql, "SELECT c0, c1::text FROM (\nSELECT 1, '(1,2)'::point -- here\n) AS t (c0, c1)");
+        let sql = as_text("SELECT 1, '(1,2)'::point -- here\n;", &[Type::INT4, Type::POINT, Type::POINT_ARRAY]);
+        assert_eq!(
+            sql,
+            "SELECT c0, c1::text, c2::text[] FROM (\nSELECT 1, '(1,2)'::point -- here\n) AS t (c0, c1, c2)"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use modax_db_router::{Events, Router, Topology};
+use modax_db_router::{Events, NodeId, Router, Topology};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -23,6 +23,7 @@ pub(crate) async fn topology(args: TopologyArgs, output: Output) -> Exit {
     let Ok(mut interrupt) = Interrupt::listen() else { return Exit::Failed };
     let exit = tokio::select! {
         exit = look(&router, args.watch, &output) => exit,
+        () = output.closed() => Exit::Failed,
         () = interrupt.wait() => if args.watch { Exit::Done } else { Exit::Failed },
     };
     close(&router).await;
@@ -37,7 +38,7 @@ async fn look(router: &Router, watch: bool, output: &Output) -> Exit {
         let complete = topology.primary().is_some() || Instant::now() >= deadline;
         let shape = shape(&topology);
         if (complete || printed.is_some()) && printed.as_ref() != Some(&shape) {
-            if output.line(&describe(&topology)).await.is_err() {
+            if output.line(&describe(&topology, &router.probe_failures())).await.is_err() {
                 return Exit::Failed;
             }
             printed = Some(shape);
@@ -49,7 +50,8 @@ async fn look(router: &Router, watch: bool, output: &Output) -> Exit {
     }
 }
 
-fn describe(topology: &Topology) -> Value {
+fn describe(topology: &Topology, failures: &[(NodeId, String)]) -> Value {
+    let failure = |id: &NodeId| failures.iter().find(|(of, _)| of == id).map(|(_, why)| why);
     let nodes: Vec<Value> = topology
         .nodes()
         .iter()
@@ -61,6 +63,7 @@ fn describe(topology: &Topology) -> Value {
                 "lag_bytes": node.lag_bytes,
                 "lag_ms": node.lag.map(|lag| lag.as_secs_f64() * 1e3),
                 "state": lower(&node.state),
+                "error": failure(&node.id),
             })
         })
         .collect();
@@ -69,7 +72,7 @@ fn describe(topology: &Topology) -> Value {
 
 /// What counts as a change: the lag moves all the time and does not.
 fn shape(topology: &Topology) -> Value {
-    let mut shape = describe(topology);
+    let mut shape = describe(topology, &[]);
     if let Some(nodes) = shape["nodes"].as_array_mut() {
         for node in nodes {
             node["lag_bytes"] = Value::Null;

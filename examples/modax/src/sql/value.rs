@@ -1,12 +1,16 @@
-//! Rows as JSON: numbers, booleans, null and json as themselves, everything else as PostgreSQL would print it.
+//! Rows as JSON: numbers, booleans, null and json as themselves, everything else as PostgreSQL would print it, times in
+//! the form of RFC 3339.
 //!
 //! A `numeric` is always a string, with every digit it has: a JSON number would lose some in most readers. So are NaN and
-//! the infinities of a float. A type that is not listed here is asked of the server as text; see [`is_known`].
+//! the infinities of a float. What is json in the database is passed on letter for letter, with every digit and every
+//! repeated key. A type that is not listed here is asked of the server as text; see [`is_known`].
 
 use std::error::Error;
 use std::fmt::Write as _;
 
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::json;
+use serde_json::value::{RawValue, Value, to_raw_value};
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Kind, Type};
 
@@ -14,14 +18,19 @@ use tokio_postgres::types::{FromSql, Kind, Type};
 const EPOCH_2000_MICROS: i128 = 946_684_800_000_000;
 const DAY_MICROS: i128 = 86_400_000_000;
 
-/// One row as `{column: value}`.
-pub(crate) fn row(names: &[String], row: &Row) -> Result<Value, tokio_postgres::Error> {
-    let mut object = Map::new();
-    for (index, name) in names.iter().enumerate() {
-        let value: Option<Cell> = row.try_get(index)?;
-        object.insert(name.clone(), value.map_or(Value::Null, |cell| cell.0));
+/// One row as `{column: value}`, in the order of the columns.
+pub(crate) struct Object(Vec<(String, Option<Cell>)>);
+
+impl Serialize for Object {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
-    Ok(Value::Object(object))
+}
+
+/// Reads one row.
+pub(crate) fn row(names: &[String], row: &Row) -> Result<Object, tokio_postgres::Error> {
+    let cell = |(index, name): (usize, &String)| Ok((name.clone(), row.try_get(index)?));
+    names.iter().enumerate().map(cell).collect::<Result<_, _>>().map(Object)
 }
 
 /// Whether the binary form of that type is understood here.
@@ -57,7 +66,8 @@ pub(crate) fn is_known(ty: &Type) -> bool {
     }
 }
 
-struct Cell(Value);
+#[derive(Serialize)]
+struct Cell(Box<RawValue>);
 
 impl<'a> FromSql<'a> for Cell {
     fn from_sql(ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
@@ -69,7 +79,8 @@ impl<'a> FromSql<'a> for Cell {
     }
 }
 
-type Decoded = Result<Value, Box<dyn Error + Sync + Send>>;
+type Failure = Box<dyn Error + Sync + Send>;
+type Decoded = Result<Box<RawValue>, Failure>;
 
 fn decode(ty: &Type, raw: &[u8]) -> Decoded {
     match ty.kind() {
@@ -77,6 +88,19 @@ fn decode(ty: &Type, raw: &[u8]) -> Decoded {
         Kind::Domain(base) => return decode(base, raw),
         _ => {}
     }
+    match *ty {
+        Type::JSON => verbatim(raw),
+        Type::JSONB => verbatim(raw.get(1..).unwrap_or_default()),
+        _ => Ok(to_raw_value(&scalar(ty, raw)?)?),
+    }
+}
+
+/// Line ends can only stand between its tokens.
+fn verbatim(json: &[u8]) -> Decoded {
+    Ok(RawValue::from_string(std::str::from_utf8(json)?.replace(['\n', '\r'], " "))?)
+}
+
+fn scalar(ty: &Type, raw: &[u8]) -> Result<Value, Failure> {
     Ok(match *ty {
         Type::BOOL => json!(bool::from_sql(ty, raw)?),
         Type::INT2 => json!(i16::from_sql(ty, raw)?),
@@ -87,8 +111,6 @@ fn decode(ty: &Type, raw: &[u8]) -> Decoded {
         Type::FLOAT4 => float(f64::from(f32::from_sql(ty, raw)?), &f32::from_sql(ty, raw)?.to_string()),
         Type::FLOAT8 => float(f64::from_sql(ty, raw)?, &f64::from_sql(ty, raw)?.to_string()),
         Type::NUMERIC => json!(numeric(raw)?),
-        Type::JSON => serde_json::from_slice(raw)?,
-        Type::JSONB => serde_json::from_slice(raw.get(1..).unwrap_or_default())?,
         Type::UUID => json!(uuid::Uuid::from_sql(ty, raw)?.to_string()),
         Type::BYTEA => json!(hex(raw)),
         Type::TIMESTAMP => json!(timestamp(i64::from_be_bytes(raw.try_into()?), "")),
@@ -129,7 +151,7 @@ fn float_name(value: f64) -> &'static str {
 }
 
 /// numeric: base-10000 digits, weight of the first, sign, decimals to show.
-fn numeric(raw: &[u8]) -> Result<String, Box<dyn Error + Sync + Send>> {
+fn numeric(raw: &[u8]) -> Result<String, Failure> {
     let words: Vec<u16> = raw.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).collect();
     let [count, weight, sign, scale, digits @ ..] = words.as_slice() else {
         return Err("numeric value is too short".into());
@@ -169,13 +191,13 @@ fn numeric(raw: &[u8]) -> Result<String, Box<dyn Error + Sync + Send>> {
 }
 
 fn array(member: &Type, raw: &[u8]) -> Decoded {
-    let word = |at: usize| -> Result<i32, Box<dyn Error + Sync + Send>> {
+    let word = |at: usize| -> Result<i32, Failure> {
         let bytes = raw.get(at..at + 4).ok_or("array value is too short")?;
         Ok(i32::from_be_bytes(bytes.try_into()?))
     };
     let dimensions = usize::try_from(word(0)?)?;
     if dimensions == 0 {
-        return Ok(json!([]));
+        return Ok(to_raw_value(&json!([]))?);
     }
     let mut lengths = Vec::new();
     for dimension in 0..dimensions {
@@ -187,16 +209,16 @@ fn array(member: &Type, raw: &[u8]) -> Decoded {
         let length = word(at)?;
         at += 4;
         let Ok(length) = usize::try_from(length) else {
-            flat.push(Value::Null);
+            flat.push(to_raw_value(&Value::Null)?);
             continue;
         };
         flat.push(decode(member, raw.get(at..at + length).ok_or("array value is too short")?)?);
         at += length;
     }
     for length in lengths.iter().skip(1).rev() {
-        flat = flat.chunks((*length).max(1)).map(|chunk| json!(chunk)).collect();
+        flat = flat.chunks((*length).max(1)).map(to_raw_value).collect::<Result<_, _>>()?;
     }
-    Ok(Value::Array(flat))
+    Ok(to_raw_value(&flat)?)
 }
 
 fn hex(raw: &[u8]) -> String {
@@ -206,8 +228,9 @@ fn hex(raw: &[u8]) -> String {
     })
 }
 
-/// Whole days from 1970 as year-month-day (Gregorian, by the days of a 400-year cycle that starts in March).
-fn date_from_days(days: i128) -> String {
+/// Whole days from 1970 as year-month-day (Gregorian, by the days of a 400-year cycle that starts in March), and what
+/// stands behind it all in the years before the first.
+fn date_from_days(days: i128) -> (String, &'static str) {
     let shifted = days + 719_468;
     let cycle = shifted.div_euclid(146_097);
     let day = shifted.rem_euclid(146_097);
@@ -217,14 +240,18 @@ fn date_from_days(days: i128) -> String {
     let day_of_month = day_of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_cycle + cycle * 400 + i128::from(month <= 2);
-    format!("{year:04}-{month:02}-{day_of_month:02}")
+    let (year, era) = if year > 0 { (year, "") } else { (1 - year, " BC") };
+    (format!("{year:04}-{month:02}-{day_of_month:02}"), era)
 }
 
 fn date(days: i32) -> String {
     match days {
         i32::MAX => "infinity".to_owned(),
         i32::MIN => "-infinity".to_owned(),
-        _ => date_from_days(i128::from(days) + EPOCH_2000_MICROS / DAY_MICROS),
+        _ => {
+            let (day, era) = date_from_days(i128::from(days) + EPOCH_2000_MICROS / DAY_MICROS);
+            format!("{day}{era}")
+        }
     }
 }
 
@@ -234,8 +261,8 @@ fn timestamp(micros: i64, zone: &str) -> String {
         i64::MIN => "-infinity".to_owned(),
         _ => {
             let since_1970 = i128::from(micros) + EPOCH_2000_MICROS;
-            let day = date_from_days(since_1970.div_euclid(DAY_MICROS));
-            format!("{day}T{}{zone}", time_of_day(since_1970.rem_euclid(DAY_MICROS)))
+            let (day, era) = date_from_days(since_1970.div_euclid(DAY_MICROS));
+            format!("{day}T{}{zone}{era}", time_of_day(since_1970.rem_euclid(DAY_MICROS)))
         }
     }
 }
@@ -246,22 +273,29 @@ fn time_of_day(micros: i128) -> String {
     if fraction == 0 { text } else { format!("{text}.{fraction:06}").trim_end_matches('0').to_owned() }
 }
 
-fn interval(raw: &[u8]) -> Result<String, Box<dyn Error + Sync + Send>> {
-    if raw.len() != 16 {
-        return Err("interval value has the wrong length".into());
-    }
-    let micros = i128::from(i64::from_be_bytes(raw[..8].try_into()?));
+/// As PostgreSQL's own style has it: `1 year 2 mons -3 days +04:05:06`.
+fn interval(raw: &[u8]) -> Result<String, Failure> {
+    let [time @ .., _, _, _, _, _, _, _, _] = raw else { return Err("interval value is too short".into()) };
+    let micros = i128::from(i64::from_be_bytes(time.try_into()?));
     let days = i32::from_be_bytes(raw[8..12].try_into()?);
     let months = i32::from_be_bytes(raw[12..].try_into()?);
-    let mut parts = Vec::new();
-    if months != 0 {
-        parts.push(format!("{months} mons"));
-    }
-    if days != 0 {
-        parts.push(format!("{days} days"));
+    let mut parts: Vec<String> = Vec::new();
+    // A sign is told where it differs from what stands before it.
+    let mut is_negative = false;
+    for (count, unit) in [(months / 12, "year"), (months % 12, "mon"), (days, "day")] {
+        if count != 0 {
+            let sign = if is_negative && count > 0 { "+" } else { "" };
+            let plural = if count == 1 { "" } else { "s" };
+            parts.push(format!("{sign}{count} {unit}{plural}"));
+            is_negative = count < 0;
+        }
     }
     if micros != 0 || parts.is_empty() {
-        let sign = if micros < 0 { "-" } else { "" };
+        let sign = match (micros < 0, is_negative) {
+            (true, _) => "-",
+            (false, true) => "+",
+            (false, false) => "",
+        };
         parts.push(format!("{sign}{}", time_of_day(micros.abs())));
     }
     Ok(parts.join(" "))
@@ -281,6 +315,10 @@ fn address(raw: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn decode(ty: &Type, raw: &[u8]) -> Result<Value, Failure> {
+        Ok(serde_json::from_str(super::decode(ty, raw)?.get())?)
+    }
 
     fn number(weight: i16, sign: u16, scale: u16, digits: &[u16]) -> Value {
         let mut raw = Vec::new();
@@ -312,6 +350,29 @@ mod tests {
         assert_eq!(date(-10_957), "1970-01-01");
         assert_eq!(date(59), "2000-02-29");
         assert_eq!(timestamp(i64::MAX, "Z"), "infinity");
+        assert_eq!(date(-2_451_507), "4713-01-01 BC");
+        assert_eq!(timestamp(-63_113_904_000_000_001, "Z"), "0001-12-31T23:59:59.999999Z BC");
+    }
+
+    #[test]
+    fn an_interval_is_told_as_the_server_tells_it() {
+        let told = |months: i32, days: i32, micros: i64| {
+            let raw = [&micros.to_be_bytes()[..], &days.to_be_bytes(), &months.to_be_bytes()].concat();
+            interval(&raw).unwrap()
+        };
+        assert_eq!(told(14, -3, 14_706_789_000), "1 year 2 mons -3 days +04:05:06.789");
+        assert_eq!(told(-1, 2, -500_000), "-1 mons +2 days -00:00:00.5");
+        assert_eq!(told(0, 1, 0), "1 day");
+        assert_eq!(told(-25, 0, 0), "-2 years -1 mons");
+        assert_eq!(told(0, 0, 0), "00:00:00");
+        assert!(interval(&[0; 7]).is_err() && interval(&[0; 17]).is_err());
+    }
+
+    #[test]
+    fn json_is_passed_on_letter_for_letter() {
+        let json = "{\"a\": 1.10, \"a\": 12345678901234567890123,\n\"b\": 1e400, \"c\": \"\\ud800\"}";
+        let told = super::decode(&Type::JSON, json.as_bytes()).unwrap();
+        assert_eq!(told.get(), json.replace('\n', " "));
     }
 
     #[test]
