@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser as Text;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use modax_db_router::WriteToken;
 
@@ -19,6 +18,8 @@ use crate::mqtt::limits::Limits;
     name = "modax",
     version,
     about,
+    // A missing command is bad usage like any other: one line.
+    arg_required_else_help = false,
     after_help = "\
 Results are JSON lines on stdout, one object a line; diagnostics and events are JSON lines on stderr.
 Exit code: 0 when every line was acknowledged or committed, 2 on bad usage, 1 otherwise."
@@ -182,6 +183,7 @@ pub(crate) struct SubArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(arg_required_else_help = false)]
 pub(crate) struct QueueArgs {
     #[command(subcommand)]
     pub(crate) action: QueueAction,
@@ -276,6 +278,7 @@ pub(crate) struct TopologyArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(arg_required_else_help = false)]
 pub(crate) struct OutboxArgs {
     #[command(subcommand)]
     pub(crate) action: OutboxAction,
@@ -334,22 +337,12 @@ pub(crate) struct DemoArgs {
     #[arg(long, default_value = "target/demo", value_name = "DIR")]
     pub(crate) out: PathBuf,
     /// Run only these scenarios (numbers from 1, in the order of the table).
-    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = clap::value_parser!(u8).range(1..=6))]
+    #[arg(long, value_delimiter = ',', value_name = "N,…", allow_hyphen_values = true, value_parser = clap::value_parser!(u8).range(1..=6))]
     pub(crate) only: Vec<u8>,
 }
 
 /// One sentence for what is wrong with the command line; it names the flag.
 pub(crate) fn explain(error: &clap::Error) -> String {
-    if matches!(
-        error.kind(),
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
-    ) {
-        let names = match error.get(ContextKind::ValidSubcommand) {
-            Some(ContextValue::Strings(names)) => format!(": {}", names.join(", ")),
-            _ => String::new(),
-        };
-        return format!("a command is missing{names}; --help tells more");
-    }
     let text = error.to_string();
     let lines: Vec<&str> = text
         .lines()

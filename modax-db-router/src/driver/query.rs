@@ -189,12 +189,7 @@ impl Shared {
     }
 
     /// Asks one server. `Ok(None)`: it did not answer, another one may.
-    async fn ask(
-        &self,
-        node: usize,
-        question: &Question<'_>,
-        met: &mut Met,
-    ) -> Result<Option<Rows>, ReadError> {
+    async fn ask(&self, node: usize, question: &Question<'_>, met: &mut Met) -> Result<Option<Rows>, ReadError> {
         let Some(server) = self.servers.get(node) else { return Ok(None) };
         for attempt in 1..=2 {
             let answer = self.ask_once(node, question).await;

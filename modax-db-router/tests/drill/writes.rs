@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use modax_db_router::policy::retry::BROKEN_ATTEMPTS;
-use modax_db_router::{
-    Durability, ReadError, ReadPreference, Router, Tx, WriteError, WritesClosed, tokio_postgres,
-};
+use modax_db_router::{Durability, ReadError, ReadPreference, Router, Tx, WriteError, WritesClosed, tokio_postgres};
 use modax_testbed::servers::postgres::PostgresOptions;
 use modax_testbed::{Ground, wait};
 

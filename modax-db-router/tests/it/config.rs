@@ -39,7 +39,8 @@ fn a_wish_for_tls_is_refused_by_name() {
 fn what_cannot_be_routed_is_named() {
     assert!(matches!(refused("postgresql://"), ConfigError::NoHost));
     assert!(matches!(refused("postgresql://a@127.0.0.1:1,127.0.0.1:1/x"), ConfigError::Duplicate { .. }));
-    for (url, named) in [("nonsense", "postgresql://"), ("http://h", "postgresql://"), ("postgresql://h:0/d", "port 0")] {
+    for (url, named) in [("nonsense", "postgresql://"), ("http://h", "postgresql://"), ("postgresql://h:0/d", "port 0")]
+    {
         let refused = refused(url);
         assert!(matches!(refused, ConfigError::Url { .. }) && refused.to_string().contains(named), "{refused}");
     }

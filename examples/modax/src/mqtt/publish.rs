@@ -17,9 +17,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::{event, line};
 use super::outcome::{describe, put_payload};
-use super::{GOODBYE, builder, damage, start};
+use super::{GOODBYE, builder, damage, event, line, start};
 use crate::Exit;
 use crate::args::PubArgs;
 use crate::input;

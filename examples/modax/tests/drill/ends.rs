@@ -71,3 +71,40 @@ async fn the_outbox_without_a_database_says_what_it_waits_for() {
     assert_eq!(running.end().await, (vec![], 1));
     ground.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_waits_ends_once_nobody_reads_it_any_more() {
+    let ground = Ground::start().await.unwrap();
+    let broker = format!("mqtt://127.0.0.1:{}", ground.port());
+    let database = format!("postgresql://modax@127.0.0.1:{}/modax", ground.port());
+    let subscribe = ["sub", "--brokers", &broker, "--client-id", "ends", "--filter", "#"];
+    let relay = ["outbox", "relay", "--url", &database, "--brokers", &broker];
+    for args in [
+        &subscribe[..],
+        &["topology", "--url", &database, "--watch"],
+        &["write", "--url", &database],
+        &["read", "--url", &database],
+        &relay,
+    ] {
+        // Its input stays open, and nothing that it could print ever comes.
+        assert_eq!(Running::start(args).end_unread().await, 1, "{args:?}");
+    }
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_without_a_database_says_so_and_ends_when_it_is_told_to() {
+    let ground = Ground::start().await.unwrap();
+    let database = format!("postgresql://modax@127.0.0.1:{}/modax", ground.port());
+    let broker = format!("mqtt://127.0.0.1:{}", ground.port());
+    let relay = ["outbox", "relay", "--url", &database, "--brokers", &broker, "--deadline", "200ms"];
+
+    let running = Running::start(&relay);
+
+    assert_eq!(running.event("connecting").await["deadline_ms"], 200.0);
+    let failed = running.event("database_failed").await;
+    assert!(failed["error"].as_str().unwrap().contains("Connection refused"), "{failed}");
+    running.signal(Signal::TERM);
+    assert_eq!(running.rest().await, (vec![], 0));
+    ground.stop().await;
+}

@@ -81,13 +81,28 @@ impl Running {
     }
 
     /// The same, with the input left open.
-    pub(crate) async fn rest(mut self) -> (Vec<Value>, i32) {
+    pub(crate) async fn rest(self) -> (Vec<Value>, i32) {
+        let (rest, code) = self.rest_text().await;
+        (rest.iter().map(|line| serde_json::from_str(line).expect("a JSON line")).collect(), code)
+    }
+
+    /// The same, as it was printed.
+    pub(crate) async fn rest_text(mut self) -> (Vec<String>, i32) {
         let mut rest = Vec::new();
         while let Some(line) = timeout(PATIENCE, self.lines.next_line()).await.expect("an end in time").expect("text") {
-            rest.push(serde_json::from_str(&line).expect("a JSON line"));
+            rest.push(line);
         }
         let status = timeout(PATIENCE, self.child.wait()).await.expect("an end in time").expect("a status");
         (rest, status.code().expect("an exit code"))
+    }
+
+    /// Closes the reading end of its stdout, and waits for its end.
+    pub(crate) async fn end_unread(self) -> i32 {
+        let Self { mut child, stdin, lines, .. } = self;
+        drop(lines);
+        let status = timeout(PATIENCE, child.wait()).await.expect("an end in time").expect("a status");
+        drop(stdin);
+        status.code().expect("an exit code")
     }
 
     /// Kills it; the lines it had written before.

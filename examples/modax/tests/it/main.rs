@@ -1,5 +1,8 @@
 //! The command line without any server: usage, input that is broken, brokers and databases that are not there.
 
+#[path = "usage.rs"]
+mod usage;
+
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 
@@ -24,42 +27,6 @@ fn lines(bytes: &[u8]) -> Vec<Value> {
 }
 
 const NOBODY: &str = "mqtt://127.0.0.1:9";
-
-#[test]
-fn bad_usage_exits_2_with_one_line_that_names_the_flag() {
-    let publish = ["pub", "--brokers", NOBODY, "--client-id", "c"];
-    let with = |more: &[&'static str]| -> Vec<&'static str> { publish.iter().chain(more).copied().collect() };
-    let cases: Vec<(Vec<&str>, &str)> = vec![
-        (with(&["--fsync-every", "5ms"]), "--queue"),
-        (with(&["--when-full", "panic"]), "--when-full"),
-        (with(&["--queue-max-messages", "0"]), "--queue-max-messages"),
-        (with(&["--tls-ca", "x"]), "mqtts://"),
-        (with(&["--tls-key", "x"]), "--tls-cert"),
-        (vec!["pub", "--brokers", "mqtts://h", "--client-id", "c", "--tls-ca", "/absent.pem"], "/absent.pem"),
-        (with(&["--standby", "warm"]), "--standby"),
-        (with(&["--dedup", "x"]), "--dedup"),
-        (with(&["--stamp"]), "--stamp"),
-        (with(&["--selection", "nearest"]), "--selection"),
-        (with(&["--qos", "3"]), "--qos"),
-        (vec!["queue", "salvage"], "<DIR>"),
-        (with(&["--max-wait", "30"]), "--max-wait"),
-        (vec!["pub", "--client-id", "c"], "--brokers"),
-        (vec!["pub", "--brokers", "mqtt://", "--client-id", "c"], "broker"),
-        (vec!["read", "--url", "postgresql://a@h/d", "--preference", "nearest"], "--preference nearest"),
-        (vec!["read", "--url", "postgresql://a@h/d", "--at-least", "nonsense"], "--at-least"),
-        (vec!["write"], "--url"),
-        (vec!["outbox", "status", "--url", "postgresql://a@h/d", "--schema", "a b"], "schema"),
-    ];
-    for (args, named) in cases {
-        let output = modax(&args, b"");
-        assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(output.stdout.is_empty(), "{args:?}");
-        let told = lines(&output.stderr);
-        assert_eq!(told.len(), 1, "{args:?}: {told:?}");
-        assert_eq!(told[0]["event"], "bad_usage");
-        assert!(told[0]["error"].as_str().unwrap().contains(named), "{args:?}: {told:?}");
-    }
-}
 
 #[test]
 fn help_is_for_people() {
@@ -153,14 +120,19 @@ fn a_line_without_a_topic_is_rejected_and_the_rest_goes_on() {
 
 #[test]
 fn a_broken_line_of_sql_is_told_and_the_rest_goes_on() {
-    let input = b"nonsense\n{\"params\":[]}\n{\"sql\":\"SELECT 1\"}\n";
+    let input = b"nonsense\n{\"params\":[]}\n\n[\"SELECT 1\",[]]\n{\"sql\":\"SELECT \xff\"}\n{\"sql\":\"\\u0000\"}\n\
+        {\"sql\":\"a\",\"sql\":\"b\"}\n{\"sql\":\"a\"} b\n{\"sql\":\"SELECT 1\"}";
+    let named = ["expected", "sql", "empty", "array", "unicode", "U+0000", "duplicate", "trailing", "no"];
     for command in ["write", "read"] {
         let args = [command, "--url", "postgresql://nobody@127.0.0.1:9/none", "--deadline", "200ms"];
         let output = modax(&args, input);
         assert_eq!(output.status.code(), Some(1), "{command}");
         let told = lines(&output.stdout);
-        assert_eq!(told.len(), 3, "{command}: {told:?}");
-        assert!(told.iter().all(|line| line["error"].is_string()), "{command}: {told:?}");
+        assert_eq!(told.len(), named.len(), "{command}: {told:?}");
+        for (seq, (line, named)) in told.iter().zip(named).enumerate() {
+            assert_eq!(line["seq"], seq, "{command}");
+            assert!(line["error"].as_str().unwrap().contains(named), "{command}: {line}");
+        }
     }
 }
 
