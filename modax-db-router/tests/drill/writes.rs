@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use modax_db_router::policy::retry::BROKEN_ATTEMPTS;
+use modax_db_router::tokio_postgres::error::SqlState;
 use modax_db_router::{Durability, ReadError, ReadPreference, Router, Tx, WriteError, WritesClosed, tokio_postgres};
 use modax_testbed::servers::postgres::PostgresOptions;
 use modax_testbed::{Ground, wait};
@@ -144,10 +145,10 @@ async fn a_statement_that_ends_its_own_connection_is_given_up_and_one_that_canno
     let Err(WriteError::NotCommitted { attempts, source: Some(source) }) = router.execute(deadly, &[]).await else {
         panic!("it must not be committed");
     };
-    assert_eq!((attempts, source.code().map(|code| code.code())), (BROKEN_ATTEMPTS, Some("57P01")));
+    assert_eq!((attempts, source.code().map(SqlState::code)), (BROKEN_ATTEMPTS, Some("57P01")));
     let read = router.read(ReadPreference::Primary).query(deadly, &[]).await;
     let Err(ReadError::NoAnswer { source: Some(source), .. }) = read else { panic!("no rows can come: {read:?}") };
-    assert_eq!(source.code().map(|code| code.code()), Some("57P01"));
+    assert_eq!(source.code().map(SqlState::code), Some("57P01"));
 
     let retries = |router: &Router| (router.stats().write_retries, router.stats().read_retries);
     let before = retries(&router);
