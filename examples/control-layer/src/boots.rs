@@ -17,6 +17,7 @@
 //! | any | at the start, ± 2 s | the current boot's next, a copy, or out of order |
 //! | any | after the start, before the end − 0.5 s | late, of the current boot |
 //! | above the newest once 2^32 is added | then within 10 minutes of the start | the current boot's, wrapped |
+//! | any | 2^32 before the start of the oldest known, ± 10 minutes | that one's, from before its wrap: nobody had heard it before |
 //! | any | from the end − 0.5 s on | a new boot, once [`PATIENCE`] has passed; until then undecided |
 //!
 //! Patience, because one case cannot be told at once: the first readings of a boot, heard again through a slow path, look
@@ -137,6 +138,7 @@ impl Boots {
         if is_current && may_begin_now {
             return if sighting.patient { self.begin(implied, raw) } else { Placement::Undecided };
         }
+        let (timestamp, start) = self.wraps_at(home, raw, implied).unwrap_or((timestamp, start));
         self.learn(home, timestamp, start)
     }
 
@@ -153,6 +155,16 @@ impl Boots {
             .rev()
             .find(|index| self.known.get(*index).is_some_and(|boot| fits((*index, boot))))
             .unwrap_or(0)
+    }
+
+    /// The timestamp and implied start by the counter of the boot that a late reading is of: an older one that had wrapped, or the
+    /// oldest known, first heard after it had wrapped.
+    fn wraps_at(&self, home: usize, raw: i64, implied: i64) -> Option<(i64, i64)> {
+        let boot = self.known.get(home)?;
+        let (is_oldest, is_over) = (home == 0, home.saturating_add(1) < self.known.len());
+        let (wraps, timestamp, start) = nearest(boot, raw, implied);
+        let fits = (start - boot.earliest).abs() <= WRAP_FITS;
+        (fits && ((wraps > 0 && is_over) || (wraps == -1 && is_oldest))).then_some((timestamp, start))
     }
 
     fn learn(&mut self, index: usize, timestamp: i64, start: i64) -> Placement {
@@ -176,12 +188,10 @@ impl Boots {
 
 /// The timestamp and implied start as they are if the counter has wrapped since the boot began.
 fn unwrapped(boot: &Boot, raw: i64, implied: i64) -> (i64, i64) {
-    let wraps = (implied - boot.earliest + WRAP / 2).div_euclid(WRAP);
+    let (wraps, timestamp, start) = nearest(boot, raw, implied);
     if wraps < 1 {
         return (raw, implied);
     }
-    let (timestamp, start) =
-        (raw.saturating_add(wraps.saturating_mul(WRAP)), implied.saturating_sub(wraps.saturating_mul(WRAP)));
     let distance = (start - boot.earliest).abs();
     let moves_on = timestamp > boot.newest;
     let cannot_be_new = implied < boot.end() - CLOCKS;
@@ -189,6 +199,14 @@ fn unwrapped(boot: &Boot, raw: i64, implied: i64) -> (i64, i64) {
         return (timestamp, start);
     }
     (raw, implied)
+}
+
+/// How often the counter has wrapped since the boot began (−1: it wrapped just after this reading, and `started` is that moment),
+/// if the reading is of this boot; with the timestamp and the implied start as they are then.
+fn nearest(boot: &Boot, raw: i64, implied: i64) -> (i64, i64, i64) {
+    let wraps = (implied - boot.earliest + WRAP / 2).div_euclid(WRAP);
+    let beyond = wraps.saturating_mul(WRAP);
+    (wraps, raw.saturating_add(beyond), implied.saturating_sub(beyond))
 }
 
 #[cfg(test)]
