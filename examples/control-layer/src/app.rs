@@ -15,7 +15,6 @@ use crate::{
     buffer::{Buffer, CAPACITY},
     config::{BadSetting, Config},
     metrics::Metrics,
-    relay::Doubts,
     state::Plant,
 };
 
@@ -50,8 +49,6 @@ pub struct App {
     pub outbox: Outbox,
     /// Callers' keys.
     pub keys: IdempotencyKeys,
-    /// Commands that a broker may have although it did not say so.
-    pub doubts: Doubts,
     /// Live messages for WebSocket clients.
     pub live: broadcast::Sender<Arc<LiveMessage>>,
     /// What was counted.
@@ -91,6 +88,9 @@ impl App {
             // While a cluster elects, a connection of ours may be held for seconds: others ask which node stores again.
             builder = builder.scouting(Scouting::probing());
         }
+        if let Some(version) = config.mqtt_version {
+            builder = builder.version(version);
+        }
         if let Some((user, password)) = &config.mqtt_credentials {
             builder = builder.credentials(user, password.reveal());
         }
@@ -111,7 +111,6 @@ impl App {
             keys: IdempotencyKeys::new(outbox_schema.clone()),
             outbox_schema,
             live: broadcast::channel(LIVE_BUFFER).0,
-            doubts: Doubts::default(),
             metrics: Metrics::default(),
             router,
             mqtt,

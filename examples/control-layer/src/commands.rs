@@ -26,6 +26,7 @@ use crate::{
     analysis::enqueue,
     app::{App, unix_now},
     contract::{Command, CommandRequest, topic},
+    relay::audit::{EXPIRED, may_be_delivered},
 };
 
 /// Whoever asks gets an answer within 3 s, also while the database is away.
@@ -183,6 +184,8 @@ struct Intent {
     parameters: serde_json::Value,
     key: Option<IdempotencyKey>,
     digest: Vec<u8>,
+    /// What the field gets, but for the time of its expiry.
+    payload: serde_json::Value,
     message: Message,
     instance_id: Arc<str>,
     seconds_to_live: f64,
@@ -201,6 +204,8 @@ impl Intent {
         let parameters: BTreeMap<String, String> = request.parameters.clone().unwrap_or_default();
         let command = Command {
             timestamp: u64::try_from(unix_now().as_millis()).unwrap_or(u64::MAX),
+            // The database's clock says when. The longest number, so that what is validated here is no shorter.
+            expires_at: u64::MAX,
             command_type: request.command_type.clone(),
             parameters,
             command_id: *id.as_uuid(),
@@ -208,12 +213,12 @@ impl Intent {
         };
         // What makes two requests the same: type and parameters, in the order of their names.
         let same = serde_json::json!([command.command_type, command.parameters]).to_string();
+        let payload = serde_json::to_value(&command).map_err(|error| error.to_string())?;
         let message = Message::to(topic::CONTROL_COMMANDS)
             .id(id)
             .key(topic::CONTROL_COMMANDS)
             .header(TYPE_HEADER, &*command.command_type)
-            .json(&command)
-            .map_err(|error| error.to_string())?
+            .payload(payload.to_string())
             .expires_in(app.config.command_ttl);
         message.validate().map_err(|error| error.to_string())?;
         Ok(Self {
@@ -221,11 +226,21 @@ impl Intent {
             parameters: serde_json::json!(command.parameters),
             digest: Sha256::digest(same.as_bytes()).to_vec(),
             key,
+            payload,
             message,
             request,
             instance_id: Arc::clone(&app.instance_id),
             seconds_to_live: app.config.command_ttl.as_secs_f64(),
         })
+    }
+
+    /// The message to the field, with its expiry in Unix milliseconds.
+    fn message(&self, expires_at: i64) -> Message {
+        let mut payload = self.payload.clone();
+        if let Some(fields) = payload.as_object_mut() {
+            fields.insert("expires_at".to_owned(), expires_at.into());
+        }
+        self.message.clone().payload(payload.to_string())
     }
 }
 
@@ -249,10 +264,10 @@ async fn write(app: &App, tx: &Tx, intent: &Intent) -> Result<Done, tokio_postgr
     // Commands of all instances are published in the order of this lock.
     tx.query_typed("SELECT FROM command_order FOR UPDATE", &[]).await?;
     let inserted = tx
-        .execute_typed(
+        .query_typed(
             "INSERT INTO control_commands (command_id, command_type, parameters, status, instance_id, idempotency_key, expires_at)
              VALUES ($1, $2, $3, 'accepted', $4, $5, clock_timestamp() + make_interval(secs => $6))
-             ON CONFLICT (command_id) DO NOTHING",
+             ON CONFLICT (command_id) DO NOTHING RETURNING (extract(epoch FROM expires_at) * 1000)::bigint",
             &[
                 (intent.id.as_uuid(), Type::UUID),
                 (&intent.request.command_type, Type::TEXT),
@@ -263,11 +278,11 @@ async fn write(app: &App, tx: &Tx, intent: &Intent) -> Result<Done, tokio_postgr
             ],
         )
         .await?;
-    if inserted == 0 {
+    let Some(row) = inserted.first() else {
         // An earlier attempt was committed although nobody heard of it.
         return Ok(Done::Replay(*intent.id.as_uuid()));
-    }
-    Ok(Done::New(enqueue(app, tx, intent.message.clone()).await?))
+    };
+    Ok(Done::New(enqueue(app, tx, intent.message(row.try_get(0)?)).await?))
 }
 
 /// The answer to a repetition, if a command was taken under this key.
@@ -299,8 +314,10 @@ pub struct CommandStatus {
     pub command_id: Uuid,
     /// What.
     pub command_type: String,
-    /// `accepted`, `acknowledged`, `expired`, `blocked` or `failed`.
+    /// `accepted`, `acknowledged`, `expired` (nobody can have got it), `blocked` or `failed`.
     pub status: &'static str,
+    /// Not acknowledged, and yet a broker may have it and may still deliver it.
+    pub maybe_delivered: bool,
     /// As the audit has it: `accepted`, `executed`, `blocked` or `failed`.
     pub audit: String,
     /// Why, if not acknowledged.
@@ -323,14 +340,15 @@ pub async fn find(app: &App, command_id: Uuid) -> Result<Option<CommandStatus>, 
         .await?;
     Ok(rows.rows.first().map(|row| {
         let (audit, reason): (String, Option<String>) = (row.get(1), row.get(2));
+        let maybe_delivered = reason.as_deref().is_some_and(may_be_delivered);
         let status = match (audit.as_str(), reason.as_deref()) {
             ("executed", _) => "acknowledged",
             ("blocked", _) => "blocked",
-            ("failed", Some(reason)) if reason.starts_with("expired") => "expired",
+            ("failed", Some(EXPIRED)) => "expired",
             ("failed", _) => "failed",
             _ => "accepted",
         };
-        CommandStatus { command_id, command_type: row.get(0), status, audit, reason }
+        CommandStatus { command_id, command_type: row.get(0), status, maybe_delivered, audit, reason }
     }))
 }
 

@@ -7,7 +7,7 @@ mod tls;
 
 use std::{fmt, time::Duration};
 
-use modax_mqtt_failover::Topology;
+use modax_mqtt_failover::{Topology, Version};
 use reqwest::Url;
 
 pub use self::tls::MqttTls;
@@ -68,6 +68,8 @@ pub struct Config {
     pub mqtt_tls: MqttTls,
     /// `MQTT_TOPOLOGY`: `cluster` when the brokers share their sessions, so that a failover continues one; default `independent`.
     pub mqtt_topology: Topology,
+    /// `MQTT_VERSION`: `3.1.1` or `5`; default what the URLs of the brokers say, and 3.1.1 if they say nothing.
+    pub mqtt_version: Option<Version>,
     /// `MQTT_USERNAME` and `MQTT_PASSWORD`, for brokers whose URL has none.
     pub mqtt_credentials: Option<(String, Secret)>,
     /// `DATABASE_URL`. Required: there is no default that could be meant.
@@ -108,6 +110,7 @@ impl fmt::Debug for Config {
             .field("mqtt_brokers", &self.mqtt_brokers.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
             .field("mqtt_tls", &self.mqtt_tls)
             .field("mqtt_topology", &self.mqtt_topology)
+            .field("mqtt_version", &self.mqtt_version)
             .field("mqtt_credentials", &self.mqtt_credentials.is_some())
             .field("database_url", &self.database_url)
             .field("patroni_urls", &self.patroni_urls.iter().map(|url| without_credentials(url)).collect::<Vec<_>>())
@@ -165,6 +168,7 @@ impl Config {
             mqtt_brokers: env.brokers(&mqtt_tls)?,
             mqtt_tls,
             mqtt_topology: env.topology()?,
+            mqtt_version: env.version()?,
             mqtt_credentials: env.credentials()?,
             database_url: env.text("DATABASE_URL")?.map(Secret).ok_or_else(|| {
                 BadSetting::new("DATABASE_URL", "is required, for example postgresql://modax@db1,db2,db3/modax")
@@ -225,6 +229,15 @@ impl Env<'_> {
             Some(other) => {
                 Err(BadSetting::new("MQTT_TOPOLOGY", format!("{other:?} is neither independent nor cluster")))
             }
+        }
+    }
+
+    fn version(&self) -> Result<Option<Version>, BadSetting> {
+        match self.text("MQTT_VERSION")?.as_deref() {
+            None => Ok(None),
+            Some("3.1.1") => Ok(Some(Version::V311)),
+            Some("5") => Ok(Some(Version::V5)),
+            Some(other) => Err(BadSetting::new("MQTT_VERSION", format!("{other:?} is neither 3.1.1 nor 5"))),
         }
     }
 
@@ -312,7 +325,7 @@ impl Env<'_> {
 mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
-    use super::{BadSetting, Config};
+    use super::{BadSetting, Config, Version};
 
     const DATABASE: (&str, &str) = ("DATABASE_URL", "postgresql://modax:geheim@db1,db2/modax");
 
@@ -348,6 +361,7 @@ mod tests {
             ("MQTT_BROKER_HOST", "mqtt://a"),
             ("MQTT_BROKER_PORT", "0"),
             ("MQTT_TOPOLOGY", "ring"),
+            ("MQTT_VERSION", "4"),
             ("MQTT_PASSWORD", "x"),
             ("MQTT_CA_CERTS", "/nonexistent/ca.pem"),
             ("MQTT_CA_CERTS", "Cargo.toml"),
@@ -405,6 +419,15 @@ mod tests {
         assert_eq!(one.mqtt_brokers, ["mqtts://plant:8883"]);
         let error = read(&[("MQTT_BROKERS", "mqtt://a"), ("MQTT_CA_CERTS", "Cargo.toml")]).expect_err("plain");
         assert_eq!(error.name, "MQTT_CA_CERTS");
+    }
+
+    #[test]
+    fn the_version_of_mqtt_is_left_to_the_brokers_urls_unless_it_is_said() {
+        for (text, expected) in [("", None), ("3.1.1", Some(Version::V311)), ("5", Some(Version::V5))] {
+            assert_eq!(read(&[("MQTT_VERSION", text)]).expect(text).mqtt_version, expected);
+        }
+        let urls = read(&[("MQTT_BROKERS", "mqtt://a?version=5,mqtt://b?version=5")]).expect("a query").mqtt_brokers;
+        assert_eq!(urls, ["mqtt://a?version=5", "mqtt://b?version=5"]);
     }
 
     #[test]

@@ -127,11 +127,14 @@ impl SafetyStatus {
     }
 }
 
-/// A command as the field receives it. Old firmware ignores the last two fields.
+/// A command as the field receives it. Old firmware knows only the time, the type and the parameters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Command {
     /// Unix time, milliseconds.
     pub timestamp: u64,
+    /// Unix time in milliseconds by the database's clock, equal to the audit's: a receiver with a clock must not act from then on.
+    /// No broker can be relied on for that: one that was frozen or cut off delivers what it has whenever it comes back.
+    pub expires_at: u64,
     /// What to do.
     pub command_type: String,
     /// With what.

@@ -2,22 +2,22 @@
 //!
 //! An instance without a broker gives the lease away: another one may have one, and its view of the plant's safety is fresh.
 
+pub mod audit;
+
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use modax_db_router::{ReadPreference, tokio_postgres};
 use modax_mqtt_failover as mqtt;
 use modax_txn::{
-    BoxConnection, BoxError, Confirmation, Event, MessageId, OutgoingMessage, Relay, RetryPolicy, Sink, SinkError,
-    State,
+    BoxConnection, BoxError, Confirmation, OutgoingMessage, Relay, RetryPolicy, Sink, SinkError,
 };
 use tokio::sync::watch;
-use tokio_postgres::types::Type;
-use uuid::Uuid;
+
+use audit::{Begun, NOT_SAFE};
+pub use audit::reconcile;
 
 use crate::{
     app::App,
@@ -37,23 +37,10 @@ const STOP_DEADLINE: Duration = Duration::from_secs(3);
 const EXPIRES_IN: Duration = Duration::from_secs(60);
 /// How long a command may wait in the client for its place on the wire before it is judged again.
 const WAITS_IN_CLIENT: Duration = Duration::from_millis(500);
-/// Commands under way of which is kept whether they may have been delivered; the outbox has one at a time in flight.
-const MAX_DOUBTS: usize = 1_000;
-/// How often commands are looked up whose outcome no event told: the lease changed hands, or the database was away.
-const RECONCILES_EVERY: Duration = Duration::from_secs(1);
 /// Waits between tries: a command has seconds to live, and its successors wait behind it.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// The longest of them.
 const RETRY_CAP: Duration = Duration::from_millis(200);
-
-/// The reason in the audit by which an expired command is known.
-const EXPIRED: &str = "expired before it could be published";
-
-/// Added to the reason of a command that a broker may have all the same.
-const MAYBE: &str = "an earlier attempt may have been delivered";
-
-/// The reason in the audit by which a command is known that was safe when it was taken and not when it was to go out.
-const NOT_SAFE: &str = "the plant is not safe";
 
 /// Publishes to the brokers, and is the last to ask whether a command may still go out.
 struct ToBrokers(Arc<App>);
@@ -88,40 +75,53 @@ async fn hand_over(app: &App, message: &OutgoingMessage, left: Duration) -> Resu
 /// judged again. One that is on the wire stays the client's until its connection is acknowledged or over: a slow broker gets no copy.
 async fn publish_command(app: &App, message: &OutgoingMessage) -> Result<Confirmation, SinkError> {
     let (id, begun) = (*message.id.as_uuid(), Instant::now());
-    let was_sent = app.doubts.seen(id, message.attempt);
-    may_go_out(app, message, was_sent, begun)?;
-    let left = message.expires_in.unwrap_or(EXPIRES_IN);
-    // Before, because the relay may drop this future at any await.
-    app.doubts.set(id, true);
-    let outcome = match hand_over(app, message, left.min(WAITS_IN_CLIENT)).await {
-        Ok(outcome) => outcome,
-        Err(error) => {
-            app.doubts.set(id, was_sent);
-            return Err(error);
-        }
+    may_go_out(app, message, begun)?;
+    // Before, because this process may be killed, and this future dropped, at any moment.
+    let is_first = match audit::begin(app, id).await {
+        Ok(Begun::First) => true,
+        Ok(Begun::Again) => false,
+        Ok(Begun::Settled) => return Err(SinkError::drop("its audit is closed")),
+        // Stopping does not wait for a database: then the audit knows of the attempt only if this instance lives to say so.
+        Err(_) if is_always_allowed(app, command_type(message)) => false,
+        Err(error) => return Err(SinkError::retry(error)),
     };
-    match outcome {
-        mqtt::Outcome::Acked { broker, .. } => return Ok(Confirmation::by(broker.to_string())),
-        mqtt::Outcome::Rejected { reason } => return Err(SinkError::reject(reason.to_string())),
-        mqtt::Outcome::Shed
-        | mqtt::Outcome::Expired { maybe_delivered: false }
-        | mqtt::Outcome::Undelivered { maybe_delivered: false } => app.doubts.set(id, was_sent),
-        _ => {}
+    let left = message.expires_in.unwrap_or(EXPIRES_IN);
+    let outcome = match may_go_out(app, message, Instant::now()) {
+        Ok(()) => hand_over(app, message, left.saturating_sub(begun.elapsed()).min(WAITS_IN_CLIENT)).await,
+        Err(error) => Err(error),
+    };
+    let is_unsent = match &outcome {
+        Ok(mqtt::Outcome::Acked { broker, .. }) => return Ok(Confirmation::by(broker.to_string())),
+        Ok(
+            mqtt::Outcome::Shed
+            | mqtt::Outcome::Rejected { .. }
+            | mqtt::Outcome::Expired { maybe_delivered: false }
+            | mqtt::Outcome::Undelivered { maybe_delivered: false },
+        )
+        | Err(_) => true,
+        Ok(_) => false,
+    };
+    if is_first && is_unsent {
+        audit::take_back(app, id).await;
     }
-    if begun.elapsed() >= left {
-        return Err(SinkError::Expired);
+    match outcome? {
+        mqtt::Outcome::Rejected { reason } => Err(SinkError::reject(reason.to_string())),
+        _ if begun.elapsed() >= left => Err(SinkError::Expired),
+        outcome => Err(SinkError::retry(format!("not acknowledged: {outcome:?}"))),
     }
-    Err(SinkError::retry(format!("not acknowledged: {outcome:?}")))
+}
+
+fn command_type(message: &OutgoingMessage) -> &str {
+    message.headers.get(TYPE_HEADER).map_or("", String::as_str)
 }
 
 /// The last question before a command goes out.
-fn may_go_out(app: &App, message: &OutgoingMessage, was_sent: bool, now: Instant) -> Result<(), SinkError> {
+fn may_go_out(app: &App, message: &OutgoingMessage, now: Instant) -> Result<(), SinkError> {
     let status = app.mqtt.status();
     if !status.is_connected() {
         return Err(SinkError::retry("no broker"));
     }
-    let command_type = message.headers.get(TYPE_HEADER).map_or("", String::as_str);
-    if is_always_allowed(app, command_type) {
+    if is_always_allowed(app, command_type(message)) {
         return Ok(());
     }
     let connected_for = status.since.map_or(Duration::MAX, |since| now.saturating_duration_since(since));
@@ -130,52 +130,13 @@ fn may_go_out(app: &App, message: &OutgoingMessage, was_sent: bool, now: Instant
         if connected_for < SETTLES_AFTER {
             return Err(SinkError::retry("a broker only since a moment"));
         }
-        return Err(SinkError::drop(if was_sent { format!("{NOT_SAFE}; {MAYBE}") } else { NOT_SAFE.to_owned() }));
+        return Err(SinkError::drop(NOT_SAFE));
     }
     // What was heard before the connection was lost says nothing of what happened meanwhile.
     if !app.plant.is_safe_within(now, connected_for) {
         return Err(SinkError::retry("not every device was heard since the broker is back"));
     }
     Ok(())
-}
-
-/// Commands on their way through this instance, and whether an attempt may have reached a broker: the audit must not say
-/// that a command was not published when it may have been.
-#[derive(Debug, Default)]
-pub struct Doubts(Mutex<BTreeMap<Uuid, bool>>);
-
-impl Doubts {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Uuid, bool>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes an attempt; answers whether an earlier one may have been delivered. Of those of other instances nothing is known.
-    fn seen(&self, id: Uuid, attempt: u32) -> bool {
-        let mut doubts = self.lock();
-        let was_sent = *doubts.entry(id).or_insert(attempt > 1);
-        if doubts.len() > MAX_DOUBTS {
-            // Identities rise with time: the first is the oldest. What is forgotten counts as unknown.
-            doubts.pop_first();
-        }
-        was_sent
-    }
-
-    fn set(&self, id: Uuid, may_be_delivered: bool) {
-        self.lock().insert(id, may_be_delivered);
-    }
-
-    fn forget(&self, id: Uuid) {
-        self.lock().remove(&id);
-    }
-
-    /// What the audit says of an expired command with so many attempts on record.
-    fn expired(&self, id: Uuid, attempts: u32) -> String {
-        if self.lock().get(&id).copied().unwrap_or(attempts > 0) {
-            format!("expired; {MAYBE}")
-        } else {
-            EXPIRED.to_owned()
-        }
-    }
 }
 
 /// Relays while there is a broker, until `stop`.
@@ -221,7 +182,7 @@ async fn follow(app: &Arc<App>, relay: &Relay, stop: &mut watch::Receiver<bool>)
     loop {
         tokio::select! {
             event = events.next() => match event {
-                Some(event) => note(app, event).await,
+                Some(event) => audit::note(app, event).await,
                 None => return,
             },
             _ = look.tick() => {
@@ -235,126 +196,6 @@ async fn follow(app: &Arc<App>, relay: &Relay, stop: &mut watch::Receiver<bool>)
             _ = stop.changed() => return,
         }
     }
-}
-
-async fn note(app: &App, event: Event) {
-    let settled = match event {
-        Event::Delivered { id, .. } => Some((id, "executed", None)),
-        Event::Expired { id } => Some((id, "failed", Some(app.doubts.expired(*id.as_uuid(), 0)))),
-        Event::Rejected { id, reason } => Some(rejected(id, reason)),
-        Event::LeaseAcquired { epoch } => {
-            app.metrics.leases_acquired.increment();
-            tracing::info!(epoch, "this instance publishes now");
-            None
-        }
-        Event::LeaseLost { epoch } => {
-            tracing::warn!(epoch, "this instance publishes no more");
-            None
-        }
-        Event::Parked { id, reason } => {
-            tracing::error!(%id, reason, "a message is parked");
-            None
-        }
-        _ => None,
-    };
-    if let Some((id, status, reason)) = settled {
-        // If it fails, the reconciler finds the command later.
-        if let Err(error) = settle(app, *id.as_uuid(), status, reason).await {
-            tracing::info!(%id, %error, "the audit follows later");
-        }
-    }
-}
-
-/// The safety check drops a message; everything else that is refused has failed.
-fn rejected(id: MessageId, reason: String) -> (MessageId, &'static str, Option<String>) {
-    let status = if reason.contains(NOT_SAFE) { "blocked" } else { "failed" };
-    (id, status, Some(reason))
-}
-
-/// Completes the audit; a message that is no command has no row there. Whoever is first counts.
-async fn settle(
-    app: &App,
-    command_id: Uuid,
-    status: &'static str,
-    reason: Option<String>,
-) -> Result<(), modax_db_router::WriteError> {
-    let written = app
-        .router
-        .writer()
-        .deadline(Duration::from_secs(2))
-        .run(|tx| {
-            let reason = reason.clone();
-            async move {
-                tx.execute_typed(
-                    "UPDATE control_commands SET status = $2, reason = $3, settled_at = clock_timestamp()
-                     WHERE command_id = $1 AND (status = 'accepted' OR (status = 'failed' AND $2 = 'executed'))",
-                    &[(&command_id, Type::UUID), (&status, Type::TEXT), (&reason, Type::TEXT)],
-                )
-                .await
-            }
-        })
-        .await?;
-    app.doubts.forget(command_id);
-    if written.value == 1 {
-        let counter = match status {
-            "executed" => &app.metrics.commands_executed,
-            "blocked" => &app.metrics.commands_blocked,
-            _ => &app.metrics.commands_failed,
-        };
-        counter.increment();
-        if status != "executed" {
-            tracing::warn!(%command_id, status, reason, "command not executed");
-        }
-    }
-    Ok(())
-}
-
-/// Finds commands whose outcome stands in the outbox but not in the audit, until `stop`.
-pub async fn reconcile(app: Arc<App>, mut stop: watch::Receiver<bool>) {
-    while !*stop.borrow() {
-        if let Err(error) = reconcile_once(&app).await {
-            tracing::debug!(%error, "the audit cannot be compared with the outbox now");
-        }
-        let _ = tokio::time::timeout(RECONCILES_EVERY, stop.changed()).await;
-    }
-}
-
-async fn reconcile_once(app: &App) -> Result<(), BoxError> {
-    let open = app
-        .router
-        .read(ReadPreference::Primary)
-        .deadline(Duration::from_secs(2))
-        .query(
-            "SELECT command_id, expires_at < clock_timestamp() - interval '5 seconds' FROM control_commands
-             WHERE status = 'accepted' AND created_at < clock_timestamp() - interval '1 second' ORDER BY created_at LIMIT 100",
-            &[],
-        )
-        .await?;
-    if open.rows.is_empty() {
-        return Ok(());
-    }
-    let connection = app.router.primary_within(Duration::from_secs(2)).await?;
-    for row in open.rows {
-        let command_id: Uuid = row.try_get(0)?;
-        let status = app.outbox.status(&*connection, MessageId::from_uuid(command_id)).await?;
-        let attempts = status.as_ref().map_or(0, |it| it.attempts);
-        let (status, reason) = match status.map(|it| it.state) {
-            Some(State::Delivered) => ("executed", None),
-            Some(State::Expired) => ("failed", Some(app.doubts.expired(command_id, attempts))),
-            Some(State::Rejected { reason }) => {
-                let (_, status, reason) = rejected(MessageId::from_uuid(command_id), reason);
-                (status, reason)
-            }
-            None => ("failed", Some("its message is not in the outbox".to_owned())),
-            // Nobody has a broker, so nobody says so; and nobody publishes it any more.
-            Some(State::Pending) if row.try_get::<_, Option<bool>>(1)?.unwrap_or(false) => {
-                ("failed", Some(app.doubts.expired(command_id, attempts)))
-            }
-            Some(_) => continue,
-        };
-        settle(app, command_id, status, reason).await?;
-    }
-    Ok(())
 }
 
 /// Logs what the brokers' client tells, one line an event with its name, until it is closed.
@@ -389,40 +230,4 @@ fn name_of(event: &impl std::fmt::Debug) -> String {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use uuid::Uuid;
-
-    use super::{Doubts, EXPIRED, MAX_DOUBTS};
-
-    #[test]
-    fn the_audit_says_of_an_expired_command_whether_it_may_have_been_delivered() {
-        let (doubts, id) = (Doubts::default(), Uuid::from_u128(7));
-        assert_eq!(doubts.expired(id, 0), EXPIRED, "nobody tried");
-        assert_eq!(
-            doubts.expired(id, 1),
-            "expired; an earlier attempt may have been delivered",
-            "another instance tried"
-        );
-
-        assert!(!doubts.seen(id, 1));
-        assert!(!doubts.seen(id, 2), "the attempt before found no broker");
-        assert_eq!(doubts.expired(id, 2), EXPIRED);
-        doubts.set(id, true);
-        assert!(doubts.seen(id, 3));
-        assert_eq!(doubts.expired(id, 3), "expired; an earlier attempt may have been delivered");
-        assert!(doubts.seen(Uuid::from_u128(8), 2), "the attempt before was another instance's");
-    }
-
-    #[test]
-    fn commands_that_nobody_settles_are_forgotten_the_oldest_first() {
-        let doubts = Doubts::default();
-        for n in 0..=MAX_DOUBTS as u128 {
-            doubts.seen(Uuid::from_u128(n), 1);
-        }
-        assert_eq!(doubts.lock().len(), MAX_DOUBTS);
-        assert!(!doubts.lock().contains_key(&Uuid::from_u128(0)));
-    }
 }

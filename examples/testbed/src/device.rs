@@ -2,7 +2,7 @@
 //!
 //! It publishes `modax/sensor/data` ten times and `modax/sensor/safety` twenty times a second with QoS 1 and
 //! millisecond timestamps since boot, takes the next broker of its list when one does not answer, and acts on
-//! `modax/control/commands` once for each `command_id`. Readings that no broker has acknowledged wait in a bounded
+//! `modax/control/commands` once for each `command_id`, and not once `expires_at` has passed. Readings that no broker has acknowledged wait in a bounded
 //! queue, in order, and survive a reboot (flash). A safety report does not wait: only the newest one matters, and an
 //! old one must not look fresh. So everything made and not shed is *owed*: acknowledged, or still in the queue.
 //!
@@ -45,6 +45,8 @@ pub struct DeviceConfig {
     pub window: usize,
     /// Whether the MQTT session is clean; true, so that no command waits in a broker and acts late.
     pub clean_session: bool,
+    /// Whether it heeds `expires_at`, as firmware with a clock can; true. Old firmware does not.
+    pub refuses_expired: bool,
     /// Also append each log entry to this file, as a line of JSON.
     pub log_file: Option<PathBuf>,
 }
@@ -61,6 +63,7 @@ impl DeviceConfig {
             queue_limit: 36_000,
             window: 50,
             clean_session: true,
+            refuses_expired: true,
             log_file: None,
         }
     }
@@ -106,6 +109,8 @@ pub struct DeviceStatus {
     pub safety_acked: u64,
     /// Commands acted on.
     pub acted: u64,
+    /// Commands refused because they came after their `expires_at`.
+    pub expired: u64,
 }
 
 impl Device {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{SinkExt, StreamExt};
 use rumqttc::mqttbytes::QoS;
@@ -135,7 +135,8 @@ async fn handle(shared: &Shared, wire: &mut Wire, packet: Packet) -> io::Result<
         Packet::PubAck(ack) => shared.readings().acknowledged(ack.pkid),
         Packet::Publish(publish) => {
             if publish.topic == COMMANDS {
-                shared.readings().command(&publish.payload);
+                let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                shared.readings().command(&publish.payload, u64::try_from(unix.as_millis()).unwrap_or(u64::MAX));
             }
             if publish.qos != QoS::AtMostOnce {
                 send(wire, Packet::PubAck(PubAck::new(publish.pkid))).await?;

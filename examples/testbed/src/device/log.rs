@@ -58,7 +58,10 @@ pub enum Entry {
         command_type: String,
         /// The parameter `request`, by which an operator under test numbers his commands.
         request: Option<String>,
-        /// Whether the device acted; it does not on a `command_id` it has acted on before.
+        /// Whether its `expires_at` had passed by the device's clock; false from a control layer that sends none.
+        #[serde(default)]
+        expired: bool,
+        /// Whether the device acted; it does not on a `command_id` it has acted on before, nor on an expired command.
         acted: bool,
     },
 }

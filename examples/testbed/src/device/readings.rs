@@ -75,6 +75,7 @@ pub(super) struct Readings {
     unsent_safety: Option<Bytes>,
     under_way: BTreeMap<u16, (Instant, UnderWay)>,
     last_id: u16,
+    refuses_expired: bool,
     acted: BTreeSet<String>,
     acted_order: VecDeque<String>,
 }
@@ -99,6 +100,8 @@ struct Order {
     command_type: String,
     #[serde(default)]
     parameters: BTreeMap<String, String>,
+    #[serde(default)]
+    expires_at: Option<u64>,
 }
 
 impl Readings {
@@ -116,6 +119,7 @@ impl Readings {
             unsent_safety: None,
             under_way: BTreeMap::new(),
             last_id: 0,
+            refuses_expired: config.refuses_expired,
             acted: BTreeSet::new(),
             acted_order: VecDeque::new(),
         };
@@ -246,18 +250,23 @@ impl Readings {
         }
     }
 
-    /// Acts, once for each `command_id`. What cannot be read is ignored, as firmware does.
-    pub(super) fn command(&mut self, payload: &[u8]) {
+    /// Acts, once for each `command_id` and not on an expired one. What cannot be read is ignored, as firmware does.
+    pub(super) fn command(&mut self, payload: &[u8], unix_ms: u64) {
         let Ok(command) = serde_json::from_slice::<Order>(payload) else { return };
-        let acted = match &command.command_id {
-            Some(id) => self.remember(id),
-            None => true,
-        };
+        let expired = command.expires_at.is_some_and(|at| unix_ms >= at);
+        let refused = expired && self.refuses_expired;
+        let acted = !refused
+            && match &command.command_id {
+                Some(id) => self.remember(id),
+                None => true,
+            };
         self.status.acted += u64::from(acted);
+        self.status.expired += u64::from(refused);
         self.log.push(Entry::Received {
             command_id: command.command_id,
             command_type: command.command_type,
             request: command.parameters.get("request").cloned(),
+            expired,
             acted,
         });
     }

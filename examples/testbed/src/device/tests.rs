@@ -158,3 +158,31 @@ async fn a_command_is_acted_on_once_for_its_id_and_the_log_file_tells_the_same()
     assert_eq!(DeviceLog::read("ESP32_TEST_001", &file).unwrap(), log);
     std::fs::remove_file(file).unwrap();
 }
+
+#[tokio::test]
+async fn an_expired_command_is_refused_and_counted_but_by_old_firmware() {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let newer = Device::start(quick([broker.url()])).await.unwrap();
+    let config = DeviceConfig { device_id: "ESP32_OLD_001".into(), refuses_expired: false, ..quick([broker.url()]) };
+    let old = Device::start(config).await.unwrap();
+    assert!(broker.wait_until(DEADLINE, |broker| broker.subscribes().len() == 2).await);
+
+    for (id, expires_at) in [("past", Some(1)), ("future", Some(u64::MAX)), ("none", None)] {
+        let command = serde_json::json!({"timestamp": 1, "command_id": id, "command_type": "start", "expires_at": expires_at});
+        broker.publish("modax/control/commands", command.to_string(), 1);
+    }
+
+    assert!(newer.wait_until(DEADLINE, |status| (status.acted, status.expired) == (2, 1)).await, "{:?}", newer.status());
+    assert!(old.wait_until(DEADLINE, |status| (status.acted, status.expired) == (3, 0)).await, "{:?}", old.status());
+    let told = |log: DeviceLog| {
+        let received = log.entries.into_iter().filter_map(|entry| match entry {
+            Entry::Received { command_id, expired, acted, .. } => Some((command_id.unwrap(), expired, acted)),
+            _ => None,
+        });
+        received.collect::<Vec<_>>()
+    };
+    let entry = |id: &str, expired, acted| (id.to_owned(), expired, acted);
+    let others = [entry("future", false, true), entry("none", false, true)];
+    assert_eq!(told(newer.log()), [&[entry("past", true, false)], &others[..]].concat());
+    assert_eq!(told(old.log()), [&[entry("past", true, true)], &others[..]].concat());
+}

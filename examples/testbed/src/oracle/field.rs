@@ -30,12 +30,16 @@ pub struct FieldVerdict {
     pub acted: u64,
     /// Receipts a device did not act on, because it knew the `command_id`.
     pub repeats: u64,
+    /// Receipts a device refused, because the command had expired.
+    pub expired: u64,
     /// Acted on although never answered 200. Not an error: the answer was lost, not the command.
     pub acted_unanswered: u64,
     /// Answered 200 and acted on by no device. Not an error by itself: a command may expire, and the audit says so.
     pub answered_unseen: Vec<String>,
     /// Device and `command_id` (or request) acted on more than once.
     pub acted_twice: Vec<(String, String)>,
+    /// Device and `command_id` (or request) acted on after it had expired.
+    pub acted_expired: Vec<(String, String)>,
     /// Device and request first received after a request that was issued later.
     pub reordered: Vec<(String, String)>,
     /// Device and request of commands acted on that the operator never issued.
@@ -87,9 +91,12 @@ impl FieldVerdict {
         let (mut ids, mut requests, mut received) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let mut furthest = 0;
         for entry in &log.entries {
-            let Entry::Received { command_id, request, acted: has_acted, .. } = entry else { continue };
-            self.repeats += u64::from(!has_acted);
+            let Entry::Received { command_id, request, expired, acted: has_acted, .. } = entry else { continue };
+            self.expired += u64::from(*expired && !has_acted);
+            self.repeats += u64::from(!expired && !has_acted);
             if *has_acted {
+                let name = command_id.as_deref().or(request.as_deref()).filter(|_| *expired);
+                self.acted_expired.extend(name.map(named));
                 let twice_by_id = command_id.as_deref().filter(|id| !ids.insert(*id));
                 let twice_by_request = request.as_deref().filter(|request| !requests.insert(*request));
                 self.acted_twice.extend(twice_by_id.or(twice_by_request).map(named));
@@ -101,6 +108,9 @@ impl FieldVerdict {
             };
             if *has_acted {
                 acted.insert(place);
+            } else if *expired {
+                // Nothing happened, so there is nothing to be in order.
+                continue;
             }
             if received.insert(request) && issued.get(place).is_some_and(|command| command.answered) {
                 if place < furthest {
@@ -111,10 +121,11 @@ impl FieldVerdict {
         }
     }
 
-    /// Whether nothing was acted on twice, out of order or without an order, and something was acted on.
+    /// Whether nothing was acted on twice, too late, out of order or without an order, and something was acted on.
     pub fn is_clean(&self) -> bool {
         self.acted > 0
             && self.acted_twice.is_empty()
+            && self.acted_expired.is_empty()
             && self.reordered.is_empty()
             && self.phantoms.is_empty()
             && self.incomplete.is_empty()
@@ -126,14 +137,19 @@ mod tests {
     use super::{FieldOracle, FieldVerdict, IssuedCommand};
     use crate::device::{DeviceLog, Entry};
 
-    /// Four commands; the third was never answered.
     fn judged(received: &[(&str, &str, bool)]) -> FieldVerdict {
+        judged_late(&received.iter().map(|(id, request, acted)| (*id, *request, false, *acted)).collect::<Vec<_>>())
+    }
+
+    /// Four commands; the third was never answered.
+    fn judged_late(received: &[(&str, &str, bool, bool)]) -> FieldVerdict {
         let issued =
             ["1", "2", "3", "4"].map(|request| IssuedCommand { request: request.to_owned(), answered: request != "3" });
-        let entries = received.iter().map(|(id, request, acted)| Entry::Received {
+        let entries = received.iter().map(|(id, request, expired, acted)| Entry::Received {
             command_id: Some((*id).to_owned()),
             command_type: "set_speed".to_owned(),
             request: Some((*request).to_owned()),
+            expired: *expired,
             acted: *acted,
         });
         let log = DeviceLog { device_id: "d".to_owned(), entries: entries.collect(), incomplete: false };
@@ -168,6 +184,18 @@ mod tests {
     fn first_receipts_out_of_order_are_found() {
         let verdict = judged(&[("b", "2", true), ("a", "1", true), ("d", "4", true)]);
         assert_eq!(verdict.reordered, found("1"));
+    }
+
+    #[test]
+    fn an_expired_command_is_counted_when_refused_and_an_error_when_acted_on() {
+        let late = ("a", "1", true, false);
+        let verdict = judged_late(&[("b", "2", false, true), late, late, ("d", "4", false, true)]);
+        assert!(verdict.is_clean(), "{verdict:?}");
+        assert_eq!((verdict.expired, verdict.repeats, verdict.acted), (2, 0, 2));
+        assert_eq!(verdict.answered_unseen, ["1"]);
+
+        let verdict = judged_late(&[("a", "1", true, true), ("b", "2", false, true)]);
+        assert_eq!((verdict.acted_expired.clone(), verdict.is_clean()), (found("a"), false));
     }
 
     #[test]
