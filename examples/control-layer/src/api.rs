@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::{
     app::App,
     commands::{self, Answer, Audits},
-    contract::{CommandRequest, SafetyStatus, SensorData, Vibration, parse},
+    contract::{CommandRequest, SafetyStatus, SensorData, Vibration, check_device, parse},
     state::HISTORY,
 };
 
@@ -36,6 +36,8 @@ pub use error::ApiError;
 const PREFIX: &str = "/api/v1";
 /// Largest body taken: a command has a few hundred bytes.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+/// Longest time for one request, its body included: a client that sends a byte a minute is let go.
+const DEADLINE: Duration = Duration::from_secs(10);
 /// Routes that load balancers and monitoring ask without a key.
 const WITHOUT_KEY: [&str; 5] = ["/live", "/ready", "/status", "/health", "/metrics"];
 
@@ -81,8 +83,18 @@ pub fn router(api: Api) -> Router {
         })
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::map_response(error::in_one_shape))
+        .layer(middleware::from_fn(within_deadline))
         .layer(middleware::from_fn_with_state(api.clone(), require_key))
         .with_state(api)
+}
+
+async fn within_deadline(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(DEADLINE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request did not arrive in time").into_response()
+        }
+    }
 }
 
 async fn require_key(State(api): State<Api>, request: Request, next: Next) -> Response {
@@ -124,6 +136,8 @@ const REMOVE_ANSWER: Duration = Duration::from_millis(2_500);
 
 /// Takes out a decommissioned device, for all instances; one that reports again is known again.
 async fn remove_device(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    // The database would refuse some of them, and that is the caller's fault and not its own.
+    check_device(&id).map_err(|_| unknown_device(&id))?;
     let device_id = id.clone();
     let write = api.app.router.writer().deadline(REMOVE_DEADLINE).run(|tx| {
         let device_id = device_id.clone();
@@ -162,6 +176,8 @@ async fn remove_device(State(api): State<Api>, Path(id): Path<String>) -> Result
 }
 
 fn unknown_device(id: &str) -> ApiError {
+    // What no device can be called is not repeated.
+    let id = check_device(id).is_ok().then_some(id);
     ApiError::new(StatusCode::NOT_FOUND, "device_not_found", "no such device").with(json!({"device_id": id}))
 }
 
@@ -233,16 +249,7 @@ async fn command(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Res
         let code = if is_json { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST };
         ApiError::new(code, "validation_error", error.to_string())
     })?;
-    let key = match headers.get("idempotency-key") {
-        None => None,
-        Some(value) => Some(value.to_str().ok().and_then(|text| IdempotencyKey::new(text).ok()).ok_or_else(|| {
-            ApiError::new(
-                StatusCode::BAD_REQUEST,
-                "validation_error",
-                "Idempotency-Key: 1 to 512 visible ASCII characters",
-            )
-        })?),
-    };
+    let key = idempotency_key(&headers)?;
     match commands::submit(&api.app, &api.audits, request, key).await {
         Answer::Accepted { command_id, command_type } => {
             Ok(Json(json!({"status": "success", "command": command_type, "command_id": command_id})))
@@ -268,13 +275,21 @@ async fn command(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Res
     }
 }
 
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<IdempotencyKey>, ApiError> {
+    let mut given = headers.get_all("idempotency-key").iter();
+    let Some(value) = given.next() else { return Ok(None) };
+    let key = value.to_str().ok().and_then(|text| IdempotencyKey::new(text).ok()).filter(|_| given.next().is_none());
+    let refusal = "Idempotency-Key: once, 1 to 512 visible ASCII characters";
+    key.map(Some).ok_or_else(|| ApiError::new(StatusCode::BAD_REQUEST, "validation_error", refusal))
+}
+
 async fn command_status(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<commands::CommandStatus>, ApiError> {
-    let not_found =
-        || ApiError::new(StatusCode::NOT_FOUND, "command_not_found", "no such command").with(json!({"command_id": id}));
+    let not_found = || ApiError::new(StatusCode::NOT_FOUND, "command_not_found", "no such command");
     let command_id: Uuid = id.parse().map_err(|_| not_found())?;
+    let not_found = || not_found().with(json!({"command_id": command_id}));
     match commands::find(&api.app, command_id).await {
         Ok(Some(status)) => Ok(Json(status)),
         Ok(None) => Err(not_found()),

@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, DeserializeOwned, MapAccess, Visitor},
+};
 use uuid::Uuid;
 
 /// The topics of the contract.
@@ -62,7 +65,17 @@ pub fn parse<T: DeserializeOwned + Checked>(payload: &[u8]) -> Result<T, BadPayl
     if payload.len() > MAX_PAYLOAD_BYTES {
         return Err(BadPayload(format!("{} bytes, at most {MAX_PAYLOAD_BYTES}", payload.len())));
     }
-    let value: T = serde_json::from_slice(payload).map_err(|error| BadPayload(error.to_string()))?;
+    // Else a list of the values in the order of the fields would pass, too.
+    if payload.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+        return Err(BadPayload("not a JSON object".to_owned()));
+    }
+    let bad = |error: &dyn std::fmt::Display| BadPayload(error.to_string());
+    let mut json = serde_json::Deserializer::from_slice(payload);
+    let value: T = serde_path_to_error::deserialize(&mut json).map_err(|error| match error.path().iter().len() {
+        0 => bad(error.inner()),
+        _ => bad(&error),
+    })?;
+    json.end().map_err(|error| bad(&error))?;
     value.check()?;
     Ok(value)
 }
@@ -151,8 +164,38 @@ pub struct CommandRequest {
     /// What to do.
     pub command_type: String,
     /// With what; may be left out.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "each_once")]
     pub parameters: Option<BTreeMap<String, String>>,
+}
+
+/// JSON lets a name stand twice, and readers differ in which of the values counts: a command must not depend on that.
+fn each_once<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    struct EachOnce(BTreeMap<String, String>);
+    struct Names;
+    impl<'de> Visitor<'de> for Names {
+        type Value = EachOnce;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("an object of strings")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EachOnce, A::Error> {
+            let mut all = BTreeMap::new();
+            while let Some((name, value)) = map.next_entry::<String, String>()? {
+                if all.contains_key(&name) {
+                    return Err(de::Error::custom(format_args!("{name:?} stands there twice")));
+                }
+                all.insert(name, value);
+            }
+            Ok(EachOnce(all))
+        }
+    }
+    impl<'de> Deserialize<'de> for EachOnce {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_map(Names)
+        }
+    }
+    Ok(Option::<EachOnce>::deserialize(deserializer)?.map(|EachOnce(all)| all))
 }
 
 /// What the AI layer is asked: one window of one device.
@@ -209,7 +252,11 @@ pub struct Analysis {
     pub analysis_details: serde_json::Value,
 }
 
-fn check_device(device_id: &str) -> Result<(), BadPayload> {
+/// Whether a device can have this identity.
+///
+/// # Errors
+/// [`BadPayload`] says what one looks like.
+pub fn check_device(device_id: &str) -> Result<(), BadPayload> {
     // NUL cannot be stored by PostgreSQL; other control characters only serve to forge log lines.
     if device_id.is_empty() || device_id.len() > 128 || device_id.chars().any(char::is_control) {
         return Err(BadPayload("device_id: 1 to 128 bytes without control characters".to_owned()));
@@ -320,6 +367,72 @@ mod tests {
         let mut nested = reading();
         nested["vibration"].as_object_mut().expect("an object").remove("magnitude");
         assert!(parse::<SensorData>(nested.to_string().as_bytes()).expect_err("magnitude").0.contains("magnitude"));
+    }
+
+    #[test]
+    fn what_has_the_wrong_type_is_named_and_what_is_ambiguous_is_refused() {
+        for (body, named) in [
+            (r#"{"command_type": 5}"#, "command_type"),
+            (r#"{"command_type": "start", "parameters": {"rpm": 100}}"#, "parameters.rpm"),
+            (r#"{"command_type": "start", "parameters": ["rpm"]}"#, "parameters"),
+            (r#"{"command_type": "start", "parameters": {"rpm": "1", "rpm": "2"}}"#, "rpm"),
+            (r#"{"command_type": "start", "command_type": "stop"}"#, "command_type"),
+            (r#"["start", {}]"#, "not a JSON object"),
+            (r#"{"command_type": "start"} {}"#, "trailing"),
+            (r#"{"command_type": "st\u0000art"}"#, "command_type"),
+            (r#"{"command_type": "start", "parameters": {"a": "\u0000"}}"#, "parameters"),
+            (r#"{"command_type": "\ud800"}"#, "command_type"),
+            ("", "EOF"),
+        ] {
+            let error = parse::<CommandRequest>(body.as_bytes()).expect_err(body);
+            assert!(error.0.contains(named), "{body}: {error}");
+        }
+        for body in
+            [r#"{"command_type": "start", "parameters": null}"#, " \n{\"command_type\": \"start\", \"x\": [1]}\n"]
+        {
+            assert_eq!(parse::<CommandRequest>(body.as_bytes()).expect(body).parameters, None);
+        }
+    }
+
+    #[test]
+    fn no_malformed_payload_of_the_field_is_taken() {
+        let deep = format!("{}1{}", "[".repeat(10_000), "]".repeat(10_000));
+        let (reading, report) = (reading().to_string(), report().to_string());
+        let both = |whole: &str| -> Vec<Vec<u8>> {
+            vec![
+                vec![],
+                b"null".to_vec(),
+                b"{".to_vec(),
+                b"\xff\xfe{}".to_vec(),
+                whole.replace("1234", "-1").into_bytes(),
+                whole.replace("1234", "1.5").into_bytes(),
+                whole.replace("1234", "NaN").into_bytes(),
+                whole.replace("ESP32_FIELD_001", &"x".repeat(10_000)).into_bytes(),
+                whole.replace("ESP32_FIELD_001", "a\\u0000").into_bytes(),
+                whole.replace("ESP32_FIELD_001", "\\udc00").into_bytes(),
+                whole.replace("\"ESP32_FIELD_001\"", &deep).into_bytes(),
+                whole.replacen('{', "{\"timestamp\": 1,", 1).into_bytes(),
+                format!("[{whole}]").into_bytes(),
+                format!("{whole}{}", " ".repeat(1 << 20)).into_bytes(),
+                [whole.as_bytes(), &[0]].concat(),
+            ]
+        };
+        let shown = |payload: &[u8]| String::from_utf8_lossy(&payload[..payload.len().min(120)]).into_owned();
+        let values = ["NaN", "1e999", "\"2.5\"", "null", &deep, &vec!["1"; 300].join(",")];
+        let values = values.map(|value| reading.replace("2.5", value).into_bytes());
+        for payload in both(&reading).into_iter().chain(values) {
+            assert!(parse::<SensorData>(&payload).is_err(), "{}", shown(&payload));
+        }
+        for payload in both(&report) {
+            assert!(parse::<SafetyReport>(&payload).is_err(), "{}", shown(&payload));
+        }
+        for (name, value) in [("door_closed", "1"), ("door_closed", "\"true\""), ("emergency_stop", "null")] {
+            let mut whole: Value = serde_json::from_str(&report).expect("JSON");
+            whole[name] = serde_json::from_str(value).expect("JSON");
+            assert!(parse::<SafetyReport>(whole.to_string().as_bytes()).is_err(), "{name}: {value}");
+        }
+        let twice = report.replacen('{', "{\"door_closed\": false,", 1);
+        assert!(parse::<SafetyReport>(twice.as_bytes()).is_err(), "which of the two is it?");
     }
 
     #[test]

@@ -11,13 +11,11 @@ use std::{
 
 use async_trait::async_trait;
 use modax_mqtt_failover as mqtt;
-use modax_txn::{
-    BoxConnection, BoxError, Confirmation, OutgoingMessage, Relay, RetryPolicy, Sink, SinkError,
-};
+use modax_txn::{BoxConnection, BoxError, Confirmation, OutgoingMessage, Relay, RetryPolicy, Sink, SinkError};
 use tokio::sync::watch;
 
-use audit::{Begun, NOT_SAFE};
 pub use audit::reconcile;
+use audit::{Begun, NOT_SAFE};
 
 use crate::{
     app::App,

@@ -55,21 +55,31 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// What axum refuses by itself (a body too large, a path that is no text) in the same shape as the rest.
+/// What axum and the health routes refuse by themselves (a body too large, a path that is no text, a check that is none) in the
+/// same shape as the rest.
 pub(super) async fn in_one_shape(response: Response) -> Response {
-    let (code, error) = match response.status() {
-        StatusCode::BAD_REQUEST => (StatusCode::BAD_REQUEST, "bad_request"),
-        StatusCode::PAYLOAD_TOO_LARGE => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
-        StatusCode::UNPROCESSABLE_ENTITY => (StatusCode::UNPROCESSABLE_ENTITY, "unprocessable_entity"),
+    let error = match response.status() {
+        StatusCode::BAD_REQUEST => "bad_request",
+        StatusCode::NOT_FOUND => "not_found",
+        StatusCode::METHOD_NOT_ALLOWED => "method_not_allowed",
+        StatusCode::PAYLOAD_TOO_LARGE => "payload_too_large",
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => "unsupported_media_type",
+        StatusCode::UNPROCESSABLE_ENTITY => "unprocessable_entity",
         _ => return response,
     };
     let kind = response.headers().get(header::CONTENT_TYPE);
     if !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain")) {
         return response;
     }
-    let text = to_bytes(response.into_body(), 1024).await.unwrap_or_default();
-    ApiError::new(code, error, String::from_utf8_lossy(&text)).into_response()
+    let (parts, body) = response.into_parts();
+    let text = to_bytes(body, 1024).await.unwrap_or_default();
+    let mut shaped = ApiError::new(parts.status, error, String::from_utf8_lossy(&text).trim()).into_response();
+    for (name, value) in &parts.headers {
+        if name != header::CONTENT_TYPE && name != header::CONTENT_LENGTH {
+            shaped.headers_mut().insert(name, value.clone());
+        }
+    }
+    shaped
 }
 
 #[cfg(test)]
@@ -78,8 +88,10 @@ mod tests {
 
     #[tokio::test]
     async fn what_axum_refuses_has_the_shape_of_every_error() {
-        let refused = (StatusCode::PAYLOAD_TOO_LARGE, "length limit exceeded").into_response();
+        let allow = [(header::ALLOW, "GET")];
+        let refused = (StatusCode::PAYLOAD_TOO_LARGE, allow, "length limit exceeded\n").into_response();
         let shaped = in_one_shape(refused).await;
+        assert_eq!(shaped.headers()[header::ALLOW], "GET");
         assert_eq!(shaped.status(), StatusCode::PAYLOAD_TOO_LARGE);
         let body = to_bytes(shaped.into_body(), 4096).await.unwrap();
         let body: Value = serde_json::from_slice(&body).unwrap();

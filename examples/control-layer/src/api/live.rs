@@ -19,9 +19,12 @@ use axum::{
 use tokio::sync::broadcast::error::RecvError;
 
 use super::{Api, ApiError};
+use crate::contract::check_device;
 
 /// Most clients of one instance: a plant has a handful of panels.
 const MAX_CLIENTS: usize = 256;
+/// Nothing is expected from a client: what is longer ends its connection.
+const MAX_MESSAGE_BYTES: usize = 16 * 1024;
 /// Longest time a message may take to leave.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
 /// A client that is gone without a word is found by this.
@@ -56,6 +59,10 @@ pub(super) async fn one(
     Path(id): Path<String>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    // One that is not known may be heard later; what no device can be called never is.
+    if check_device(&id).is_err() {
+        return super::unknown_device(&id).into_response();
+    }
     open(api, upgrade, Some(id))
 }
 
@@ -67,7 +74,7 @@ fn open(api: Api, upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>, 
     let Some(place) = Place::take() else {
         return ApiError::unavailable("too many live clients").into_response();
     };
-    upgrade.on_upgrade(move |socket| async move {
+    upgrade.max_message_size(MAX_MESSAGE_BYTES).on_upgrade(move |socket| async move {
         serve(&api, socket, device_id.as_deref()).await;
         drop(place);
     })

@@ -81,6 +81,33 @@ impl Layer {
         }
     }
 
+    /// A request byte for byte as given, on a connection of its own: the status, the JSON (null if it is none), and what was heard.
+    pub(crate) async fn raw(&self, request: &[u8]) -> (u16, Value, String) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut socket =
+            tokio::net::TcpStream::connect(self.url.trim_start_matches("http://")).await.expect("a connection");
+        // A server that has refused a request may stop reading it.
+        let _ = socket.write_all(request).await;
+        let (mut heard, mut chunk) = (Vec::new(), [0; 4096]);
+        let reading = async {
+            loop {
+                match socket.read(&mut chunk).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(n) => heard.extend_from_slice(&chunk[..n]),
+                }
+            }
+        };
+        let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
+        assert!(
+            tokio::time::timeout(Duration::from_secs(30), reading).await.is_ok(),
+            "no end of the answer to {shown}"
+        );
+        let text = String::from_utf8_lossy(&heard).into_owned();
+        let status = text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        (status, serde_json::from_str(body).unwrap_or(Value::Null), text)
+    }
+
     /// Opens a WebSocket by hand and reads until `wanted` comes.
     pub(crate) async fn hears(&self, path: &str, wanted: &str) -> bool {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};

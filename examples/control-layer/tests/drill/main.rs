@@ -2,6 +2,7 @@
 
 mod layer;
 mod tls;
+mod nonsense;
 
 use std::time::Duration;
 

@@ -168,11 +168,16 @@ async fn an_expired_command_is_refused_and_counted_but_by_old_firmware() {
     assert!(broker.wait_until(DEADLINE, |broker| broker.subscribes().len() == 2).await);
 
     for (id, expires_at) in [("past", Some(1)), ("future", Some(u64::MAX)), ("none", None)] {
-        let command = serde_json::json!({"timestamp": 1, "command_id": id, "command_type": "start", "expires_at": expires_at});
+        let command =
+            serde_json::json!({"timestamp": 1, "command_id": id, "command_type": "start", "expires_at": expires_at});
         broker.publish("modax/control/commands", command.to_string(), 1);
     }
 
-    assert!(newer.wait_until(DEADLINE, |status| (status.acted, status.expired) == (2, 1)).await, "{:?}", newer.status());
+    assert!(
+        newer.wait_until(DEADLINE, |status| (status.acted, status.expired) == (2, 1)).await,
+        "{:?}",
+        newer.status()
+    );
     assert!(old.wait_until(DEADLINE, |status| (status.acted, status.expired) == (3, 0)).await, "{:?}", old.status());
     let told = |log: DeviceLog| {
         let received = log.entries.into_iter().filter_map(|entry| match entry {
