@@ -1,5 +1,6 @@
 //! Two real control layers, a real PostgreSQL, a real broker, broken on purpose. Each test has a ground of its own.
 
+mod late;
 mod layer;
 mod tls;
 mod nonsense;

@@ -1,0 +1,151 @@
+//! What a broker delivers too late, and what the audit says of it.
+
+use std::time::Duration;
+
+use modax_testbed::{
+    Ground, PostgresCluster,
+    device::{Device, DeviceConfig},
+    wait,
+};
+use reqwest::StatusCode;
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::{LONG, Layer, Outcome, single, sql};
+
+const MAYBE: &str = "expired; an earlier attempt may have been delivered or may still be";
+
+/// A device that waits for its broker however long that takes, so that a frozen one still has it when it goes on.
+fn patient(device_id: &str, broker: String) -> DeviceConfig {
+    DeviceConfig { answer_deadline: Duration::from_secs(60), ..DeviceConfig::new(device_id, [broker]) }
+}
+
+/// The broker takes the command into its socket's buffer and is frozen; it delivers it when it goes on, long after its time. The
+/// instance that sent it is gone by then, and its successor must not say that nothing was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_a_frozen_broker_delivers_late_is_refused_by_the_field_and_in_doubt_for_the_audit() -> Outcome {
+    let ground = Ground::start().await?;
+    let (database, broker, other) =
+        tokio::try_join!(ground.postgres(single()), ground.mosquitto(), ground.mosquitto())?;
+    let (one, two, url) = (broker.url(), other.url(), database.url());
+    let more = [("SAFETY_MAX_AGE", "60"), ("COMMAND_TTL", "3")];
+    let a = [("MQTT_BROKERS", one.as_str()), ("DATABASE_URL", url.as_str()), more[0], more[1]];
+    let b = [("MQTT_BROKERS", two.as_str()), ("DATABASE_URL", url.as_str()), more[0], more[1]];
+    let a = Layer::start(&ground, "a", &a).await?;
+    let newer = Device::start(patient("ESP32_1", broker.url())).await.expect("a device");
+    let old = DeviceConfig { refuses_expired: false, ..patient("ESP32_OLD", broker.url()) };
+    let old = Device::start(old).await.expect("a device");
+    let both = json!(["ESP32_1", "ESP32_OLD"]);
+    a.until("both are known", "/devices", |_, body| *body == both).await;
+    a.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    let (status, body, _) = a.command(&json!({"command_type": "start"}), None).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    for device in [&newer, &old] {
+        assert!(device.wait_until(LONG, |status| status.acted == 1).await, "{}", a.process.log_tail(20));
+    }
+
+    broker.stop();
+    let (status, late, _) = a.command(&json!({"command_type": "start"}), None).await;
+    assert_eq!(status, StatusCode::OK, "{late}");
+    under_way(&database).await?;
+    a.process.kill();
+    let b = Layer::start(&ground, "b", &b).await?;
+    let path = format!("/control/commands/{}", late["command_id"].as_str().expect("an id"));
+    let told = b.until("it is settled", &path, |_, body| body["audit"] == "failed").await;
+    assert_eq!((&told["status"], &told["reason"]), (&json!("failed"), &json!(MAYBE)), "{told}");
+    assert_eq!(told["maybe_delivered"], true);
+
+    broker.cont();
+    let (now, before) = (Duration::from_secs(60), 1);
+    assert!(old.wait_until(now, |status| status.acted == before + 1).await, "the broker did not deliver it: {:?}", old.status());
+    assert!(newer.wait_until(now, |status| status.expired == 1).await, "{:?}", newer.status());
+    assert_eq!(newer.status().acted, before, "what is late is for nobody who can tell the time");
+    ground.stop().await;
+    Ok(())
+}
+
+/// Waits until the open command has left, as far as the layer knows.
+async fn under_way(database: &PostgresCluster) -> Outcome {
+    let open = "SELECT count(*) FROM control_commands WHERE status = 'accepted' AND reason LIKE 'handed to a broker%'";
+    wait::until(LONG, "it is with the broker", || async { sql(database, open).await == "1" }).await
+}
+
+/// Where brokers speak MQTT 5 they are told, too, when a command is of no use any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_mqtt_5_a_command_tells_the_broker_when_it_expires() -> Outcome {
+    let ground = Ground::start().await?;
+    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let _device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
+    let (plain, query, url) = (broker.url(), format!("{}?version=5", broker.url()), database.url());
+    for (name, pairs) in [
+        ("a", vec![("MQTT_BROKERS", plain.as_str()), ("MQTT_VERSION", "5")]),
+        ("b", vec![("MQTT_BROKERS", query.as_str())]),
+        ("c", vec![("MQTT_BROKERS", plain.as_str())]),
+    ] {
+        let pairs = [&pairs[..], &[("DATABASE_URL", url.as_str())]].concat();
+        let layer = Layer::start(&ground, name, &pairs).await?;
+        layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+        let mut socket = subscribed(broker.addr()).await;
+        let (status, body, _) = layer.command(&json!({"command_type": "start"}), None).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        let (properties, payload) = received(&mut socket).await;
+        let command: serde_json::Value = serde_json::from_slice(&payload).expect("JSON");
+        let expected: &[u8] = if name == "c" { &[] } else { &[0x02, 0, 0, 0, 1] };
+        // MQTT 5, 3.3.2.3.3: whole seconds, less what it has waited in the broker, rounded down to a second here.
+        assert_eq!(properties, expected, "{name}: the message expiry interval");
+        let sql = format!(
+            "SELECT (extract(epoch FROM expires_at) * 1000)::bigint FROM control_commands WHERE command_id = '{}'",
+            body["command_id"].as_str().expect("an id")
+        );
+        let audited = database.nodes()[0].psql(&sql).await?;
+        assert_eq!(command["expires_at"].to_string(), audited, "field and audit go by the same moment");
+        layer.process.terminate(LONG).await?;
+    }
+    ground.stop().await;
+    Ok(())
+}
+
+/// A subscriber to commands that speaks MQTT 5, by hand.
+async fn subscribed(broker: std::net::SocketAddr) -> TcpStream {
+    let mut socket = TcpStream::connect(broker).await.expect("a connection");
+    let connect = b"\x10\x10\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x03sub";
+    socket.write_all(connect).await.expect("written");
+    assert_eq!(packet(&mut socket).await.0, 0x20, "CONNACK");
+    let topic = b"modax/control/commands";
+    let head = [0x82, 6 + 22, 0, 1, 0, 0, 22];
+    socket.write_all(&[&head[..], topic, &[0]].concat()).await.expect("written");
+    assert_eq!(packet(&mut socket).await.0, 0x90, "SUBACK");
+    socket
+}
+
+/// The properties and the payload of the next message, which has QoS 0.
+async fn received(socket: &mut TcpStream) -> (Vec<u8>, Vec<u8>) {
+    let (kind, body) = packet(socket).await;
+    assert_eq!(kind, 0x30, "PUBLISH");
+    let (topic, rest) = body.split_at(2 + 22);
+    assert_eq!(&topic[2..], b"modax/control/commands");
+    let (properties, payload) = rest[1..].split_at(usize::from(rest[0]));
+    (properties.to_vec(), payload.to_vec())
+}
+
+async fn packet(socket: &mut TcpStream) -> (u8, Vec<u8>) {
+    let reading = async {
+        let kind = socket.read_u8().await.expect("a packet");
+        let (mut length, mut shift) = (0, 0);
+        loop {
+            let byte = usize::from(socket.read_u8().await.expect("a length"));
+            length |= (byte & 0x7f) << shift;
+            shift += 7;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        socket.read_exact(&mut body).await.expect("a body");
+        (kind, body)
+    };
+    tokio::time::timeout(LONG, reading).await.expect("a packet in time")
+}
