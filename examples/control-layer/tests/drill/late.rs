@@ -16,7 +16,8 @@ use tokio::{
 
 use crate::{LONG, Layer, Outcome, single, sql};
 
-const MAYBE: &str = "expired; an earlier attempt may have been delivered or may still be";
+const EXPIRED: &str = "expired; an earlier attempt may have been delivered or may still be";
+const BLOCKED: &str = "the plant is not safe; an earlier attempt may have been delivered or may still be";
 
 /// A device that waits for its broker however long that takes, so that a frozen one still has it when it goes on.
 fn patient(device_id: &str, broker: String) -> DeviceConfig {
@@ -54,15 +55,58 @@ async fn a_command_that_a_frozen_broker_delivers_late_is_refused_by_the_field_an
     a.process.kill();
     let b = Layer::start(&ground, "b", &b).await?;
     let path = format!("/control/commands/{}", late["command_id"].as_str().expect("an id"));
-    let told = b.until("it is settled", &path, |_, body| body["audit"] == "failed").await;
-    assert_eq!((&told["status"], &told["reason"]), (&json!("failed"), &json!(MAYBE)), "{told}");
+    // Blocked if its time was not quite over when b took over, who has not heard the plant.
+    let told = b.until("it is settled", &path, |_, body| body["audit"] != "accepted").await;
+    let ends = [("failed", EXPIRED), ("blocked", BLOCKED)].map(|(status, reason)| (json!(status), json!(reason)));
+    assert!(ends.contains(&(told["status"].clone(), told["reason"].clone())), "{told}");
     assert_eq!(told["maybe_delivered"], true);
+    let over = "SELECT bool_and(expires_at < clock_timestamp()) FROM control_commands";
+    wait::until(LONG, "its time is over", || async { sql(&database, over).await == "t" }).await?;
 
     broker.cont();
     let (now, before) = (Duration::from_secs(60), 1);
-    assert!(old.wait_until(now, |status| status.acted == before + 1).await, "the broker did not deliver it: {:?}", old.status());
+    assert!(
+        old.wait_until(now, |status| status.acted == before + 1).await,
+        "the broker did not deliver it: {:?}",
+        old.status()
+    );
     assert!(newer.wait_until(now, |status| status.expired == 1).await, "{:?}", newer.status());
     assert_eq!(newer.status().acted, before, "what is late is for nobody who can tell the time");
+    ground.stop().await;
+    Ok(())
+}
+
+/// An attempt that the audit cannot know of must not be made, but to stop the plant.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_whose_attempt_cannot_be_noted_does_not_leave_and_a_stop_does() -> Outcome {
+    let ground = Ground::start().await?;
+    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (brokers, url) = (broker.url(), database.url());
+    let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str()), ("COMMAND_TTL", "2")];
+    let layer = Layer::start(&ground, "a", &pairs).await?;
+    let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
+    layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
+                  CREATE TRIGGER refuse BEFORE UPDATE ON control_commands FOR EACH STATEMENT EXECUTE FUNCTION refuse()";
+    sql(&database, refuse).await;
+
+    let mut paths = Vec::new();
+    for command_type in ["stop", "start"] {
+        let (status, body, _) = layer.command(&json!({"command_type": command_type}), None).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        paths.push(format!("/control/commands/{}", body["command_id"].as_str().expect("an id")));
+    }
+    assert!(device.wait_until(LONG, |status| status.acted == 1).await, "{}", layer.process.log_tail(20));
+    let over = "SELECT count(*) FROM modax_txn.outbox WHERE status = 'expired'";
+    wait::until(LONG, "the other one expires", || async { sql(&database, over).await == "1" }).await?;
+    sql(&database, "DROP TRIGGER refuse ON control_commands").await;
+
+    let ended = [("acknowledged", false), ("expired", false)];
+    for (path, (status, maybe_delivered)) in paths.iter().zip(ended) {
+        let told = layer.until("it is settled", path, |_, body| body["audit"] != "accepted").await;
+        assert_eq!((&told["status"], &told["maybe_delivered"]), (&json!(status), &json!(maybe_delivered)), "{told}");
+    }
+    assert_eq!(device.status().acted, 1);
     ground.stop().await;
     Ok(())
 }

@@ -59,13 +59,18 @@ impl Layer {
 
     /// POST of a command; `Retry-After` as the third part.
     pub(crate) async fn command(&self, body: &Value, key: Option<&str>) -> (StatusCode, Value, bool) {
+        self.try_command(body, key).await.expect("an answer")
+    }
+
+    /// The same to a layer that may be gone.
+    pub(crate) async fn try_command(&self, body: &Value, key: Option<&str>) -> Option<(StatusCode, Value, bool)> {
         let mut request = self.http.post(format!("{}/control/command", self.url)).json(body);
         if let Some(key) = key {
             request = request.header("Idempotency-Key", key);
         }
-        let answer = request.send().await.expect("an answer");
+        let answer = request.send().await.ok()?;
         let retry = answer.headers().contains_key("retry-after");
-        (answer.status(), answer.json().await.unwrap_or(Value::Null), retry)
+        Some((answer.status(), answer.json().await.unwrap_or(Value::Null), retry))
     }
 
     /// Waits until `path` answers so.

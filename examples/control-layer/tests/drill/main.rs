@@ -4,6 +4,7 @@ mod late;
 mod layer;
 mod tls;
 mod nonsense;
+mod twins;
 
 use std::time::Duration;
 

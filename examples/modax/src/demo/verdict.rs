@@ -150,6 +150,10 @@ impl Verdict {
                 format!("{} readings stored more than once ({})", readings.duplicated.len(), spread(readings)),
             ),
             (!commands.acted_twice.is_empty(), format!("{} commands acted on twice", commands.acted_twice.len())),
+            (
+                !commands.acted_expired.is_empty(),
+                format!("{} commands acted on after they had expired", commands.acted_expired.len()),
+            ),
             (!readings.phantoms.is_empty(), format!("{} rows that no device explains", readings.phantoms.len())),
             (!commands.phantoms.is_empty(), format!("{} commands nobody gave", commands.phantoms.len())),
             (readings.shed > 0, format!("{} readings shed by a device whose queue was full", readings.shed)),

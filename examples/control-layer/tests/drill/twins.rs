@@ -1,0 +1,247 @@
+//! An operator who gives each command to both layers, through everything that can go away. What the audit says is compared with what
+//! the devices heard.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use modax_testbed::{
+    Ground, Mosquitto, PostgresCluster,
+    device::{Device, DeviceConfig, DeviceLog, Entry},
+    oracle::{DeviceOracle, FieldOracle, IssuedCommand},
+    wait,
+};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{LONG, Layer, Outcome, rows, single, sql};
+
+/// Numbers commands, gives each to both layers under one key, and remembers the answers.
+#[derive(Default)]
+struct Operator {
+    issued: Vec<IssuedCommand>,
+    /// Which identities a key was answered with.
+    ids: BTreeMap<String, BTreeSet<String>>,
+    /// Answers by status.
+    answers: BTreeMap<u16, u64>,
+    /// The slowest answer. Told, not judged: a clock in a test judges the machine.
+    slowest: Duration,
+}
+
+impl Operator {
+    /// Gives the next command until a layer takes it or it was refused `tries` times.
+    async fn give(&mut self, layers: &[&Layer], tries: u32) {
+        let request = self.issued.len().to_string();
+        let body = json!({"command_type": "set_speed", "parameters": {"request": request}});
+        let key = format!("key-{request}");
+        let mut answered = false;
+        for _ in 0..tries {
+            let asked = Instant::now();
+            let answers = self.ask(layers, &body, &key).await;
+            self.slowest = self.slowest.max(asked.elapsed());
+            for (status, answer, retry) in answers {
+                *self.answers.entry(status.as_u16()).or_default() += 1;
+                match status {
+                    StatusCode::OK => {
+                        let id = answer["command_id"].as_str().expect("an id").to_owned();
+                        self.ids.entry(key.clone()).or_default().insert(id);
+                        answered = true;
+                    }
+                    StatusCode::SERVICE_UNAVAILABLE => assert!(retry, "no Retry-After: {answer}"),
+                    StatusCode::FORBIDDEN => assert_eq!(answer["error"], "system_not_safe"),
+                    _ => panic!("{status}: {answer}"),
+                }
+            }
+            if answered {
+                break;
+            }
+        }
+        self.issued.push(IssuedCommand { request, answered });
+    }
+
+    /// To both at once; a layer that is killed meanwhile does not answer.
+    async fn ask(&self, layers: &[&Layer], body: &Value, key: &str) -> Vec<(StatusCode, Value, bool)> {
+        let asked = layers.iter().map(|layer| layer.try_command(body, Some(key)));
+        futures_util::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    fn count(&self, status: u16) -> u64 {
+        self.answers.get(&status).copied().unwrap_or(0)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_layers_a_kill_a_frozen_broker_and_a_frozen_database_leave_an_audit_that_the_field_confirms() -> Outcome {
+    let ground = Ground::start().await?;
+    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (brokers, url) = (broker.url(), database.url());
+    let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
+    let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &pairs), Layer::start(&ground, "b", &pairs))?;
+    let devices = [("ESP32_1", true), ("ESP32_OLD", false)].map(|(id, refuses_expired)| {
+        Device::start(DeviceConfig { refuses_expired, ..DeviceConfig::new(id, [broker.url()]) })
+    });
+    let devices = futures_util::future::try_join_all(devices).await.expect("two devices");
+    both_safe(&a, &b).await;
+    let mut operator = Operator::default();
+
+    for _ in 0..5 {
+        operator.give(&[&a, &b], 1).await;
+    }
+    assert_eq!(operator.count(200), 10, "{:?}", operator.answers);
+
+    // Each fault alone: what is on its way when a layer dies may wait for the lease.
+    settled(&database).await?;
+    let b = killed_in_the_middle(&ground, &pairs, &mut operator, &a, b).await?;
+    both_safe(&a, &b).await;
+    settled(&database).await?;
+    frozen_broker(&broker, &mut operator, &a, &b).await;
+    both_safe(&a, &b).await;
+    settled(&database).await?;
+    frozen_database(&database, &mut operator, &a, &b).await?;
+    both_safe(&a, &b).await;
+    for _ in 0..3 {
+        operator.give(&[&a, &b], 20).await;
+    }
+    settled(&database).await?;
+
+    let logs = futures_util::future::join_all(devices.into_iter().map(|device| device.finish(LONG))).await;
+    every_reading_once(&database, &logs, &[&a, &b]).await?;
+    every_command_once(&database, &operator, &logs).await;
+    the_audit_and_the_field_agree(&database, &logs).await;
+    println!("answers {:?}, the slowest after {:?}", operator.answers, operator.slowest);
+    ground.stop().await;
+    Ok(())
+}
+
+async fn settled(database: &PostgresCluster) -> Outcome {
+    wait::until(Duration::from_secs(30), "every audit is closed", || async {
+        sql(database, "SELECT count(*) FROM control_commands WHERE status = 'accepted'").await == "0"
+    })
+    .await
+}
+
+async fn both_safe(a: &Layer, b: &Layer) {
+    for layer in [a, b] {
+        layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    }
+}
+
+/// Layer b is killed while commands are on their way, and started again.
+async fn killed_in_the_middle(
+    ground: &Ground,
+    pairs: &[(&str, &str)],
+    operator: &mut Operator,
+    a: &Layer,
+    b: Layer,
+) -> Result<Layer, modax_testbed::TestbedError> {
+    let before = operator.count(200);
+    let kill = async {
+        wait::until(LONG, "b has taken one", || async { b.counter("modax_control_commands_accepted_total").await > 0 })
+            .await?;
+        b.process.kill();
+        b.process.exited(LONG).await
+    };
+    let give = async {
+        for _ in 0..8 {
+            operator.give(&[a, &b], 20).await;
+        }
+    };
+    let (killed, ()) = tokio::join!(kill, give);
+    killed?;
+    assert!(operator.count(200) > before, "a goes on: {:?}", operator.answers);
+    Layer::start(ground, "b", pairs).await
+}
+
+/// The broker is frozen long enough for commands to expire, and for the plant to be unknown.
+async fn frozen_broker(broker: &Mosquitto, operator: &mut Operator, a: &Layer, b: &Layer) {
+    broker.stop();
+    // Taken: the reports heard last are young enough.
+    for _ in 0..6 {
+        operator.give(&[a, b], 1).await;
+    }
+    for layer in [a, b] {
+        layer.until("reports that do not come grow old", "/status", |_, body| body["is_safe"] == false).await;
+    }
+    operator.give(&[a, b], 1).await;
+    assert_eq!(operator.count(403), 2, "{:?}", operator.answers);
+    broker.cont();
+}
+
+/// The database is frozen while six commands are given, about fifteen seconds, and dead for two more: each is answered, with 503.
+async fn frozen_database(database: &PostgresCluster, operator: &mut Operator, a: &Layer, b: &Layer) -> Outcome {
+    let before = (operator.count(503), operator.count(200));
+    let node = &database.nodes()[0];
+    node.stop();
+    for _ in 0..6 {
+        operator.give(&[a, b], 1).await;
+    }
+    node.cont();
+    assert_eq!((operator.count(503), operator.count(200)), (before.0 + 12, before.1), "{:?}", operator.answers);
+    operator.give(&[a, b], 20).await;
+    let before = (operator.count(503), operator.count(200));
+    node.kill();
+    for _ in 0..2 {
+        operator.give(&[a, b], 1).await;
+    }
+    assert_eq!((operator.count(503), operator.count(200)), (before.0 + 4, before.1), "{:?}", operator.answers);
+    node.restart().await
+}
+
+async fn every_reading_once(database: &PostgresCluster, logs: &[DeviceLog], layers: &[&Layer]) -> Outcome {
+    let judge = || async { DeviceOracle::judge(logs, &rows(database).await) };
+    let stored =
+        wait::until(Duration::from_secs(30), "every reading has its row", || async { judge().await.lost.is_empty() });
+    let (stored, verdict) = (stored.await, judge().await);
+    let tails: Vec<String> = layers.iter().map(|layer| layer.process.log_tail(10)).collect();
+    assert!(stored.is_ok() && verdict.is_clean(), "{verdict:?}\n{}", tails.join("\n"));
+    Ok(())
+}
+
+async fn every_command_once(database: &PostgresCluster, operator: &Operator, logs: &[DeviceLog]) {
+    for (key, ids) in &operator.ids {
+        assert_eq!(ids.len(), 1, "{key} became {ids:?}");
+    }
+    let twice = "SELECT count(*) FROM (SELECT FROM control_commands WHERE idempotency_key IS NOT NULL
+                 GROUP BY idempotency_key HAVING count(*) > 1) AS twice";
+    assert_eq!(sql(database, twice).await, "0");
+    let verdict = FieldOracle::judge(&operator.issued, logs);
+    assert!(verdict.acted >= 5 && verdict.acted_twice.is_empty() && verdict.phantoms.is_empty(), "{verdict:?}");
+    // What is late is acted on by old firmware alone.
+    assert!(verdict.acted_expired.iter().all(|(device, _)| device == "ESP32_OLD"), "{verdict:?}");
+    let newer = FieldOracle::judge(&operator.issued, &logs[..1]);
+    assert!(newer.is_clean(), "{newer:?}");
+}
+
+/// A device that heard a command never meets an audit that says that nobody can have heard it.
+async fn the_audit_and_the_field_agree(database: &PostgresCluster, logs: &[DeviceLog]) {
+    let heard: BTreeSet<&str> = logs.iter().flat_map(|log| &log.entries).filter_map(command_id).collect();
+    let text =
+        sql(database, "SELECT json_build_array(command_id, status, coalesce(reason, '')) FROM control_commands").await;
+    let mut audit: BTreeMap<String, (String, String)> = BTreeMap::new();
+    for line in text.lines() {
+        let (id, status, reason) = serde_json::from_str(line).expect("a row");
+        audit.insert(id, (status, reason));
+    }
+    for id in &heard {
+        let (status, reason) = audit.get(*id).unwrap_or_else(|| panic!("{id} was heard and is in no audit"));
+        let is_said = status == "executed" || reason.contains("may have been delivered");
+        assert!(is_said, "{id} was heard: {status}, {reason}");
+    }
+    let executed = audit.values().filter(|(status, _)| status == "executed").count();
+    assert!(executed >= 5, "{audit:?}");
+    for ((status, reason), count) in audit.values().fold(BTreeMap::<_, u32>::new(), |mut all, end| {
+        *all.entry(end).or_default() += 1;
+        all
+    }) {
+        println!("{count} commands {status} {reason}");
+    }
+    println!("{} commands were heard", heard.len());
+}
+
+fn command_id(entry: &Entry) -> Option<&str> {
+    match entry {
+        Entry::Received { command_id, .. } => command_id.as_deref(),
+        _ => None,
+    }
+}
