@@ -11,9 +11,9 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{Bytes, to_bytes},
     extract::{DefaultBodyLimit, Request, State, rejection::BytesRejection},
-    http::StatusCode,
+    http::{StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -111,6 +111,7 @@ pub(crate) fn router(app: Arc<App>, registry: &Registry) -> Router {
             problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not with this method", &Value::Null)
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES))
+        .layer(middleware::map_response(in_one_shape))
         .layer(middleware::from_fn(within_deadline))
         .with_state(app)
 }
@@ -120,6 +121,17 @@ async fn within_deadline(request: Request, next: Next) -> Response {
         Ok(response) => response,
         Err(_) => problem(StatusCode::REQUEST_TIMEOUT, "timeout", "the request did not arrive in time", &Value::Null),
     }
+}
+
+/// What the health routes and axum refuse by themselves, as plain text, in the shape of every error.
+async fn in_one_shape(response: Response) -> Response {
+    let (code, kind) = (response.status(), response.headers().get(header::CONTENT_TYPE));
+    if !code.is_client_error() || !kind.is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain")) {
+        return response;
+    }
+    let error = if code == StatusCode::NOT_FOUND { "not_found" } else { "bad_request" };
+    let text = to_bytes(response.into_body(), 1024).await.unwrap_or_default();
+    problem(code, error, String::from_utf8_lossy(&text).trim(), &Value::Null)
 }
 
 async fn root(State(app): State<Arc<App>>) -> Json<Value> {

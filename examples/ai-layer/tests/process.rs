@@ -159,6 +159,67 @@ async fn bad_input_is_an_error_that_names_the_field_and_nothing_dies_of_it() {
 }
 
 #[tokio::test]
+async fn what_no_route_takes_is_refused_in_the_shape_of_every_error() {
+    let instance = Instance::start(&[]).await;
+    for (method, path, code) in [
+        ("GET", "/nothing", 404),
+        ("GET", "/health/nothing", 404),
+        ("GET", "/health/%00", 404),
+        ("GET", "/analyze", 405),
+        ("DELETE", "/analyze", 405),
+        ("POST", "/models/info", 405),
+        ("PUT", "/live", 405),
+        ("POST", "/health", 405),
+        ("PATCH", "/metrics", 405),
+        ("BREW", "/ready", 405),
+    ] {
+        for prefix in ["", "/api/v1"] {
+            let request = instance.http.request(method.parse().unwrap(), format!("{}{prefix}{path}", instance.url));
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status().as_u16(), code, "{method} {prefix}{path}");
+            let error: Value = answer.json().await.unwrap_or_else(|error| panic!("{method} {prefix}{path}: {error}"));
+            assert_eq!(error["status_code"], code, "{error}");
+            assert!(error["error"].is_string() && error["message"].is_string() && error.get("details").is_some());
+        }
+    }
+    instance.ground.stop().await;
+}
+
+#[tokio::test]
+async fn windows_at_the_edge_of_what_is_taken_are_answered_with_numbers() {
+    let instance = Instance::start(&[]).await;
+    let axes = |value: f64| json!({"x": value, "y": value, "z": value, "magnitude": value.abs()});
+    for value in [0.0_f64, 1e9, -1e9, 5e-324] {
+        for seconds in [0.0, 1e-9, 31_536_000.0] {
+            let mut edge = window();
+            for name in ["current_mean", "current_max"] {
+                edge[name] = json!(vec![value; 256]);
+            }
+            edge["current_std"] = json!(vec![value.abs(); 256]);
+            edge["vibration_mean"] = axes(value);
+            edge["vibration_std"] = axes(value.abs());
+            edge["vibration_max"] = axes(value);
+            (edge["temperature_mean"], edge["temperature_max"]) = (json!([]), json!([]));
+            edge["time_window_end"] = json!(1_700_000_000.0 + seconds);
+            edge["sample_count"] = json!(if value == 0.0 { 0 } else { u64::MAX });
+            // Twice: the second one is judged by what the first has made usual.
+            for _ in 0..2 {
+                let (code, answer) = instance.post(edge.to_string()).await;
+                assert_eq!(code, StatusCode::OK, "{answer}");
+                for ratio in ["anomaly_score", "predicted_wear_level", "confidence"] {
+                    let ratio = answer[ratio].as_f64().unwrap_or_else(|| panic!("{ratio} is no number in {answer}"));
+                    assert!((0.0..=1.0).contains(&ratio), "{answer}");
+                }
+                assert!(answer["estimated_remaining_hours"].is_u64(), "{answer}");
+            }
+        }
+    }
+    let (code, answer) = instance.post(window().to_string()).await;
+    assert!(code == StatusCode::OK && answer["anomaly_score"].is_number(), "{answer}");
+    instance.ground.stop().await;
+}
+
+#[tokio::test]
 async fn a_stop_is_first_seen_at_ready_loses_no_request_and_ends_with_zero() {
     let instance = Instance::start(&[("DRAIN_TIME", "3")]).await;
 
