@@ -2,8 +2,8 @@
 
 mod late;
 mod layer;
-mod tls;
 mod nonsense;
+mod tls;
 mod twins;
 
 use std::time::Duration;

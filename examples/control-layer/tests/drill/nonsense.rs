@@ -280,7 +280,8 @@ async fn nonsense_over_mqtt_is_counted_and_holds_up_no_reading_and_no_safety_rep
     // Strange, but a reading: as large as numbers get, and negative.
     let strange =
         whole.replace("2.5", "-1.7e308,1.7e308,5e-324").replace("\"timestamp\":1", "\"timestamp\":1795000000000");
-    vandal.publish(Message::new("modax/sensor/data", strange.replace("ESP32_1", "STRANGE"))).await.expect("admitted");
+    let strange = Message::new("modax/sensor/data", strange.replace("ESP32_1", "STRANGE"));
+    assert!(vandal.publish(strange).await.expect("admitted").acked().await.is_acked());
 
     let refused = || async { layer.counter("modax_control_payloads_refused_total").await };
     // Safety reports are subscribed to with QoS 0: a broker may shed some of a flood.

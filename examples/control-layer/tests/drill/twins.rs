@@ -72,7 +72,7 @@ impl Operator {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_layers_a_kill_a_frozen_broker_and_a_frozen_database_leave_an_audit_that_the_field_confirms() -> Outcome {
+async fn two_layers_killed_and_frozen_with_broker_and_database_leave_an_audit_that_the_field_confirms() -> Outcome {
     let ground = Ground::start().await?;
     let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
     let (brokers, url) = (broker.url(), database.url());
@@ -93,6 +93,9 @@ async fn two_layers_a_kill_a_frozen_broker_and_a_frozen_database_leave_an_audit_
     // Each fault alone: what is on its way when a layer dies may wait for the lease.
     settled(&database).await?;
     let b = killed_in_the_middle(&ground, &pairs, &mut operator, &a, b).await?;
+    both_safe(&a, &b).await;
+    settled(&database).await?;
+    frozen_layer(&mut operator, &a, &b).await?;
     both_safe(&a, &b).await;
     settled(&database).await?;
     frozen_broker(&broker, &mut operator, &a, &b).await;
@@ -151,6 +154,68 @@ async fn killed_in_the_middle(
     killed?;
     assert!(operator.count(200) > before, "a goes on: {:?}", operator.answers);
     Layer::start(ground, "b", pairs).await
+}
+
+/// Layer a, who publishes by now, is frozen with a command in its hands until b has published it and more, and goes on then.
+async fn frozen_layer(operator: &mut Operator, a: &Layer, b: &Layer) -> Outcome {
+    let executed = || async { b.counter("modax_control_commands_executed_total").await };
+    let before = executed().await;
+    // Not waited for: a is to be frozen somewhere on the way.
+    operator.give(&[a], 1).await;
+    a.process.stop();
+    for _ in 0..3 {
+        operator.give(&[b], 20).await;
+    }
+    wait::until(LONG, "b publishes", || async { executed().await > before }).await?;
+    a.process.cont();
+    Ok(())
+}
+
+/// A process may be frozen anywhere; the worst place is a transaction with locks that others need.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_frozen_in_the_middle_of_a_transaction_holds_nobody_up_for_good() -> Outcome {
+    let ground = Ground::start().await?;
+    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (brokers, url) = (broker.url(), database.url());
+    let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str()), ("COMMAND_TTL", "30")];
+    let a = Layer::start(&ground, "a", &pairs).await?;
+    let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
+    both_safe(&a, &a).await;
+    let mut operator = Operator::default();
+    operator.give(&[&a], 1).await;
+    assert!(device.wait_until(LONG, |status| status.acted == 1).await, "a publishes");
+    let b = Layer::start(&ground, "b", &pairs).await?;
+    both_safe(&a, &b).await;
+    // The next attempt that is noted takes a while, once: time to freeze who notes it.
+    let slow = "CREATE SEQUENCE attempts;
+                CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+                    IF NEW.reason IS NOT NULL AND nextval('attempts') = 1 THEN PERFORM pg_sleep(0.5); END IF; RETURN NEW; END $$;
+                CREATE TRIGGER slow BEFORE UPDATE ON control_commands FOR EACH ROW EXECUTE FUNCTION slow()";
+    sql(&database, slow).await;
+
+    operator.give(&[&a], 1).await;
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    wait::until(LONG, "the attempt is being noted", || async { sql(&database, asleep).await == "1" }).await?;
+    a.process.stop();
+    let holds =
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%control_commands%'";
+    wait::until(LONG, "the frozen one holds its locks", || async { sql(&database, holds).await == "1" }).await?;
+
+    operator.give(&[&b], 20).await;
+    assert!(device.wait_until(LONG, |status| status.acted == 3).await, "{}", b.process.log_tail(20));
+    settled(&database).await?;
+    let executed = "SELECT count(*) FROM control_commands WHERE status = 'executed'";
+    assert_eq!(sql(&database, executed).await, "3");
+    a.process.cont();
+    both_safe(&a, &b).await;
+    operator.give(&[&a, &b], 20).await;
+    assert!(device.wait_until(LONG, |status| status.acted == 4).await, "{}", a.process.log_tail(20));
+    let logs = [device.finish(LONG).await];
+    every_reading_once(&database, &logs, &[&a, &b]).await?;
+    let verdict = FieldOracle::judge(&operator.issued, &logs);
+    assert!(verdict.is_clean() && verdict.acted == 4, "{verdict:?}");
+    ground.stop().await;
+    Ok(())
 }
 
 /// The broker is frozen long enough for commands to expire, and for the plant to be unknown.
