@@ -364,7 +364,6 @@ mod tests {
             ("MQTT_VERSION", "4"),
             ("MQTT_PASSWORD", "x"),
             ("MQTT_CA_CERTS", "/nonexistent/ca.pem"),
-            ("MQTT_CA_CERTS", "Cargo.toml"),
             ("MQTT_CERTFILE", "Cargo.toml"),
             ("MQTT_KEYFILE", "Cargo.toml"),
             ("PATRONI_URLS", ","),

@@ -25,6 +25,8 @@ fn a_bad_value_stops_the_start_with_one_line_that_names_it_and_code_2() {
         ("API_HOST", "not a host"),
         ("MQTT_BROKERS", "nonsense"),
         ("MQTT_BROKERS", "mqtt://"),
+        ("MQTT_BROKERS", "mqtt://a?version=4"),
+        ("MQTT_CA_CERTS", "Cargo.toml"),
         ("DATABASE_URL", "mysql://nobody"),
         ("DATABASE_URL", "postgresql://modax:geheim@a:1,b:2/modax?port=1,2,3"),
         ("PATRONI_URLS", "db1:8008"),
