@@ -314,6 +314,7 @@ fn write_metrics(app: &App, out: &mut String) {
             usize::from(app.mqtt.status().is_connected()),
         ),
         ("modax_control_mqtt_queue_messages", "Messages that wait for a broker.", mqtt.queue_messages),
+        ("modax_control_mqtt_inflight_messages", "Of those, sent and not acknowledged.", mqtt.inflight),
     ];
     for (name, help, value) in gauges {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");

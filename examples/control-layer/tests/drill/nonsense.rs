@@ -239,6 +239,7 @@ async fn nonsense_over_mqtt_is_counted_and_holds_up_no_reading_and_no_safety_rep
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
     let layer = Layer::start(&ground, "a", &pairs).await?;
+    layer.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
     layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
 

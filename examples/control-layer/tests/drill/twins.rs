@@ -78,6 +78,10 @@ async fn two_layers_killed_and_frozen_with_broker_and_database_leave_an_audit_th
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
     let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &pairs), Layer::start(&ground, "b", &pairs))?;
+    // What nobody has subscribed to yet is nobody's to store.
+    for layer in [&a, &b] {
+        layer.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
+    }
     let devices = [("ESP32_1", true), ("ESP32_OLD", false)].map(|(id, refuses_expired)| {
         Device::start(DeviceConfig { refuses_expired, ..DeviceConfig::new(id, [broker.url()]) })
     });
@@ -179,6 +183,7 @@ async fn a_layer_frozen_in_the_middle_of_a_transaction_holds_nobody_up_for_good(
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str()), ("COMMAND_TTL", "30")];
     let a = Layer::start(&ground, "a", &pairs).await?;
+    a.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
     both_safe(&a, &a).await;
     let mut operator = Operator::default();
