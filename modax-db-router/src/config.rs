@@ -122,10 +122,12 @@ pub(crate) fn targets(url: &str) -> Result<Vec<Target>, ConfigError> {
         if port == 0 {
             return Err(ConfigError::Url { reason: "port 0 is none".to_owned() });
         }
-        let (name, local) = match host {
-            tokio_postgres::config::Host::Tcp(name) => (name.clone(), is_loopback(name)),
+        let (name, local) = match (host, login.get_hostaddrs().get(index)) {
+            // The address is what is dialled; the name is only what it is called.
+            (tokio_postgres::config::Host::Tcp(name), Some(address)) => (name.clone(), address.is_loopback()),
+            (tokio_postgres::config::Host::Tcp(name), None) => (name.clone(), is_loopback(name)),
             #[cfg(unix)]
-            tokio_postgres::config::Host::Unix(path) => (path.display().to_string(), true),
+            (tokio_postgres::config::Host::Unix(path), _) => (path.display().to_string(), true),
         };
         let id = NodeId::new(&name, port);
         if !local && mode != Some("disable") {

@@ -13,7 +13,13 @@ fn plain_text_off_this_machine_is_never_silent() {
         matches!(&error, ConfigError::PlaintextOffLoopback { node } if node.to_string() == "db2.example:5432"),
         "{error}"
     );
-    for url in ["postgresql://modax@db2.example/modax?sslmode=prefer", "host=10.0.0.1 user=modax"] {
+    for url in [
+        "postgresql://modax@db2.example/modax?sslmode=prefer",
+        "host=10.0.0.1 user=modax",
+        // What is dialled is the address.
+        "host=localhost hostaddr=10.0.0.1 user=modax",
+        "postgresql://modax@127.0.0.1,localhost/modax?hostaddr=127.0.0.1,10.0.0.1",
+    ] {
         assert!(matches!(refused(url), ConfigError::PlaintextOffLoopback { .. }), "{url}");
     }
     for url in [
@@ -21,6 +27,7 @@ fn plain_text_off_this_machine_is_never_silent() {
         "host=10.0.0.1 user=modax sslmode=disable",
         "postgresql://modax@localhost,127.0.0.2,[::1]:5433/modax",
         "postgresql://modax@127.0.0.1/modax?sslmode=allow",
+        "host=db1 hostaddr=127.0.0.1 user=modax",
         "postgresql://modax@127.0.0.1:1,127.0.0.1:2/modax?target_session_attrs=read-write",
     ] {
         assert!(Router::builder(url).is_ok(), "{url}: {:?}", Router::builder(url).err());
