@@ -33,6 +33,17 @@ pub struct Config {
     pub hold_limit: usize,
     /// How a replica is chosen among equals. Default: the less busy of two, which keeps a slow one from filling up.
     pub selection: Selection,
+    /// Longest time the server lets a transaction stand open with nothing to do (`idle_in_transaction_session_timeout`);
+    /// then it ends the session, and its locks are free. Default `None`: as long as `acquire_deadline`, after which a
+    /// write is given up here as well. Without it a process that is frozen in the middle of a write blocks everybody
+    /// who wants the same rows, for ever. Zero leaves it to the server. Raise it for writers with a longer deadline
+    /// whose work pauses between statements.
+    pub idle_in_transaction_timeout: Option<Duration>,
+    /// How often the server looks whether we are still there while it works for us (`client_connection_check_interval`).
+    /// Default 2 s: a statement that waits for a lock ends soon after its caller has given up, and retries do not use up
+    /// the server's connections. A `COMMIT` that waits for its standby is not touched by it. Zero leaves it to the
+    /// server; needed where a server cannot do it (on Windows) and therefore refuses the login.
+    pub client_check_interval: Duration,
 }
 
 impl Default for Config {
@@ -48,6 +59,8 @@ impl Default for Config {
             pool_size: 16,
             hold_limit: 10_000,
             selection: Selection::default(),
+            idle_in_transaction_timeout: None,
+            client_check_interval: Duration::from_secs(2),
         }
     }
 }
@@ -78,6 +91,25 @@ impl Config {
             return Err(zero("hold_limit"));
         }
         Ok(())
+    }
+
+    /// Adds what every session begins with to the options of a login. In front, because of two the server takes the last:
+    /// what the URL says wins. As options of the login and not by `SET`, because a reset goes back to them.
+    pub(crate) fn begin_sessions(&self, login: &mut tokio_postgres::Config) {
+        let idle = self.idle_in_transaction_timeout.unwrap_or(self.acquire_deadline);
+        let settings = [
+            ("idle_in_transaction_session_timeout", idle),
+            ("client_connection_check_interval", self.client_check_interval),
+        ];
+        let ours = settings.into_iter().filter(|(_, value)| !value.is_zero()).map(|(name, value)| {
+            // Both are milliseconds in an `int` of the server, and 0 would turn them off.
+            let millis = value.as_nanos().div_ceil(1_000_000).min(i32::MAX.unsigned_abs().into());
+            format!("-c {name}={millis}")
+        });
+        let all: Vec<String> = ours.chain(login.get_options().map(str::to_owned)).collect();
+        if !all.is_empty() {
+            login.options(all.join(" "));
+        }
     }
 }
 

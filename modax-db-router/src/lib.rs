@@ -18,6 +18,7 @@
 //! | a read has a bound or a token | never older than that; who cannot prove it is left out | drill `f40_a_replica_whose_replay_is_paused_serves_no_read_with_a_token_or_a_bound`, and `f40_a_replica_that_grew_old_while_a_read_waited_for_its_connection_does_not_answer_it` |
 //! | there is no primary | reads without a bound go on; writes end with [`WriteError::NoPrimary`] at their deadline | drill `f37_without_a_primary_reads_go_on_and_writes_end_with_a_typed_error` |
 //! | a future is dropped in the middle | its connection is closed, never reused | drill `f43_an_abandoned_transaction_never_reaches_the_next_user` |
+//! | a process freezes in a transaction | the server ends its session after [`Config::idle_in_transaction_timeout`]; nobody waits for its locks longer | drill `f02_a_process_that_freezes_in_a_write_does_not_keep_its_locks` |
 //! | a commit is called [`Durability::Synchronous`] | there is evidence of a copy | drill `f39_a_commit_is_called_synchronous_only_with_evidence` |
 //!
 //! Nothing waits without a deadline: connect, login, probe, checkout, statement of a write, `COMMIT`. The one wait that

@@ -113,12 +113,29 @@ impl RouterBuilder {
         self
     }
 
+    /// Longest time the server lets a transaction stand open with nothing to do; zero leaves it to the server. Default:
+    /// [`Config::idle_in_transaction_timeout`]. The `options` of the connection URL win.
+    pub const fn idle_in_transaction_timeout(mut self, timeout: Duration) -> Self {
+        self.config.idle_in_transaction_timeout = Some(timeout);
+        self
+    }
+
+    /// How often the server looks whether we are still there while it works for us; zero leaves it to the server.
+    /// Default: [`Config::client_check_interval`]. The `options` of the connection URL win.
+    pub const fn client_check_interval(mut self, interval: Duration) -> Self {
+        self.config.client_check_interval = interval;
+        self
+    }
+
     /// Starts the router. No server needs to be up: calls wait for a primary within their deadlines.
     ///
     /// # Errors
     /// [`ConfigError`] names what cannot work; [`ConfigError::NoRuntime`] outside of a tokio runtime.
-    pub fn build(self) -> Result<Router, ConfigError> {
+    pub fn build(mut self) -> Result<Router, ConfigError> {
         self.config.check()?;
+        for target in &mut self.targets {
+            self.config.begin_sessions(&mut target.login);
+        }
         #[cfg(feature = "patroni")]
         let driver = Driver::start(self.config, self.targets, self.patroni)?;
         #[cfg(not(feature = "patroni"))]

@@ -8,6 +8,8 @@ mod commit;
 mod failover;
 #[path = "drill/ledger.rs"]
 mod ledger;
+#[path = "drill/locks.rs"]
+mod locks;
 #[cfg(feature = "patroni")]
 #[path = "drill/patroni.rs"]
 mod patroni;

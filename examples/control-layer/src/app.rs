@@ -25,6 +25,9 @@ const LIVE_BUFFER: usize = 512;
 const SESSION_LIMITS: &str = "-c idle_in_transaction_session_timeout=3s -c lock_timeout=5s";
 /// The layer's write deadline unless a call says otherwise; one round of the writer.
 const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
+/// An instance that freezes in a transaction loses it after this: the others wait for its locks, on the order of commands
+/// and on devices, and a statement of a transaction here follows the one before at once.
+const FROZEN_AFTER: Duration = Duration::from_secs(5);
 /// Back to the preferred broker once it has been reachable for so long: the layers prefer different ones, and would
 /// otherwise end up together on the one that was never broken. Longer than an election of NATS.
 const FAILBACK_AFTER: Duration = Duration::from_secs(10);
@@ -76,6 +79,7 @@ impl App {
         let router = Router::builder(&with_limits(config.database_url.reveal()))
             .map_err(|error| BadSetting::new("DATABASE_URL", error))?
             .acquire_deadline(ACQUIRE_DEADLINE)
+            .idle_in_transaction_timeout(FROZEN_AFTER)
             .patroni(&config.patroni_urls)
             .map_err(|error| BadSetting::new("PATRONI_URLS", error))?
             .build()

@@ -1,0 +1,54 @@
+//! An instance that is frozen in the middle of a transaction.
+
+use modax_db_router::Router;
+use modax_testbed::{Ground, wait};
+use reqwest::StatusCode;
+use serde_json::json;
+
+use crate::{LONG, Layer, Outcome, single, sql};
+
+/// The database's sessions of this instance are not told from others: it is the only one that asks for this lock.
+const FROZEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%FROM command_order FOR UPDATE'
+                      AND state = 'idle in transaction' AND application_name = 'frozen'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f02_an_instance_frozen_in_its_transaction_does_not_hold_up_the_commands_of_the_others() -> Outcome {
+    let ground = Ground::start().await?;
+    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (brokers, url) = (broker.url(), database.url());
+    let named = format!("{url}?application_name=frozen");
+    let first = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", named.as_str())];
+    let second = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
+    let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &first), Layer::start(&ground, "b", &second))?;
+    for layer in [&a, &b] {
+        layer.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
+    }
+    let stop = json!({"command_type": "stop"});
+    // The lock is ours until a waits for it; a is frozen before it gets it.
+    let router = Router::builder(&url).expect("a URL").build().expect("a router");
+    let ours = router.primary().await.expect("a connection");
+    ours.batch_execute("BEGIN; SELECT FROM command_order FOR UPDATE").await.expect("locked");
+    let frozen = async {
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'frozen' AND wait_event_type = 'Lock'";
+        wait::until(LONG, "a waits for the lock", || async { sql(&database, waits).await == "1" }).await?;
+        a.process.stop();
+        ours.batch_execute("COMMIT").await.expect("unlocked");
+        wait::until(LONG, "a has the lock and is frozen", || async { sql(&database, FROZEN).await == "1" }).await
+    };
+    tokio::select! {
+        answer = a.command(&stop, None) => panic!("a was not frozen: {answer:?}"),
+        fired = frozen => fired?,
+    }
+
+    wait::until(LONG, "b takes a command", || async { b.command(&stop, None).await.0 == StatusCode::OK }).await?;
+
+    assert_eq!(sql(&database, FROZEN).await, "0");
+    a.process.cont();
+    a.until("a is healthy again", "/health", |status, _| status == StatusCode::OK).await;
+    let (status, body, _) = a.command(&stop, None).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    router.close(LONG).await;
+    ground.stop().await;
+    Ok(())
+}
