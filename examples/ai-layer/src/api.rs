@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use crate::{
     analysis::{Analysis, analyse},
     baseline::Baselines,
+    logs,
     request::{BadField, Window},
 };
 
@@ -84,6 +85,12 @@ impl App {
             self.refused.load(Relaxed) as f64,
         );
         sample("modax_ai_devices", "gauge", "Devices this instance has a baseline of.", self.devices() as f64);
+        sample(
+            "modax_ai_log_lines_dropped_total",
+            "counter",
+            "Log lines that nobody read in time.",
+            logs::dropped() as f64,
+        );
         let name = "modax_ai_analysis_duration_seconds";
         let _ = writeln!(out, "# HELP {name} Time of one analysis.\n# TYPE {name} summary");
         let _ = writeln!(out, "{name}_sum {seconds}\n{name}_count {analyses}");

@@ -8,6 +8,7 @@ mod analysis;
 mod api;
 mod baseline;
 mod config;
+mod logs;
 mod request;
 mod wear;
 
@@ -28,6 +29,7 @@ use tokio::{
 use crate::{
     api::App,
     config::{BadSetting, Config},
+    logs::Logs,
 };
 
 /// Exit code for a value of the environment that cannot work.
@@ -50,12 +52,19 @@ fn main() -> ExitCode {
         Ok(filter) => filter,
         Err(error) => return fail(BAD_SETTING, &BadSetting::new("RUST_LOG", error).to_string()),
     };
-    tracing_subscriber::fmt().json().flatten_event(true).with_writer(std::io::stderr).with_env_filter(filter).init();
+    let logs = match Logs::start(filter) {
+        Ok(logs) => logs,
+        Err(error) => return fail(1, &format!("no thread for the log: {error}")),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format!("no runtime: {error}")),
     };
-    match runtime.block_on(run(config)) {
+    let ended = runtime.block_on(run(config));
+    // A thread that resolves a name may hang.
+    runtime.shutdown_background();
+    logs.finish();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(RunError::Setting(error)) => fail(BAD_SETTING, &error.to_string()),
         Err(RunError::Io(error)) => fail(1, &format!("cannot serve: {error}")),

@@ -319,9 +319,11 @@ fn write_metrics(app: &App, out: &mut String) {
     for (name, help, value) in gauges {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
     }
-    let failovers = mqtt.failovers;
-    let _ = writeln!(
-        out,
-        "# HELP modax_control_mqtt_failovers_total Changes of broker.\n# TYPE modax_control_mqtt_failovers_total counter\nmodax_control_mqtt_failovers_total {failovers}"
-    );
+    let counters = [
+        ("modax_control_mqtt_failovers_total", "Changes of broker.", mqtt.failovers),
+        ("modax_control_log_lines_dropped_total", "Log lines that nobody read in time.", crate::logs::dropped()),
+    ];
+    for (name, help, value) in counters {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+    }
 }

@@ -11,7 +11,7 @@
 //! | [`buffer`], [`store`], [`ingest`] | from the broker to rows |
 //! | [`commands`], [`relay`] | from the API through the outbox to the field, audited |
 //! | [`analysis`] | asks the AI layer |
-//! | [`schema`], [`health`], [`metrics`] | tables, checks, counters |
+//! | [`schema`], [`health`], [`metrics`], [`logs`] | tables, checks, counters, log lines |
 //! | [`api`] | HTTP and WebSocket |
 //! | [`app`], [`run`] | what the parts share; start, drain, stop |
 
@@ -25,6 +25,7 @@ pub mod config;
 pub mod contract;
 pub mod health;
 pub mod ingest;
+pub mod logs;
 pub mod metrics;
 pub mod pace;
 pub mod relay;

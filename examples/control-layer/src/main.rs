@@ -4,8 +4,10 @@ use std::{io::Write as _, process::ExitCode};
 
 use control_layer::{
     config::Config,
-    run::{RunError, run},
+    logs::Logs,
+    run::{RunError, run, to_the_end},
 };
+use tracing_subscriber::EnvFilter;
 
 /// A value of the environment that cannot work.
 const BAD_SETTING: u8 = 2;
@@ -21,20 +23,17 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(BAD_SETTING, &error.to_string()),
     };
-    tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::new(&config.log_filter))
-        .init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(1, &format!("no runtime: {error}")),
+    let logs = match Logs::start(EnvFilter::new(&config.log_filter)) {
+        Ok(logs) => logs,
+        Err(error) => return fail(1, &format!("no thread for the log: {error}")),
     };
-    match runtime.block_on(run(config)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(RunError::Setting(error)) => fail(BAD_SETTING, &error.to_string()),
-        Err(RunError::Io(error)) => fail(1, &format!("cannot serve: {error}")),
+    let ended = to_the_end(run(config));
+    logs.finish();
+    match ended {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(RunError::Setting(error))) => fail(BAD_SETTING, &error.to_string()),
+        Ok(Err(RunError::Io(error))) => fail(1, &format!("cannot serve: {error}")),
+        Err(error) => fail(1, &format!("no runtime: {error}")),
     }
 }
 

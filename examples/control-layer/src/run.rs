@@ -57,6 +57,18 @@ impl From<std::io::Error> for RunError {
     }
 }
 
+/// Runs `work` on a runtime of its own and does not wait for what it leaves there: a name that is being resolved blocks its
+/// thread for as long as the resolver likes.
+///
+/// # Errors
+/// There is no runtime.
+pub fn to_the_end<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    Ok(done)
+}
+
 /// Runs until SIGTERM or SIGINT, then drains and stops. A second signal shortens the drain.
 ///
 /// # Errors
@@ -311,5 +323,31 @@ async fn list_devices(app: Arc<App>) {
             Err(error) if !listed_once => tracing::debug!(%error, "the list of devices is not known yet"),
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::mpsc::channel, time::Duration};
+
+    use super::to_the_end;
+
+    #[test]
+    fn the_end_does_not_wait_for_a_thread_that_hangs() {
+        let ((release, hangs), (begun, has_begun), (done, is_done)) = (channel::<()>(), channel(), channel());
+        std::thread::spawn(move || {
+            let ended = to_the_end(async move {
+                tokio::task::spawn_blocking(move || {
+                    let _ = begun.send(());
+                    let _ = hangs.recv();
+                });
+                let _ = has_begun.recv();
+            });
+            let _ = done.send(ended.is_ok());
+        });
+
+        let ended = is_done.recv_timeout(Duration::from_secs(20));
+        drop(release);
+        assert_eq!(ended, Ok(true));
     }
 }

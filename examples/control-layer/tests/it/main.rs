@@ -1,7 +1,9 @@
 //! What the program does before it needs any server.
 
-use std::net::TcpListener;
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn start(pairs: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_control-layer"))
@@ -46,4 +48,64 @@ fn a_bad_value_stops_the_start_with_one_line_that_names_it_and_code_2() {
         assert!(!stderr.contains("geheim"), "{stderr}");
         assert!(output.stdout.is_empty());
     }
+}
+
+/// A layer without any server, ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut socket = TcpStream::connect(address).expect("a connection");
+    socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: modax\r\nConnection: close\r\n\r\n").expect("written");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_ends_nothing() {
+    let child = Command::new(env!("CARGO_BIN_EXE_control-layer"))
+        .env_clear()
+        .envs([("API_HOST", "127.0.0.1"), ("API_PORT", "0"), ("DRAIN_TIME", "0"), ("RUST_LOG", "debug")])
+        .env("DATABASE_URL", "postgresql://modax@127.0.0.1:1/modax")
+        .env("MQTT_BROKERS", "mqtt://127.0.0.1:1")
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut layer = Running(child);
+    let mut log = BufReader::new(layer.0.stderr.take().expect("a log"));
+    let mut line = String::new();
+    while !line.contains("\"listening\"") {
+        line.clear();
+        assert!(log.read_line(&mut line).expect("a line") > 0, "it ended");
+    }
+    let address = line.split("\"addr\":\"").nth(1).and_then(|rest| rest.split('"').next()).expect("an address");
+
+    drop(log);
+
+    let is_dropped = || !get(address, "/metrics").contains("modax_control_log_lines_dropped_total 0\n");
+    wait_until("a line that nobody reads", is_dropped);
+    let killed = Command::new("kill").arg(layer.0.id().to_string()).status().expect("kill");
+    assert!(killed.success());
+    let mut ended = None;
+    wait_until("it stops", || {
+        ended = layer.0.try_wait().expect("a child");
+        ended.is_some()
+    });
+    assert_eq!(ended.and_then(|status| status.code()), Some(0), "it drained and stopped in order");
 }
