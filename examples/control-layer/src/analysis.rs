@@ -19,7 +19,8 @@ use crate::{
     contract::{Analysis, AnalysisRequest, Checked, SensorData, Vibration, topic},
 };
 
-/// Windows with the AI layer at once; more are skipped, because advice about the past is worth less than fresh advice.
+/// Windows with the AI layer at once. The others wait, for all devices' windows end together; one whose successor is over is
+/// skipped, because advice about the past is worth less than fresh advice.
 const AT_ONCE: usize = 8;
 /// How long an analysis may still be published: the panel shows the latest.
 const EXPIRES_IN: Duration = Duration::from_secs(60);
@@ -174,19 +175,27 @@ pub async fn run(app: Arc<App>, http: reqwest::Client, mut stop: watch::Receiver
         }
         while asking.try_join_next().is_some() {}
         for request in app.windows.take_finished(unix_now()) {
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            if asking.len() >= MAX_DEVICES {
                 app.metrics.analyses_skipped.increment();
                 continue;
-            };
-            let (app, http) = (Arc::clone(&app), http.clone());
+            }
+            let (app, http, places) = (Arc::clone(&app), http.clone(), Arc::clone(&places));
             asking.spawn(async move {
-                handle(&app, &http, &request).await;
-                drop(place);
+                if !in_turn(&places, app.config.ai_window, || handle(&app, &http, &request)).await {
+                    app.metrics.analyses_skipped.increment();
+                }
             });
         }
     }
     // What is with the AI layer may be dropped: it is advice, and its window is marked by its claim.
     asking.shutdown().await;
+}
+
+/// Does `work` once there is a place for it; false if there was none for `longest`. Those that wait take no room for it.
+async fn in_turn<F: Future<Output = ()>>(places: &Semaphore, longest: Duration, work: impl FnOnce() -> F) -> bool {
+    let Ok(Ok(_place)) = tokio::time::timeout(longest, places.acquire()).await else { return false };
+    Box::pin(work()).await;
+    true
 }
 
 async fn handle(app: &App, http: &reqwest::Client, request: &AnalysisRequest) {
@@ -336,7 +345,9 @@ fn time(unix_seconds: f64) -> SystemTime {
 mod tests {
     use std::time::Duration;
 
-    use super::{MAX_DEVICES, Windows};
+    use tokio::sync::Semaphore;
+
+    use super::{AT_ONCE, MAX_DEVICES, Windows, in_turn};
     use crate::contract::{SensorData, Vibration};
 
     fn reading(currents: &[f64]) -> SensorData {
@@ -386,5 +397,16 @@ mod tests {
         let finished = windows.take_finished(Duration::from_secs(115));
         assert_eq!(finished.len(), 1);
         assert_eq!(finished[0].current_mean, [1.0]);
+    }
+
+    #[tokio::test]
+    async fn windows_that_end_together_are_all_asked_about_and_one_that_waited_too_long_is_not() {
+        let places = Semaphore::new(AT_ONCE);
+        let long = Duration::from_secs(60);
+        let all = (0..5 * AT_ONCE).map(|_| in_turn(&places, long, tokio::task::yield_now));
+        assert!(futures_util::future::join_all(all).await.into_iter().all(|asked| asked));
+
+        places.forget_permits(AT_ONCE);
+        assert!(!in_turn(&places, Duration::from_millis(1), async || panic!("there is no place")).await);
     }
 }

@@ -94,7 +94,7 @@ counters! {
     analyses_answered = "modax_control_analyses_answered_total",
     /// Windows the AI layer did not answer.
     analyses_failed = "modax_control_analyses_failed_total",
-    /// Windows not analysed because earlier ones were still with the AI layer.
+    /// Windows not analysed because earlier ones were with the AI layer for too long, or the database was away.
     analyses_skipped = "modax_control_analyses_skipped_total",
     /// Readings or whole windows left out of the analysis because there are too many.
     windows_refused = "modax_control_analysis_windows_refused_total",
