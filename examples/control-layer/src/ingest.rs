@@ -60,7 +60,12 @@ pub async fn listen(app: Arc<App>, filter: &'static str, mut stop: watch::Receiv
 fn take(app: &App, filter: &'static str, delivery: Delivery) {
     let now = Instant::now();
     let outcome = match filter {
-        topic::SENSOR_DATA => parse(delivery.payload()).map(|data| take_reading(app, data, delivery.payload(), now)),
+        topic::SENSOR_DATA => parse(delivery.payload()).map(|data| take_reading(app, data, &delivery, now)),
+        // Kept by the broker since nobody knows when, perhaps by a device that is long dead: it says nothing of the plant now.
+        topic::SENSOR_SAFETY if delivery.is_retained() => {
+            app.metrics.safety_retained.increment();
+            Ok(())
+        }
         topic::SENSOR_SAFETY => parse(delivery.payload()).map(|report| take_safety(app, &report, now)),
         _ => parse(delivery.payload()).map(|analysis| take_analysis(app, &analysis)),
     };
@@ -74,7 +79,7 @@ fn take(app: &App, filter: &'static str, delivery: Delivery) {
     delivery.ack();
 }
 
-fn take_reading(app: &App, data: SensorData, payload: &[u8], now: Instant) {
+fn take_reading(app: &App, data: SensorData, delivery: &Delivery, now: Instant) {
     app.metrics.readings_received.increment();
     let unix = unix_now();
     let Some(heard) = app.plant.hear_reading(&data, now, unix.as_secs_f64()) else { return refuse_device(app) };
@@ -85,7 +90,7 @@ fn take_reading(app: &App, data: SensorData, payload: &[u8], now: Instant) {
         app.tell_live("sensor_data", &data.device_id, &data);
     }
     let mut digest = [0; 16];
-    for (to, from) in digest.iter_mut().zip(Sha256::digest(payload)) {
+    for (to, from) in digest.iter_mut().zip(Sha256::digest(delivery.payload())) {
         *to = from;
     }
     let (device_id, timestamp, lateness) = (data.device_id.clone(), data.timestamp, heard.lateness);
@@ -96,7 +101,7 @@ fn take_reading(app: &App, data: SensorData, payload: &[u8], now: Instant) {
             device_id,
             timestamp,
             heard_at: now,
-            maybe_kept: maybe_kept(app),
+            maybe_kept: delivery.is_retained() || maybe_kept(app),
             lateness,
             undecided_since: None,
             what,

@@ -54,6 +54,8 @@ counters! {
     safety_received = "modax_control_safety_reports_received_total",
     /// Safety reports that were too old to count.
     safety_late = "modax_control_safety_reports_late_total",
+    /// Safety reports not counted because a broker had kept them as retained messages.
+    safety_retained = "modax_control_safety_reports_retained_total",
     /// Payloads that were not understood.
     payloads_refused = "modax_control_payloads_refused_total",
     /// Messages dropped because there are too many devices already.

@@ -4,6 +4,7 @@ mod late;
 mod frozen;
 mod layer;
 mod nonsense;
+mod retained;
 mod tls;
 mod twins;
 
