@@ -3,6 +3,7 @@
 //! An instance without a broker gives the lease away: another one may have one, and its view of the plant's safety is fresh.
 
 pub mod audit;
+mod overtaken;
 
 use std::{
     sync::Arc,
@@ -48,7 +49,12 @@ impl Sink for ToBrokers {
     async fn publish(&self, message: &OutgoingMessage) -> Result<Confirmation, SinkError> {
         let app = &self.0;
         if message.topic == topic::CONTROL_COMMANDS {
-            return publish_command(app, message).await;
+            let published = publish_command(app, message).await;
+            // What is held back must not hold back a stop, nor follow it.
+            if matches!(published, Err(SinkError::Retry(_))) && overtaken::is_overtaken(app, message).await {
+                return Err(SinkError::drop(overtaken::REASON));
+            }
+            return published;
         }
         let left = message.expires_in.unwrap_or(EXPIRES_IN);
         match hand_over(app, message, left).await? {

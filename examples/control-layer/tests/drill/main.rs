@@ -5,6 +5,7 @@ mod frozen;
 mod layer;
 mod nonsense;
 mod retained;
+mod stop;
 mod tls;
 mod twins;
 
