@@ -31,6 +31,9 @@ use crate::{
 const RECORD_ROWS: usize = 500;
 /// Time between sweeps; what is swept is hours old, but for parked messages that expire.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// So long a sweep that is due waits for a moment with nothing else to do; under load there is none. Five sweeps a second then
+/// keep up with thousands of messages.
+const SWEEP_PATIENCE: Duration = Duration::from_millis(200);
 /// First and longest wait after a failed statement: a primary that fails over is away for seconds, and one probe a second is cheap.
 const DATABASE_BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// A message is buffered up to this many times the in-flight limit, outcomes to be recorded included.

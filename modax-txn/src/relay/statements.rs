@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     AHEAD, DATABASE_BACKOFF, Dispatch, Fetched, Input, Outcome, Output, Phase, RECORD_ROWS, Running, SWEEP_INTERVAL,
-    Statement,
+    SWEEP_PATIENCE, Statement,
 };
 use crate::{
     event::Event,
@@ -56,6 +56,9 @@ impl Dispatch {
         let wants_record = !self.unrecorded.is_empty();
         if lease.is_due(now) && !wants_record {
             return Some(Statement::Renew { epoch });
+        }
+        if !self.is_stopping && !lease.is_due(now) && now >= self.sweep_at + SWEEP_PATIENCE {
+            return Some(Statement::Sweep);
         }
         let room = self.room();
         // After a full read the next one waits until it is worth a statement.

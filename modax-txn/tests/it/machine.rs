@@ -61,6 +61,7 @@ struct Model {
     /// Highest row of each key that was confirmed, to see that none before it comes after it.
     confirmed: BTreeMap<String, usize>,
     stopped: bool,
+    sweeps: u32,
 }
 
 const INFLIGHT: usize = 4;
@@ -87,6 +88,7 @@ impl Model {
             with_sink: Vec::new(),
             confirmed: BTreeMap::new(),
             stopped: false,
+            sweeps: 0,
         };
         model.drain();
         model
@@ -149,7 +151,10 @@ impl Model {
             }
             Statement::Renew { epoch } => Input::Renewed { held: mine(epoch, self) },
             Statement::Release { .. } => Input::Released,
-            Statement::Sweep => Input::Swept { expired: Vec::new(), more: false },
+            Statement::Sweep => {
+                self.sweeps += 1;
+                Input::Swept { expired: Vec::new(), more: false }
+            }
             Statement::Fetch { limit, exclude, full_keys } => {
                 let parked: BTreeSet<_> = self
                     .rows
@@ -291,6 +296,21 @@ proptest! {
         }
         prop_assert!(model.rows.iter().all(|row| row.status.is_some()), "something is left over");
     }
+}
+
+#[test]
+fn f60_a_relay_that_always_has_something_to_do_sweeps_all_the_same() {
+    let mut model = Model::new(Instant::now());
+    // A minute in which there is never nothing to read or to record.
+    for _ in 0..6_000 {
+        for step in [Step::Commit(0, None), Step::Wake, Step::Sink(0, 9), Step::Database(true), Step::Pass(10)] {
+            model.take(&step);
+        }
+    }
+
+    assert!(model.sweeps >= 10, "{} sweeps", model.sweeps);
+    let settled = model.rows.iter().filter(|row| row.status.is_some()).count();
+    assert!(settled + 4 * INFLIGHT >= model.rows.len(), "and the messages do not wait for it");
 }
 
 #[test]
