@@ -16,8 +16,13 @@ use modax_health::{CheckConfig, CheckError, ConfigError, Need, Prober, Registry,
 
 use crate::app::App;
 
-/// Longest turn of the writer that is no reason for a restart: it waits for the database in rounds of ten seconds.
-const WRITER_LIMIT: Duration = Duration::from_secs(60);
+/// Longest turn of the writer that is no reason for a restart: it waits for the database in rounds of ten seconds, and at the
+/// start once for the migration of the outbox.
+const WRITER_LIMIT: Duration = Duration::from_secs(90);
+const _: () = assert!(
+    WRITER_LIMIT.as_secs() > modax_txn::MIGRATE_DEADLINE.as_secs(),
+    "a migration that waits for another instance's is no reason for a restart"
+);
 
 /// The start of this instance: what has to have worked once.
 #[derive(Debug, Default)]
