@@ -214,7 +214,7 @@ async fn handle(app: &App, http: &reqwest::Client, request: &AnalysisRequest) {
     match &answer {
         Ok(analysis) => {
             app.metrics.analyses_answered.increment();
-            if app.plant.hear_analysis(analysis) {
+            if app.plant.hear_analysis(analysis, unix_now()) {
                 app.tell_live("ai_analysis", &analysis.device_id, analysis);
             }
         }

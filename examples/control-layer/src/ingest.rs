@@ -153,7 +153,7 @@ fn refuse_device(app: &App) {
 
 /// An analysis that this or another control layer published.
 fn take_analysis(app: &App, analysis: &Analysis) {
-    if app.plant.hear_analysis(analysis) {
+    if app.plant.hear_analysis(analysis, unix_now()) {
         app.tell_live("ai_analysis", &analysis.device_id, analysis);
     }
 }

@@ -22,6 +22,8 @@ pub const HISTORY: usize = 1_000;
 const ONLINE: Duration = Duration::from_secs(10);
 /// Most devices of one plant; more are somebody's mistake and must not fill the memory.
 const MAX_DEVICES: usize = 10_000;
+/// So far the clocks of an AI layer and of this machine may be apart.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// Shared by everything that reads or tells the state. One lock, held for moments, never over an await.
 #[derive(Debug)]
@@ -166,15 +168,18 @@ impl Plant {
         Some(SafetyHeard { believed: true, changed, lateness })
     }
 
-    /// Takes an analysis into memory. Answers whether it is newer than the one known; unknown devices are not made known by it.
-    pub fn hear_analysis(&self, analysis: &Analysis) -> bool {
+    /// Takes an analysis into memory at `unix`. Answers whether it is newer than the one known; unknown devices are not made known by it.
+    /// One that says it was made in the future is replaced by any other: a clock that was wrong once must not be right for ever.
+    pub fn hear_analysis(&self, analysis: &Analysis, unix: Duration) -> bool {
+        let latest = u64::try_from((unix + CLOCK_SKEW).as_millis()).unwrap_or(u64::MAX);
         let mut inner = self.lock();
         let Some(device) = inner.devices.get_mut(&analysis.device_id) else { return false };
-        if device.analysis.as_ref().is_some_and(|known| known.timestamp >= analysis.timestamp) {
+        let (known, heard) = (device.analysis.as_ref().map(|known| known.timestamp), analysis.timestamp);
+        if known.is_some_and(|known| known == heard || (known > heard && known <= latest)) {
             return false;
         }
         device.analysis = Some(analysis.clone());
-        let seconds = analysis.timestamp as f64 / 1_000.0;
+        let seconds = analysis.timestamp.min(latest) as f64 / 1_000.0;
         inner.last_analysis = Some(inner.last_analysis.unwrap_or(0.0).max(seconds));
         true
     }
@@ -300,7 +305,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{Listed, MAX_DEVICES, Plant};
-    use crate::contract::{SafetyReport, SafetyStatus, SensorData, Vibration};
+    use crate::contract::{Analysis, SafetyReport, SafetyStatus, SensorData, Vibration};
 
     const SAFE: SafetyStatus =
         SafetyStatus { emergency_stop: false, door_closed: true, overload_detected: false, temperature_ok: true };
@@ -485,5 +490,34 @@ mod tests {
                 prop_assert!(!plant.is_safe(now + MAX_AGE));
             }
         }
+    }
+
+    #[test]
+    fn an_analysis_from_the_future_does_not_outlive_the_next_one() {
+        let (plant, epoch) = plant();
+        plant.hear_safety(&report("a", 50, SAFE), epoch, 0.0);
+        let at = Duration::from_secs;
+        let analysis = |seconds: u64| Analysis {
+            timestamp: seconds * 1_000,
+            device_id: "a".to_owned(),
+            anomaly_detected: false,
+            anomaly_score: 0.0,
+            anomaly_description: String::new(),
+            predicted_wear_level: 0.0,
+            estimated_remaining_hours: 0,
+            recommendations: Vec::new(),
+            confidence: 0.0,
+            analysis_details: serde_json::Value::Null,
+        };
+
+        assert!(plant.hear_analysis(&analysis(10_000), at(10_000)));
+        assert!(!plant.hear_analysis(&analysis(10_000), at(10_000)), "the same again");
+        assert!(!plant.hear_analysis(&analysis(9_000), at(10_000)), "an older one");
+        assert!(plant.hear_analysis(&analysis(90_000), at(10_000)), "by a clock that is wrong");
+        let (told, _) = plant.analyses();
+        assert!((told - 10_060.0).abs() < 1e-9, "no later than clocks are apart: {told}");
+        assert!(!plant.hear_analysis(&analysis(90_000), at(10_000)), "the same again");
+        assert!(plant.hear_analysis(&analysis(10_010), at(10_010)));
+        assert_eq!(plant.analysis("a").expect("one").timestamp, 10_010_000);
     }
 }
