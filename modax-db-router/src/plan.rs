@@ -108,7 +108,7 @@ pub fn plan(topology: &Topology, request: &ReadRequest, now: Instant) -> Plan {
     let mut plan = Plan { token: token_fate(topology, request), ..Plan::default() };
     let (mut replicas, mut primary, mut unproven) = (Vec::new(), Vec::new(), Vec::new());
     for node in topology.nodes() {
-        let is_primary = topology.primary().is_some_and(|primary| primary.id == node.id);
+        let is_primary = topology.newest().is_some_and(|primary| primary.id == node.id);
         let verdict = if plan.token == TokenFate::Kept {
             admit(topology, node, is_primary, request, now)
         } else {

@@ -301,7 +301,7 @@ impl Router {
     }
 
     /// Lets new writes wait, as they wait through a failover, until [`resume_writes`](Self::resume_writes). Those
-    /// under way are committed.
+    /// under way are committed, and reads go on, also on the primary.
     ///
     /// # Cancel safety
     /// Cancel safe.

@@ -202,6 +202,17 @@ impl Topology {
         self.writable.ok().and_then(|(index, _)| self.nodes.get(index))
     }
 
+    /// The server that has the newest data: the primary, also while new writes wait for a planned switchover.
+    pub(crate) fn newest(&self) -> Option<&Node> {
+        match self.writable {
+            Ok((index, _)) => self.nodes.get(index),
+            Err(WritesClosed::Paused | WritesClosed::Draining) => {
+                self.lineage.current().and_then(|life| self.node(&life.node))
+            }
+            Err(_) => None,
+        }
+    }
+
     /// Why nobody may write, if nobody may.
     #[must_use]
     pub fn writes_closed(&self) -> Option<WritesClosed> {

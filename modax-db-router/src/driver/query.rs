@@ -234,10 +234,10 @@ impl Shared {
             if known.is_some_and(|started| started != checkout.identity().started) {
                 return Answer::Next(None);
             }
-            let writable = topology.primary().is_some_and(|primary| primary.id == server.id);
+            let newest = topology.newest().is_some_and(|primary| primary.id == server.id);
             // A later picture may show the server younger than what it read.
             let age = topology.node(&server.id).and_then(|known| known.staleness(now()));
-            let staleness = if writable { Some(Duration::ZERO) } else { age };
+            let staleness = if newest { Some(Duration::ZERO) } else { age };
             let result = match question.proof {
                 Some(token) => run_with_proof(&checkout, &token, question).await,
                 None => run(&checkout, question.sql, question.params).await.map(Some),

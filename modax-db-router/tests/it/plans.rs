@@ -5,7 +5,7 @@ use std::time::Duration;
 use modax_db_router::monitor::Input;
 use modax_db_router::observation::{Activity, Observation, ProbeFailure, StartTime};
 use modax_db_router::{
-    LeftOut, Lsn, NodeState, ReadPreference, ReadRequest, SystemId, Timeline, TokenFate, WriteToken, plan,
+    LeftOut, Lsn, NodeState, ReadPreference, ReadRequest, SystemId, Timeline, TokenFate, WriteToken, WritesClosed, plan,
 };
 use proptest::prelude::*;
 
@@ -89,6 +89,32 @@ fn staleness_grows_while_there_is_no_primary() {
     let unbounded = plan(&harness.topology, &request(ReadPreference::PreferReplica), harness.now);
     assert_eq!(unbounded.candidates().count(), 1, "without a bound reads go on");
     harness.input(Input::Suspect { node: 1 });
+}
+
+#[test]
+fn the_primary_is_read_while_writes_are_held_for_a_switchover_and_no_longer() {
+    let readers = |harness: &Harness| {
+        let primary = plan(&harness.topology, &request(ReadPreference::Primary), harness.now);
+        let mut bound = request(ReadPreference::PreferReplica);
+        bound.max_staleness = Some(Duration::from_secs(1));
+        let bound = plan(&harness.topology, &bound, harness.now);
+        [primary, bound].map(|plan| plan.candidates().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let answers = [primary(1, 500, 1, None), Answer::Silence];
+    let mut harness = Harness::new(&["a", "b"]);
+    run(&mut harness, 3000, &answers);
+    harness.input(Input::Pause(true));
+    run(&mut harness, 100, &answers);
+    assert_eq!(harness.topology.writes_closed(), Some(WritesClosed::Paused));
+    assert_eq!(readers(&harness), [["a:1"], ["a:1"]]);
+    harness.input(Input::Pause(false));
+    let Answer::Facts(mut draining) = answers[0].clone() else { panic!("facts") };
+    draining.read_only = true;
+    run(&mut harness, 3000, &[Answer::Facts(draining), Answer::Silence]);
+    assert_eq!(harness.topology.writes_closed(), Some(WritesClosed::Draining));
+    assert_eq!(readers(&harness), [["a:1"], ["a:1"]]);
+    run(&mut harness, 3000, &[standby(1, 500, 1), Answer::Silence]);
+    assert_eq!(readers(&harness)[0], Vec::<String>::new(), "it is none any more");
 }
 
 proptest! {
