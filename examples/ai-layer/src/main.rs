@@ -10,6 +10,7 @@ mod baseline;
 mod config;
 mod logs;
 mod request;
+mod serve;
 mod wear;
 
 use std::{
@@ -30,6 +31,7 @@ use crate::{
     api::App,
     config::{BadSetting, Config},
     logs::Logs,
+    serve::{Limits, serve},
 };
 
 /// Exit code for a value of the environment that cannot work.
@@ -111,13 +113,8 @@ async fn run(config: Config) -> Result<(), RunError> {
         .map_err(|error| RunError::Setting(BadSetting::new("DRAIN_TIME", error)))?;
     let app = Arc::new(App::new(config.instance_id.clone()));
     let routes = api::router(app, &registry);
-    let (closing, mut closed) = watch::channel(false);
-    let mut server = tokio::spawn(async move {
-        let graceful = async move {
-            let _ = closed.wait_for(|closing| *closing).await;
-        };
-        axum::serve(listener, routes).with_graceful_shutdown(graceful).await
-    });
+    let (closing, closed) = watch::channel(false);
+    let mut server = tokio::spawn(serve(listener, routes, Limits::default(), closed));
     tokio::select! {
         () = asked_to_stop(&mut terminate, &mut interrupt) => {}
         ended = &mut server => return Err(RunError::Io(std::io::Error::other(format!("the server ended: {ended:?}")))),

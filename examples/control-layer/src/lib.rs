@@ -12,7 +12,7 @@
 //! | [`commands`], [`relay`] | from the API through the outbox to the field, audited |
 //! | [`analysis`] | asks the AI layer |
 //! | [`schema`], [`health`], [`metrics`], [`logs`] | tables, checks, counters, log lines |
-//! | [`api`] | HTTP and WebSocket |
+//! | [`api`], [`serve`] | HTTP and WebSocket |
 //! | [`app`], [`run`] | what the parts share; start, drain, stop |
 
 pub mod analysis;
@@ -31,5 +31,6 @@ pub mod pace;
 pub mod relay;
 pub mod run;
 pub mod schema;
+pub mod serve;
 pub mod state;
 pub mod store;

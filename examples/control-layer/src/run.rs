@@ -24,6 +24,7 @@ use crate::{
     contract::topic,
     health::{self, Start},
     ingest, relay, schema,
+    serve::{Limits, serve},
     state::Listed,
 };
 
@@ -102,13 +103,7 @@ pub async fn run(config: Config) -> Result<(), RunError> {
         closing: closed.clone(),
     });
     tracing::info!(addr = %listener.local_addr()?, "listening");
-    let mut shutdown = closed.clone();
-    let server = tokio::spawn(async move {
-        let graceful = async move {
-            let _ = shutdown.wait_for(|closing| *closing).await;
-        };
-        axum::serve(listener, routes).with_graceful_shutdown(graceful).await
-    });
+    let server = tokio::spawn(serve(listener, routes, Limits::default(), closed));
     let parts = Parts::start(&app, &start, writer, http, &audits);
 
     stop_is_asked(&mut terminate, &mut interrupt).await;
