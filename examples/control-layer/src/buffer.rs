@@ -69,6 +69,8 @@ struct Inner {
     fresh: VecDeque<Item>,
     /// Those that wait for [`PATIENCE`], in the order in which it ends.
     undecided: VecDeque<Item>,
+    /// How many are with the writer.
+    in_hand: usize,
 }
 
 impl Buffer {
@@ -102,7 +104,14 @@ impl Buffer {
         self.lock().undecided.extend(items);
     }
 
+    /// So many of those that were taken are in the database, refused by it, or put back.
+    pub fn done(&self, items: usize) {
+        let mut inner = self.lock();
+        inner.in_hand = inner.in_hand.saturating_sub(items);
+    }
+
     /// Takes what is due, at most [`BATCH`]: first what has been patient, then the oldest. `all` takes the impatient too.
+    /// It counts as held until [`done`](Self::done).
     pub fn take(&self, now: Instant, all: bool) -> Vec<Item> {
         let mut inner = self.lock();
         let due = |item: &Item| {
@@ -114,6 +123,7 @@ impl Buffer {
         }
         let room = (BATCH - batch.len()).min(inner.fresh.len());
         batch.extend(inner.fresh.drain(..room));
+        inner.in_hand += batch.len();
         batch
     }
 
@@ -125,10 +135,10 @@ impl Buffer {
         let _ = tokio::time::timeout(longest, self.filled.notified()).await;
     }
 
-    /// Items held.
+    /// Items held, those with the writer included: what would be lost with this process.
     pub fn len(&self) -> usize {
         let inner = self.lock();
-        inner.fresh.len() + inner.undecided.len()
+        inner.fresh.len() + inner.undecided.len() + inner.in_hand
     }
 
     /// Whether nothing is held.
@@ -191,5 +201,20 @@ mod tests {
 
         buffer.wait_for_patience([Item { undecided_since: Some(now), ..item(7, now) }]);
         assert_eq!(buffer.take(now, true).len(), 1);
+    }
+
+    #[test]
+    fn what_is_with_the_writer_is_held_until_it_is_done() {
+        let now = Instant::now();
+        let buffer = Buffer::new(10);
+        for n in 0..3 {
+            buffer.push(item(n, now));
+        }
+        assert_eq!(buffer.take(now, false).len(), 3);
+        assert_eq!(buffer.len(), 3);
+
+        buffer.wait_for_patience([item(7, now)]);
+        buffer.done(3);
+        assert_eq!(buffer.len(), 1);
     }
 }

@@ -199,6 +199,7 @@ async fn write_batch(app: &App, alive: &Watchdog, batch: Vec<Item>, stop: &watch
                     failures = 0;
                 }
                 settle(app, &part, &stored);
+                app.buffer.done(part.len());
             }
             Err(WriteError::Statement(error)) if is_about_data(&error) => {
                 let mut part = Arc::unwrap_or_clone(part);
@@ -210,6 +211,7 @@ async fn write_batch(app: &App, alive: &Watchdog, batch: Vec<Item>, stop: &watch
                 let count = app.metrics.rows_refused.increment();
                 let device_id = part.first().map(|item| item.device_id.as_str());
                 tracing::error!(device_id, %error, count, "the database refuses a reading");
+                app.buffer.done(1);
             }
             Err(error) => {
                 app.metrics.batch_retries.increment();
