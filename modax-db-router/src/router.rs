@@ -175,6 +175,10 @@ impl Router {
     /// Waits through a failover or a switchover. `work` **may run several times**: whenever it is certain that the
     /// attempt before did not happen. [`Writer::attempts`] limits that, and [`Tx::attempt`] tells.
     ///
+    /// The work must not end the transaction itself. If it does, the answer is [`WriteError::OutcomeUnknown`], as long as
+    /// the server is still there to be asked; if the link breaks or the deadline passes first, the router does not know
+    /// of it, and says "not committed" or runs the work again.
+    ///
     /// The session is reset afterwards, behind the caller's back: what `SET`, `LISTEN` or a temporary table left there
     /// is gone before anybody else gets the connection.
     ///
