@@ -166,7 +166,7 @@ pub async fn run(app: Arc<App>, mut stop: watch::Receiver<bool>) {
             .spawn();
         match relay {
             Ok(relay) => {
-                follow(&app, &relay, &mut stop).await;
+                crate::run::until_stop(stop.clone(), Box::pin(follow(&app, &relay, &mut stop))).await;
                 let stopped = relay.stop(STOP_DEADLINE).await;
                 tracing::info!(clean = stopped.clean, "relay stopped");
             }

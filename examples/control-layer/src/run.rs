@@ -70,6 +70,17 @@ pub fn to_the_end<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
     Ok(done)
 }
 
+/// Leaves `work` where it is once `stop` is set.
+///
+/// # Cancel safety
+/// As `work`.
+pub async fn until_stop(mut stop: watch::Receiver<bool>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, then drains and stops. A second signal shortens the drain.
 ///
 /// # Errors
@@ -325,7 +336,18 @@ async fn list_devices(app: Arc<App>) {
 mod tests {
     use std::{sync::mpsc::channel, time::Duration};
 
-    use super::to_the_end;
+    use super::{to_the_end, until_stop, watch};
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_for_work_that_hangs() {
+        let (stop, stopped) = watch::channel(false);
+        let hangs = async {
+            stop.send_replace(true);
+            std::future::pending::<()>().await;
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(20), until_stop(stopped, hangs)).await;
+        assert_eq!(ended, Ok(()));
+    }
 
     #[test]
     fn the_end_does_not_wait_for_a_thread_that_hangs() {
