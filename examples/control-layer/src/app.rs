@@ -20,14 +20,11 @@ use crate::{
 
 /// Messages a WebSocket client may be behind before it misses some: a second of sixteen devices.
 const LIVE_BUFFER: usize = 512;
-/// A transaction that does nothing for as long as the relay's lease runs is of a process that has lost the lease as well. And who waits
-/// for a lock has given up himself by then: without a limit the server would keep a session for each try.
-const SESSION_LIMITS: &str = "-c idle_in_transaction_session_timeout=3s -c lock_timeout=5s";
 /// The layer's write deadline unless a call says otherwise; one round of the writer.
 const ACQUIRE_DEADLINE: Duration = Duration::from_secs(10);
-/// An instance that freezes in a transaction loses it after this: the others wait for its locks, on the order of commands
-/// and on devices, and a statement of a transaction here follows the one before at once.
-const FROZEN_AFTER: Duration = Duration::from_secs(5);
+/// An instance that is frozen in a transaction loses its locks after this: those of a device, of a command, of the order of all
+/// commands. As long as the relay's lease runs, which it has lost by then as well.
+const FROZEN_AFTER: Duration = Duration::from_secs(3);
 /// Back to the preferred broker once it has been reachable for so long: the layers prefer different ones, and would
 /// otherwise end up together on the one that was never broken. Longer than an election of NATS.
 const FAILBACK_AFTER: Duration = Duration::from_secs(10);
@@ -76,7 +73,7 @@ impl App {
     /// # Errors
     /// [`BadSetting`] names the variable that one of the parts refuses.
     pub fn new(config: Config) -> Result<Self, BadSetting> {
-        let router = Router::builder(&with_limits(config.database_url.reveal()))
+        let router = Router::builder(config.database_url.reveal())
             .map_err(|error| BadSetting::new("DATABASE_URL", error))?
             .acquire_deadline(ACQUIRE_DEADLINE)
             .idle_in_transaction_timeout(FROZEN_AFTER)
@@ -136,22 +133,6 @@ impl App {
     }
 }
 
-/// The URL with limits of the server's for this instance's sessions, unless it has `options` of its own.
-///
-/// A process that is frozen, or cut off, in the middle of a transaction keeps its row locks: those of a device, of a command, of
-/// the order of all commands. Nobody else could go on until the server notices, hours later by the system's keepalive.
-fn with_limits(url: &str) -> String {
-    let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
-    if url.split(['?', '&', ' ', '\t', '\n']).any(|part| part.starts_with("options=")) {
-        url.to_owned()
-    } else if is_url {
-        let and = if url.contains('?') { '&' } else { '?' };
-        format!("{url}{and}options={}", SESSION_LIMITS.replace(' ', "%20").replace('=', "%3D"))
-    } else {
-        format!("{url} options='{SESSION_LIMITS}'")
-    }
-}
-
 /// Unix time now, for display and for the windows; nothing is decided by it.
 pub fn unix_now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
@@ -160,34 +141,4 @@ pub fn unix_now() -> Duration {
 /// Whether this is the first, second, fourth, eighth… time: for warnings about what may happen a thousand times a second.
 pub const fn worth_a_line(count: u64) -> bool {
     count.is_power_of_two()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::with_limits;
-
-    #[test]
-    fn the_servers_limits_are_added_to_every_form_of_url_and_never_over_options_of_its_own() {
-        let limits = "options=-c%20idle_in_transaction_session_timeout%3D3s%20-c%20lock_timeout%3D5s";
-        for (given, expected) in [
-            ("postgresql://m@a,b/modax", format!("postgresql://m@a,b/modax?{limits}")),
-            ("postgres://m@a:1/modax?sslmode=disable", format!("postgres://m@a:1/modax?sslmode=disable&{limits}")),
-            (
-                "host=a user=m",
-                "host=a user=m options='-c idle_in_transaction_session_timeout=3s -c lock_timeout=5s'".to_owned(),
-            ),
-        ] {
-            assert_eq!(with_limits(given), expected);
-            assert!(
-                modax_db_router::Router::builder(
-                    &expected.replace("//m@a", "//m@localhost").replace(",b/", "/").replace("host=a", "host=localhost")
-                )
-                .is_ok(),
-                "{expected}"
-            );
-        }
-        for own in ["postgresql://m@a/modax?options=-c%20a%3Db", "host=a options='-c a=b'"] {
-            assert_eq!(with_limits(own), own);
-        }
-    }
 }
