@@ -104,14 +104,15 @@ async fn f40_a_replica_that_grew_old_while_a_read_waited_for_its_connection_does
     let router = Router::builder(&cluster.url()).expect("url").pool_size(1).build().expect("router");
     prepare(&router).await;
     let replica = &cluster.nodes()[1];
-    let bound = Duration::from_secs(1);
+    // Long enough that the read below is planned within it on a busy machine.
+    let bound = Duration::from_secs(3);
     let bounded = async |router: &Router, sql| {
         router.read(ReadPreference::Replica).max_staleness(bound).deadline(LONG).query(sql, &[]).await
     };
     // The only connection is taken by a read that takes longer than the bound.
     let long = tokio::spawn({
         let router = router.clone();
-        async move { router.read(ReadPreference::Replica).deadline(LONG).query("SELECT pg_sleep(3)", &[]).await }
+        async move { router.read(ReadPreference::Replica).deadline(LONG).query("SELECT pg_sleep(6)", &[]).await }
     });
     wait::until(LONG, "the connection to be taken", || async {
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
