@@ -169,6 +169,7 @@ impl Client {
             unmatched: state.admission.unmatched,
             overflowed: state.admission.overflowed,
             damaged: state.admission.damaged,
+            unwritten: state.admission.unwritten,
             queue_messages: state.backlog.messages(),
             queue_bytes: state.backlog.bytes(),
             ..state.delivery

@@ -89,10 +89,10 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The disk queue could not be opened: another process has it, or the directory cannot be used.
+    /// The disk queue could not be opened, and nothing of it was sent: another process has it, or it cannot be written to.
     #[error("queue: {reason}")]
     Queue {
-        /// In the words of the operating system.
+        /// Which directory, and what the operating system says.
         reason: String,
     },
     /// TLS cannot be had as asked for. Names the file, or the broker; never shows what is in a key.

@@ -4,6 +4,7 @@
 
 mod closing;
 mod dial;
+mod directory;
 mod disk;
 mod link;
 mod links;
@@ -57,7 +58,8 @@ pub(crate) async fn before<F: Future<Output = ()>>(deadline: Option<Instant>, wo
 }
 
 pub(crate) use dial::{Dialler, Ways};
-pub(crate) use disk::{Directory, Disk};
+pub(crate) use directory::Directory;
+pub(crate) use disk::Disk;
 
 /// Starts the task, after what an earlier process left on disk was read.
 pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Result<(), ConfigError> {

@@ -143,6 +143,12 @@ pub enum Event {
         /// Its topic.
         topic: String,
     },
+    /// The disk queue found no room to write that messages have their outcome: were the process to end now, the next
+    /// start would send them again. Said when it begins; [`Stats::unwritten`] counts them until they are written.
+    OutcomesUnwritten {
+        /// How many.
+        messages: usize,
+    },
     /// A broker answers probes promptly and does not acknowledge.
     BrokerSlow {
         /// Which one.
@@ -184,7 +190,7 @@ impl Status {
     }
 }
 
-/// Counters since the start, and three levels now.
+/// Counters since the start, and four levels now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -222,6 +228,8 @@ pub struct Stats {
     pub failbacks: u64,
     /// Stretches of the disk queue's files that could not be read when it was opened; all other messages were.
     pub damaged: u64,
+    /// Messages with an outcome that the disk queue could not write down yet: after a crash they would be sent again.
+    pub unwritten: usize,
     /// Messages in the queue now, in flight included.
     pub queue_messages: usize,
     /// What they cost, in bytes.

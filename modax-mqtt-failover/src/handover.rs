@@ -243,6 +243,7 @@ fn trace(event: &Event) {
         | Event::MessageStuck { .. }
         | Event::CertificatesRefused { .. }
         | Event::StandbyLost { .. }
+        | Event::OutcomesUnwritten { .. }
         | Event::BrokerSlow { .. } => tracing::warn!(?event, "mqtt"),
         Event::Connected { .. }
         | Event::FailedBack { .. }

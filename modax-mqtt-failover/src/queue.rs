@@ -4,8 +4,10 @@
 //! that the bound is one on memory and not only on what waits. Only a message that was never handed out is shed.
 
 pub mod log;
+mod recovery;
 pub mod scan;
 pub mod segment;
+pub mod storage;
 pub mod survey;
 
 use std::{
@@ -71,6 +73,14 @@ impl Queue {
     /// A queue on disk: what `publish` has admitted survives this process and is sent by the next one that opens the
     /// same directory, in order. One process at a time. The limits are those of [`memory`](Self::memory), because all
     /// of it is in memory as well.
+    ///
+    /// A full disk costs new messages only: each is refused with
+    /// [`PublishError::Disk`](crate::PublishError::Disk), also when it was full before the start, while what is there is
+    /// sent, and room comes back as its files are deleted. A file `reserve` of up to 256 KiB is given up for the
+    /// acknowledgements then, and made again before a message is taken. Of those that find no room all the same
+    /// [`Event::OutcomesUnwritten`](crate::Event::OutcomesUnwritten) tells: a crash would bring their messages back. A
+    /// directory that cannot be written to at all is an error of `build` that names it: from there every start would
+    /// send the same messages again.
     pub fn disk(directory: impl Into<PathBuf>) -> Self {
         Self { directory: Some(directory.into()), ..Self::memory() }
     }

@@ -4,27 +4,29 @@
 //! synchronisation nothing more is appended to the files in question: all live messages go into a new one first.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    path::{Path, PathBuf},
-    sync::{Arc, Weak, mpsc},
+    io,
+    sync::{
+        Arc, Weak,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::{
     config::{Config, ConfigError},
     dedup::Identity,
+    driver::Directory,
+    event::Event,
     handover::Shared,
     message::{Message, MessageId, Outcome},
     packet::{Qos, Version},
     properties::UserProperties,
     queue::{
         Admitted, WhenFull,
-        log::{Log, Storage},
+        log::Log,
         segment::{Record, StoredMessage},
     },
     receipt::{Receipt, Recovered},
@@ -34,8 +36,8 @@ use crate::{
 const SEGMENT_BYTES: u64 = 8 << 20;
 /// A commit is not delayed for more records than this.
 const BATCH: usize = 8192;
-/// The lock's file name; it holds nothing.
-const LOCK: &str = "lock";
+/// Between two tries to write outcomes that found no room.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 type Written = oneshot::Sender<Result<(), String>>;
 
@@ -77,11 +79,12 @@ impl Disk {
 /// queue in memory.
 pub(crate) fn attach(config: &Config, shared: &Arc<Shared>) -> Result<(), ConfigError> {
     let Some(path) = config.queue.directory.as_deref() else { return Ok(()) };
-    let failed = |error: io::Error| ConfigError::Queue { reason: error.to_string() };
+    let failed = |error: io::Error| ConfigError::Queue { reason: format!("{}: {error}", path.display()) };
     let directory = Directory::open(path).map_err(failed)?;
     let (log, found) = Log::open(directory, SEGMENT_BYTES, Box::new(super::seed)).map_err(failed)?;
     let (jobs, todo) = mpsc::channel();
-    let writer = Writer { log, todo, fsync_every: config.queue.fsync_every, shared: Arc::downgrade(shared) };
+    let (fsync_every, shared_with) = (config.queue.fsync_every, Arc::downgrade(shared));
+    let writer = Writer { log, todo, fsync_every, unwritten: 0, shared: shared_with };
     thread::Builder::new().name("mqtt-queue".to_owned()).spawn(move || writer.run()).map_err(failed)?;
 
     let now = super::now();
@@ -102,21 +105,23 @@ struct Writer {
     log: Log<Directory>,
     todo: mpsc::Receiver<Job>,
     fsync_every: Duration,
+    /// Outcomes that are not on disk, as last told.
+    unwritten: usize,
     shared: Weak<Shared>,
 }
 
 impl Writer {
     fn run(mut self) {
-        while let Ok(first) = self.todo.recv() {
+        loop {
             let mut waiting = Vec::new();
-            let mut stopped = self.take(first, &mut waiting);
-            let until = super::now().checked_add(self.fsync_every);
-            for _ in 0..BATCH {
-                let Some(left) = until.map(|at| at.saturating_duration_since(super::now())) else { break };
-                match self.todo.recv_timeout(left) {
-                    Ok(job) if stopped.is_none() => stopped = self.take(job, &mut waiting),
-                    Ok(_) | Err(_) => break,
+            let mut stopped = None;
+            match self.next() {
+                Ok(first) => {
+                    stopped = self.take(first, &mut waiting);
+                    self.take_more(&mut waiting, &mut stopped);
                 }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
             }
             self.commit(waiting);
             if let Some(stopped) = stopped {
@@ -127,6 +132,25 @@ impl Writer {
             }
         }
         self.commit(Vec::new());
+    }
+
+    /// Waits for something to write, and no longer than [`TRY_AGAIN`] where something is owed.
+    fn next(&self) -> Result<Job, RecvTimeoutError> {
+        if self.log.unwritten() == 0 {
+            return self.todo.recv().map_err(RecvTimeoutError::from);
+        }
+        self.todo.recv_timeout(TRY_AGAIN)
+    }
+
+    fn take_more(&mut self, waiting: &mut Vec<(u64, Written)>, stopped: &mut Option<oneshot::Sender<()>>) {
+        let until = super::now().checked_add(self.fsync_every);
+        for _ in 0..BATCH {
+            let Some(left) = until.map(|at| at.saturating_duration_since(super::now())) else { break };
+            match self.todo.recv_timeout(left) {
+                Ok(job) if stopped.is_none() => *stopped = self.take(job, waiting),
+                Ok(_) | Err(_) => break,
+            }
+        }
     }
 
     fn take(&mut self, job: Job, waiting: &mut Vec<(u64, Written)>) -> Option<oneshot::Sender<()>> {
@@ -150,11 +174,24 @@ impl Writer {
 
     fn commit(&mut self, waiting: Vec<(u64, Written)>) {
         let mended = if self.log.is_closed() { self.log.renew() } else { Ok(()) };
-        let committed = mended.and_then(|()| self.log.commit()).map_err(|error| {
+        // Also where it cannot be mended: what is refused must not go with a later commit.
+        let committed = self.log.commit();
+        let committed = mended.and(committed).map_err(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
             format!("{error}{cause}")
         });
         self.answer(waiting, &committed);
+        self.tell_unwritten();
+    }
+
+    /// Says once an episode that outcomes are not on disk; the count goes on in the statistics.
+    fn tell_unwritten(&mut self) {
+        let before = std::mem::replace(&mut self.unwritten, self.log.unwritten());
+        let Some(shared) = self.shared.upgrade().filter(|_| before != self.unwritten) else { return };
+        shared.lock().admission.unwritten = self.unwritten;
+        if before == 0 {
+            shared.emit(Event::OutcomesUnwritten { messages: self.unwritten });
+        }
     }
 
     fn answer(&self, waiting: Vec<(u64, Written)>, result: &Result<(), String>) {
@@ -231,109 +268,4 @@ fn unix_ms() -> u64 {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A folder on a real disk, locked against other processes for as long as this lives.
-pub(crate) struct Directory {
-    path: PathBuf,
-    current: Option<File>,
-    /// `None` while reading a directory that no client has ever locked.
-    _lock: Option<File>,
-}
-
-impl Directory {
-    /// Locks a directory that is there against clients, for reading: nothing is written, so that one on a read-only
-    /// mount can be read.
-    pub(crate) fn existing(path: &Path) -> io::Result<Self> {
-        if !path.is_dir() {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        let lock = match File::open(path.join(LOCK)) {
-            Ok(file) => Some(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        if let Some(file) = &lock {
-            lock_for(file, Access::Read)?;
-        }
-        Ok(Self { path: path.to_owned(), current: None, _lock: lock })
-    }
-
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
-        lock_for(&lock, Access::Write)?;
-        Ok(Self { path: path.to_owned(), current: None, _lock: Some(lock) })
-    }
-
-    /// A file's name is on disk only when its folder is.
-    fn sync_names(&self) -> io::Result<()> {
-        if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }
-    }
-
-    fn current(&mut self) -> io::Result<&mut File> {
-        self.current.as_mut().ok_or_else(|| io::Error::other("no file was begun"))
-    }
-}
-
-/// Readers bear each other, and no writer.
-#[derive(Clone, Copy)]
-enum Access {
-    Read,
-    Write,
-}
-
-#[cfg(unix)]
-fn lock_for(file: &File, access: Access) -> io::Result<()> {
-    use rustix::fs::{FlockOperation, flock};
-    let operation = match access {
-        Access::Read => FlockOperation::NonBlockingLockShared,
-        Access::Write => FlockOperation::NonBlockingLockExclusive,
-    };
-    flock(file, operation)
-        .map_err(|error| io::Error::new(io::Error::from(error).kind(), "another process has this queue open"))
-}
-
-#[cfg(not(unix))]
-fn lock_for(_file: &File, _access: Access) -> io::Result<()> {
-    Err(io::Error::new(io::ErrorKind::Unsupported, "a queue on disk is supported on Unix only"))
-}
-
-impl Storage for Directory {
-    fn list(&mut self) -> io::Result<Vec<String>> {
-        let names = fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-        names.collect()
-    }
-
-    fn read(&mut self, name: &str) -> io::Result<Bytes> {
-        fs::read(self.path.join(name)).map(Bytes::from)
-    }
-
-    fn create(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(self.path.join(name))?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        self.sync_names()?;
-        self.current = Some(file);
-        Ok(())
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.current()?.write_all(bytes)
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.current()?.sync_data()
-    }
-
-    fn truncate(&mut self, length: u64) -> io::Result<()> {
-        use io::Seek;
-        let file = self.current()?;
-        file.set_len(length)?;
-        file.seek(io::SeekFrom::Start(length)).map(|_| ())
-    }
-
-    fn remove(&mut self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.path.join(name))
-    }
 }

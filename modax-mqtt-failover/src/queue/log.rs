@@ -7,68 +7,23 @@
 //!
 //! Order is by sequence, never by place: a message may stand twice and counts once.
 //!
+//! A full disk refuses messages and nothing else: it is opened and read without any room, outcomes are written into
+//! room that was kept for them, and files are deleted as their messages are settled. An outcome that found no room all the
+//! same is held, counted, and written as soon as there is some.
+//!
 //! No file is touched here: [`Storage`] does that, in a driver or in a simulation that crashes it.
 
-use std::{cmp::Reverse, collections::BTreeMap, fmt, io};
+mod full;
 
-use bytes::Bytes;
+use std::{collections::BTreeMap, fmt, io};
 
 use super::{
-    scan::{Damage, Found, Scan},
+    recovery::Reading,
     segment::{EncodeError, HEADER_BYTES, Record, SegmentId, StoredMessage, check, encode},
+    storage::Storage,
 };
 
-/// Where a log keeps its files: a folder, or a test's idea of one.
-pub trait Storage {
-    /// Names of all files.
-    ///
-    /// # Errors
-    /// Whatever the folder says.
-    fn list(&mut self) -> io::Result<Vec<String>>;
-    /// Content of one file.
-    ///
-    /// # Errors
-    /// Whatever the file says.
-    fn read(&mut self, name: &str) -> io::Result<Bytes>;
-    /// Makes a file with this content, on disk together with its name, and takes it as the one to append to.
-    ///
-    /// # Errors
-    /// Whatever the folder says; the file may exist all the same.
-    fn create(&mut self, name: &str, content: &[u8]) -> io::Result<()>;
-    /// Writes behind the end of the file last made. What an error leaves behind is cut off by
-    /// [`truncate`](Self::truncate).
-    ///
-    /// # Errors
-    /// A full or failing disk.
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// Waits until what was appended is on disk.
-    ///
-    /// # Errors
-    /// A failing disk. What was written since the last success may be lost, and asking again proves nothing.
-    fn sync(&mut self) -> io::Result<()>;
-    /// Cuts the file last made to this length.
-    ///
-    /// # Errors
-    /// Whatever the file says.
-    fn truncate(&mut self, length: u64) -> io::Result<()>;
-    /// Deletes a file.
-    ///
-    /// # Errors
-    /// Whatever the folder says.
-    fn remove(&mut self, name: &str) -> io::Result<()>;
-}
-
-/// What [`Log::open`] found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// Messages without an outcome, in order of admission.
-    pub messages: Vec<StoredMessage>,
-    /// The first sequence never used.
-    pub next_sequence: u64,
-    /// Stretches that held no readable record, with the name of their file. One at the end of a file may be no more
-    /// than a write cut short, of which nobody was told that it was on disk.
-    pub damaged: Vec<(String, Damage)>,
-}
+pub use super::recovery::Recovered;
 
 /// Why a commit did not happen. Nothing of it is on disk as far as the caller is concerned.
 #[derive(Debug, thiserror::Error)]
@@ -85,9 +40,10 @@ pub enum CommitError {
     Closed,
 }
 
-struct Live {
-    segment: SegmentId,
-    message: StoredMessage,
+/// A message without an outcome, and the file it stands in.
+pub(super) struct Live {
+    pub(super) segment: SegmentId,
+    pub(super) message: StoredMessage,
 }
 
 /// The files of one queue.
@@ -97,11 +53,16 @@ pub struct Log<S> {
     salts: Box<dyn FnMut() -> u64 + Send>,
     /// Oldest first; length in bytes of each.
     segments: BTreeMap<SegmentId, u64>,
-    /// The one appended to.
+    /// The one appended to, if it is begun: else the next write begins another.
     current: SegmentId,
+    begun: bool,
+    /// The disk took no more when a message was written last.
+    full: bool,
     live: BTreeMap<u64, Live>,
     /// How many live messages stand in each file that has any.
     live_in: BTreeMap<SegmentId, usize>,
+    /// Messages with an outcome that is not on disk, and the file that would bring them back.
+    unwritten: BTreeMap<u64, SegmentId>,
     pending: Vec<Record>,
     closed: bool,
 }
@@ -111,6 +72,7 @@ impl<S> fmt::Debug for Log<S> {
         f.debug_struct("Log")
             .field("segments", &self.segments.len())
             .field("live", &self.live.len())
+            .field("unwritten", &self.unwritten.len())
             .field("pending", &self.pending.len())
             .field("closed", &self.closed)
             .finish_non_exhaustive()
@@ -118,12 +80,13 @@ impl<S> fmt::Debug for Log<S> {
 }
 
 impl<S: Storage> Log<S> {
-    /// Reads all files and goes on behind them, in a new one: what stands in the old ones is never written over.
+    /// Reads all files and goes on behind them, in a new one: what stands in the old ones is never written over. On a
+    /// full disk that file is begun once there is room.
     ///
     /// `segment_bytes` is the size at which a new file begins; `salts` gives random numbers.
     ///
     /// # Errors
-    /// Whatever `storage` says. Damage is no error: it is reported in [`Recovered`].
+    /// Whatever `storage` says, other than that it is full. Damage is no error: it is reported in [`Recovered`].
     pub fn open(
         mut storage: S,
         segment_bytes: u64,
@@ -136,17 +99,38 @@ impl<S: Storage> Log<S> {
             found.read(*id, storage.read(&id.file_name())?);
         }
         let current = SegmentId::new(ids.last().map_or(0, |id| id.number().saturating_add(1)), salts());
-        storage.create(&current.file_name(), &current.header())?;
-        found.segments.insert(current, length(HEADER_BYTES));
+        let begun = match storage.create(&current.file_name(), &current.header()) {
+            Ok(()) => found.segments.insert(current, length(HEADER_BYTES)).is_none(),
+            Err(error) => {
+                let _half = storage.remove(&current.file_name());
+                if !full::is_full(error.kind()) {
+                    return Err(error);
+                }
+                false
+            }
+        };
         let (next_sequence, damaged) = (found.next_sequence, std::mem::take(&mut found.damaged));
         let segments = std::mem::take(&mut found.segments);
-        let (live, pending) = found.live();
+        let (live, unwritten) = found.live();
         let mut live_in = BTreeMap::new();
         for message in live.values() {
             *live_in.entry(message.segment).or_default() += 1;
         }
         let messages = live.values().map(|live| live.message.clone()).collect();
-        let mut log = Self { storage, segment_bytes, salts, segments, current, live, live_in, pending, closed: false };
+        let mut log = Self {
+            storage,
+            segment_bytes,
+            salts,
+            segments,
+            current,
+            begun,
+            full: !begun,
+            live,
+            live_in,
+            unwritten,
+            pending: Vec::new(),
+            closed: false,
+        };
         log.delete_settled_files();
         Ok((log, Recovered { messages, next_sequence, damaged }))
     }
@@ -164,20 +148,32 @@ impl<S: Storage> Log<S> {
     /// Writes what was pushed and waits until it is on disk: one write and one synchronisation for all of it.
     ///
     /// # Errors
-    /// [`CommitError`]; what was pushed is given up then, except that settled messages stay settled in memory and may
-    /// be sent once more after a restart.
+    /// [`CommitError`]; the messages that were pushed are given up then. Outcomes never are: those not on disk by now are
+    /// [`unwritten`](Self::unwritten) and go with the next commit.
     pub fn commit(&mut self) -> Result<(), CommitError> {
         let records = std::mem::take(&mut self.pending);
-        let written = if self.closed { Err(CommitError::Closed) } else { self.write(&records) };
+        let written = self.write(&records);
+        let outcomes_are_written = match &written {
+            Ok(()) => true,
+            Err(CommitError::Write(_)) => self.write_outcomes(&records),
+            Err(_) => false,
+        };
         for record in records {
             match record {
-                Record::Settled(sequence) => self.settle(sequence),
+                Record::Settled(sequence) => {
+                    if let Some(segment) = self.settle(sequence)
+                        && !outcomes_are_written
+                    {
+                        self.unwritten.insert(sequence, segment);
+                    }
+                }
                 Record::Message(message) if written.is_ok() => self.keep(self.current, message),
                 Record::Message(_) => {}
             }
         }
-        if written.is_ok() {
-            self.delete_settled_files();
+        self.delete_settled_files();
+        if (self.full || self.closed) && self.live.is_empty() {
+            self.retire();
         }
         written
     }
@@ -192,7 +188,12 @@ impl<S: Storage> Log<S> {
         self.closed = true;
         self.begin_segment().map_err(CommitError::Write)?;
         let messages: Vec<_> = self.live.values().map(|live| Record::Message(live.message.clone())).collect();
-        self.write_to_current(&messages)?;
+        if let Err(error) = self.write_to_current(&messages) {
+            // Half a copy helps nobody, and takes the room of which there may be none.
+            self.begun = !self.delete(self.current);
+            self.closed = true;
+            return Err(error);
+        }
         self.closed = false;
         for live in self.live.values_mut() {
             live.segment = self.current;
@@ -217,6 +218,12 @@ impl<S: Storage> Log<S> {
         self.segments.values().sum()
     }
 
+    /// Messages whose outcome is known and not on disk: were the process to end now, they would come back.
+    #[must_use]
+    pub fn unwritten(&self) -> usize {
+        self.unwritten.len()
+    }
+
     /// Messages on disk without an outcome.
     #[must_use]
     pub fn messages(&self) -> usize {
@@ -224,23 +231,50 @@ impl<S: Storage> Log<S> {
     }
 
     fn write(&mut self, records: &[Record]) -> Result<(), CommitError> {
-        if records.is_empty() {
+        if self.closed {
+            return Err(CommitError::Closed);
+        }
+        if records.is_empty() && self.unwritten.is_empty() {
             return Ok(());
         }
-        if self.segments.get(&self.current).is_none_or(|bytes| *bytes >= self.segment_bytes) {
+        let has_messages = records.iter().any(|record| matches!(record, Record::Message(_)));
+        let written = self.write_in_order(records, has_messages);
+        if has_messages {
+            self.full = matches!(written, Err(CommitError::Write(_)));
+        }
+        written
+    }
+
+    fn write_in_order(&mut self, records: &[Record], has_messages: bool) -> Result<(), CommitError> {
+        if has_messages {
+            self.storage.reserve().map_err(CommitError::Write)?;
+        }
+        let bytes = self.current_bytes();
+        // A file that a full disk has ended is left behind, so that it can be deleted when all in it is settled.
+        let is_ended = bytes >= self.segment_bytes || (self.full && has_messages && bytes > length(HEADER_BYTES));
+        if !self.begun || is_ended {
             self.begin_segment().map_err(CommitError::Write)?;
             self.write_again_what_pins_old_files()?;
         }
         self.write_to_current(records)
     }
 
+    fn current_bytes(&self) -> u64 {
+        self.segments.get(&self.current).copied().unwrap_or_default()
+    }
+
+    /// On failure the file before stays the current one.
     fn begin_segment(&mut self) -> io::Result<()> {
-        let id = SegmentId::new(self.current.number().saturating_add(1), (self.salts)());
+        let newest = self.segments.keys().next_back().map_or(0, |id| id.number());
+        let number = newest.max(self.current.number()).saturating_add(1);
+        let id = SegmentId::new(number, (self.salts)());
         let made = self.storage.create(&id.file_name(), &id.header());
         self.segments.insert(id, length(HEADER_BYTES));
-        self.current = id;
-        // Half a file may be there, and it may be what later appends go to: no append before `renew`.
-        self.closed |= made.is_err();
+        if made.is_ok() {
+            (self.current, self.begun) = (id, true);
+        } else {
+            self.delete(id);
+        }
         made
     }
 
@@ -265,13 +299,18 @@ impl<S: Storage> Log<S> {
         Ok(())
     }
 
+    /// With the outcomes that are owed.
     fn write_to_current(&mut self, records: &[Record]) -> Result<(), CommitError> {
         let mut bytes = Vec::new();
+        let owed = self.unwritten.keys().map(|sequence| Record::Settled(*sequence));
+        for record in owed {
+            let _fits = encode(self.current, &record, &mut bytes);
+        }
         for record in records {
             // `push` has tried it: this cannot fail.
             let _tried = encode(self.current, record, &mut bytes);
         }
-        let before = self.segments.get(&self.current).copied().unwrap_or_default();
+        let before = self.current_bytes();
         if let Err(error) = self.storage.append(&bytes) {
             // Part of it may stand there. Were it left, a message that was refused would be sent after a restart.
             self.closed = self.storage.truncate(before).is_err();
@@ -282,6 +321,7 @@ impl<S: Storage> Log<S> {
             return Err(CommitError::Sync(error));
         }
         self.segments.insert(self.current, before.saturating_add(length(bytes.len())));
+        self.unwritten.clear();
         Ok(())
     }
 
@@ -294,10 +334,11 @@ impl<S: Storage> Log<S> {
         *count = count.saturating_add(1);
     }
 
-    fn settle(&mut self, sequence: u64) {
-        if let Some(live) = self.live.remove(&sequence) {
-            self.forget(live.segment);
-        }
+    /// The file it stands in, if it is on disk and was live.
+    fn settle(&mut self, sequence: u64) -> Option<SegmentId> {
+        let live = self.live.remove(&sequence)?;
+        self.forget(live.segment);
+        Some(live.segment)
     }
 
     /// One live message fewer stands in this file.
@@ -314,7 +355,8 @@ impl<S: Storage> Log<S> {
     /// settles a message of an earlier one.
     fn delete_settled_files(&mut self) {
         let mut oldest = self.segments.keys().next().copied();
-        while let Some(id) = oldest.filter(|id| *id != self.current && !self.live_in.contains_key(id)) {
+        let is_current = |log: &Self, id| log.begun && id == log.current;
+        while let Some(id) = oldest.filter(|id| !is_current(self, *id) && !self.live_in.contains_key(id)) {
             if !self.delete(id) {
                 break;
             }
@@ -328,70 +370,14 @@ impl<S: Storage> Log<S> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => false,
             Ok(()) | Err(_) => {
                 self.segments.remove(&id);
+                self.unwritten.retain(|_, segment| *segment != id);
                 true
             }
         }
     }
 }
 
-/// What has been read of the files so far.
-#[derive(Default)]
-struct Reading {
-    segments: BTreeMap<SegmentId, u64>,
-    messages: Vec<Live>,
-    settled: Vec<(u64, SegmentId)>,
-    damaged: Vec<(String, Damage)>,
-    next_sequence: u64,
-}
-
-impl Reading {
-    fn read(&mut self, segment: SegmentId, content: Bytes) {
-        self.segments.insert(segment, length(content.len()));
-        for found in Scan::new(segment, content) {
-            let sequence = match found {
-                Found::Damage(damage) => {
-                    self.damaged.push((segment.file_name(), damage));
-                    continue;
-                }
-                Found::Record { record: Record::Settled(sequence), .. } => {
-                    self.settled.push((sequence, segment));
-                    sequence
-                }
-                Found::Record { record: Record::Message(message), .. } => {
-                    let sequence = message.sequence;
-                    self.messages.push(Live { segment, message });
-                    sequence
-                }
-            };
-            self.next_sequence = self.next_sequence.max(sequence.saturating_add(1));
-        }
-    }
-
-    /// Messages without an outcome, and what has to be written again: outcomes that stand in an earlier file than their
-    /// message, because somebody renamed files, and would be deleted first.
-    ///
-    /// Of two copies the later file's counts, so that the earlier file can go. All is nearly sorted already, which the
-    /// sorts and the building of the map make use of.
-    fn live(mut self) -> (BTreeMap<u64, Live>, Vec<Record>) {
-        self.settled.sort_by_key(|(sequence, segment)| (*sequence, Reverse(*segment)));
-        self.messages.sort_by_key(|live| (live.message.sequence, Reverse(live.segment)));
-        self.messages.dedup_by_key(|live| live.message.sequence);
-        let mut again = Vec::new();
-        let mut settled = self.settled.into_iter().peekable();
-        self.messages.retain(|live| {
-            let sequence = live.message.sequence;
-            while settled.next_if(|(settled, _)| *settled < sequence).is_some() {}
-            let Some((_, in_file)) = settled.peek().filter(|(settled, _)| *settled == sequence) else { return true };
-            if *in_file < live.segment {
-                again.push(Record::Settled(sequence));
-            }
-            false
-        });
-        (self.messages.into_iter().map(|live| (live.message.sequence, live)).collect(), again)
-    }
-}
-
-fn length(bytes: usize) -> u64 {
+pub(super) fn length(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
@@ -402,6 +388,7 @@ mod tests {
         sync::{Arc, Mutex},
     };
 
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
@@ -417,6 +404,11 @@ mod tests {
         /// Operations until one fails; and how often one did.
         fail_after: Option<u32>,
         failed: u32,
+        /// Bytes of the disk, and of the room kept on it.
+        size: Option<usize>,
+        kept: usize,
+        keeps: bool,
+        refused: u32,
     }
 
     impl Inner {
@@ -431,7 +423,21 @@ mod tests {
             }
             Ok(())
         }
+
+        /// How many of these bytes find room.
+        fn room_for(&self, bytes: usize) -> usize {
+            let used: usize = self.files.values().map(|(content, _)| content.len()).sum::<usize>() + self.kept;
+            self.size.map_or(bytes, |size| bytes.min(size.saturating_sub(used)))
+        }
+
+        fn is_full(&mut self) -> io::Error {
+            self.refused += 1;
+            io::ErrorKind::StorageFull.into()
+        }
     }
+
+    /// Bytes of the room kept for outcomes: for eight.
+    const KEPT: usize = 200;
 
     impl Folder {
         fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
@@ -462,6 +468,9 @@ mod tests {
             self.with(|inner| {
                 inner.files.insert(name.into(), (content[..7].to_vec(), 0));
                 inner.may_fail()?;
+                if inner.room_for(content.len() - 7) < content.len() - 7 {
+                    return Err(inner.is_full());
+                }
                 inner.files.insert(name.into(), (content.to_vec(), content.len()));
                 inner.current = name.into();
                 Ok(())
@@ -469,8 +478,11 @@ mod tests {
         }
         fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
             self.with(|inner| {
-                let failure = inner.may_fail();
-                let part = if failure.is_ok() { bytes.len() } else { bytes.len() / 2 };
+                let mut failure = inner.may_fail();
+                let mut part = if failure.is_ok() { bytes.len() } else { bytes.len() / 2 };
+                if inner.room_for(part) < part {
+                    (part, failure) = (inner.room_for(part), Err(inner.is_full()));
+                }
                 let name = inner.current.clone();
                 inner.files.get_mut(&name).unwrap().0.extend_from_slice(&bytes[..part]);
                 failure
@@ -502,6 +514,21 @@ mod tests {
                 Ok(())
             })
         }
+        fn reserve(&mut self) -> io::Result<()> {
+            self.with(|inner| {
+                if !inner.keeps || inner.kept > 0 {
+                    return Ok(());
+                }
+                if inner.room_for(KEPT) < KEPT {
+                    return Err(inner.is_full());
+                }
+                inner.kept = KEPT;
+                Ok(())
+            })
+        }
+        fn release(&mut self) -> bool {
+            self.with(|inner| std::mem::take(&mut inner.kept) > 0)
+        }
     }
 
     fn message(sequence: u64, payload: usize) -> StoredMessage {
@@ -531,6 +558,8 @@ mod tests {
         Settle(prop::sample::Index),
         Commit,
         FailAfter(u8),
+        /// How many times 16 bytes the disk has from here on.
+        Size(Option<u8>),
         Crash(u8),
     }
 
@@ -540,6 +569,7 @@ mod tests {
             4 => any::<prop::sample::Index>().prop_map(Step::Settle),
             4 => Just(Step::Commit),
             1 => (0..6u8).prop_map(Step::FailAfter),
+            1 => any::<Option<u8>>().prop_map(Step::Size),
             1 => any::<u8>().prop_map(Step::Crash),
         ];
         prop::collection::vec(step, 1..120)
@@ -577,8 +607,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn f31_f32_f33_what_was_committed_and_not_settled_comes_back_whatever_failed(steps in steps()) {
+        fn f31_f32_f33_what_was_committed_and_not_settled_comes_back_whatever_failed(steps in steps(), keeps: bool) {
             let folder = Folder::default();
+            folder.with(|inner| inner.keeps = keeps);
             let (mut log, _) = open(&folder);
             let mut model = Model::default();
             let mut next = 0;
@@ -606,11 +637,14 @@ mod tests {
                         model.commit(done);
                     }
                     Step::FailAfter(operations) => folder.with(|inner| inner.fail_after = Some(operations.into())),
+                    Step::Size(sixteens) => folder.with(|inner| inner.size = sixteens.map(|it| usize::from(it) * 16)),
                     Step::Crash(kept) => {
+                        let unwritten = log.unwritten();
                         folder.crash(kept);
                         // Not committed: pushed messages were never promised, settled ones may return.
                         model.unsure.extend(model.pushed.drain(..));
                         model.settling.clear();
+                        let promised = model.owed.clone();
                         let (opened, recovered) = open(&folder);
                         log = opened;
                         let back: BTreeSet<u64> = recovered.messages.iter().map(|m| m.sequence).collect();
@@ -620,6 +654,8 @@ mod tests {
                             let s = found.sequence;
                             prop_assert!(model.owed.contains(&s) || model.may_return.contains(&s) || model.unsure.contains(&s));
                         }
+                        let repeats = back.difference(&promised).filter(|s| !model.unsure.contains(s)).count();
+                        prop_assert!(repeats <= unwritten, "{repeats} come back, and {unwritten} were told");
                         prop_assert!(recovered.messages.is_sorted_by_key(|m| m.sequence));
                         prop_assert!(back.iter().all(|s| *s < recovered.next_sequence));
                         next = next.max(recovered.next_sequence);
@@ -684,5 +720,79 @@ mod tests {
         let (_, recovered) = open(&folder);
         assert_eq!(recovered.messages, vec![message(0, 10), message(2, 10)]);
         assert_eq!(recovered.damaged, vec![]);
+    }
+
+    fn settle(log: &mut Log<Folder>, sequences: impl IntoIterator<Item = u64>) {
+        for sequence in sequences {
+            log.push(Record::Settled(sequence)).unwrap();
+        }
+    }
+
+    fn push(log: &mut Log<Folder>, sequence: u64) -> bool {
+        log.push(Record::Message(message(sequence, 100))).unwrap();
+        log.commit().is_ok()
+    }
+
+    /// A disk that took four messages and then no more.
+    fn filled(keeps: bool) -> (Folder, Log<Folder>) {
+        let folder = Folder::default();
+        folder.with(|inner| (inner.keeps, inner.size) = (keeps, Some(32 + 4 * 139 + if keeps { KEPT } else { 0 })));
+        let (mut log, _) = open(&folder);
+        assert_eq!((0..9).filter(|sequence| push(&mut log, *sequence)).count(), 4, "of this size");
+        assert!(folder.with(|inner| inner.refused) > 0, "the fault fired");
+        (folder, log)
+    }
+
+    #[test]
+    fn f31_a_disk_that_is_full_at_the_start_is_read_and_takes_messages_again_once_all_is_settled() {
+        for keeps in [false, true] {
+            let (folder, log) = filled(keeps);
+            drop(log);
+            let (mut log, recovered) = open(&folder);
+            assert_eq!(recovered.messages.len(), 4);
+            assert!(!push(&mut log, 10), "there is no room");
+
+            settle(&mut log, 0..3);
+            let _full = log.commit();
+            assert!(!push(&mut log, 11), "the one file has a message without an outcome");
+            settle(&mut log, 3..4);
+            let _full = log.commit();
+
+            assert_eq!(log.unwritten(), 0, "nothing is left that could come back");
+            assert!(push(&mut log, 12));
+            assert_eq!(open(&folder).1.messages, vec![message(12, 100)]);
+        }
+    }
+
+    #[test]
+    fn f31_a_full_disk_takes_outcomes_into_the_room_that_was_kept_for_them() {
+        let (folder, mut log) = filled(true);
+        settle(&mut log, 0..2);
+        log.commit().unwrap_or_else(|error| assert!(matches!(error, CommitError::Write(_))));
+
+        assert_eq!(log.unwritten(), 0);
+        assert_eq!(folder.with(|inner| inner.kept), 0, "the room is used");
+        let (mut log, recovered) = open(&folder);
+        let left: Vec<_> = recovered.messages.iter().map(|message| message.sequence).collect();
+        assert_eq!(left, [2, 3]);
+        settle(&mut log, 2..4);
+        let _full = log.commit();
+        assert!(push(&mut log, 12));
+        assert_eq!(folder.with(|inner| inner.kept), KEPT, "and kept again before a message is taken");
+    }
+
+    #[test]
+    fn f31_outcomes_that_find_no_room_are_told_and_written_once_there_is_some() {
+        let (folder, mut log) = filled(false);
+        settle(&mut log, 0..3);
+        assert!(log.commit().is_err());
+        assert_eq!(log.unwritten(), 3);
+        assert_eq!(open(&folder).1.messages.len(), 4, "they come back meanwhile");
+
+        folder.with(|inner| inner.size = None);
+        log.commit().unwrap();
+
+        assert_eq!(log.unwritten(), 0);
+        assert_eq!(open(&folder).1.messages, vec![message(3, 100)]);
     }
 }

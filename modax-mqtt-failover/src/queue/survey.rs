@@ -6,9 +6,9 @@ use std::{
 };
 
 use super::{
-    log::Storage,
     scan::{Damage, Found, Scan},
     segment::{Record, SegmentId, StoredMessage},
+    storage::Storage,
 };
 
 /// What one file of a queue holds.

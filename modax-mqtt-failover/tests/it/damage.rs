@@ -13,8 +13,9 @@ use std::{
 
 use bytes::Bytes;
 use modax_mqtt_failover::queue::{
-    log::{Log, Storage},
+    log::Log,
     segment::{HEADER_BYTES, Record, SegmentId, StoredMessage, encode},
+    storage::Storage,
     survey::survey,
 };
 use proptest::{

@@ -149,6 +149,7 @@ async fn one_process_at_a_time_has_a_queue_and_the_second_is_told_so() {
 /// The largest file, with one bit in its middle turned over.
 fn damage(queue: &str) {
     let files = std::fs::read_dir(queue).unwrap().map(|entry| entry.unwrap().path());
+    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "queue"));
     let largest: PathBuf = files.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
     let mut content = std::fs::read(&largest).unwrap();
     let middle = content.len() / 2;

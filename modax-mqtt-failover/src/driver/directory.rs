@@ -1,0 +1,206 @@
+//! The disk queue's folder on a real disk: its lock, its files, and a reserve for when the disk is full.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+
+use crate::queue::storage::Storage;
+
+/// The lock's file name; it holds nothing.
+const LOCK: &str = "lock";
+/// The reserve's file name.
+const RESERVE: &str = "reserve";
+/// The outcomes of 10,000 messages, as many as a queue holds by default.
+const RESERVE_BYTES: u64 = 256 << 10;
+/// A block: a disk that has not even that is full.
+const LEAST_RESERVE: u64 = 4096;
+
+/// A folder on a real disk, locked against other processes for as long as this lives.
+pub(crate) struct Directory {
+    path: PathBuf,
+    current: Option<File>,
+    reserve: Reserve,
+    /// `None` while reading a directory that no client has ever locked.
+    _lock: Option<File>,
+}
+
+impl Directory {
+    /// Locks a directory that is there against clients, for reading: nothing is written, so that one on a read-only
+    /// mount can be read.
+    pub(crate) fn existing(path: &Path) -> io::Result<Self> {
+        if !path.is_dir() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let lock = match File::open(path.join(LOCK)) {
+            Ok(file) => Some(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(file) = &lock {
+            lock_for(file, Access::Read)?;
+        }
+        Ok(Self { path: path.to_owned(), current: None, reserve: Reserve::default(), _lock: lock })
+    }
+
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        lock_for(&lock, Access::Write)?;
+        let reserve = Reserve::find(path);
+        Ok(Self { path: path.to_owned(), current: None, reserve, _lock: Some(lock) })
+    }
+
+    /// A file's name is on disk only when its folder is.
+    fn sync_names(&self) -> io::Result<()> {
+        if cfg!(unix) { File::open(&self.path)?.sync_all() } else { Ok(()) }
+    }
+
+    fn current(&mut self) -> io::Result<&mut File> {
+        self.current.as_mut().ok_or_else(|| io::Error::other("no file was begun"))
+    }
+}
+
+/// Readers bear each other, and no writer.
+#[derive(Clone, Copy)]
+enum Access {
+    Read,
+    Write,
+}
+
+#[cfg(unix)]
+fn lock_for(file: &File, access: Access) -> io::Result<()> {
+    use rustix::fs::{FlockOperation, flock};
+    let operation = match access {
+        Access::Read => FlockOperation::NonBlockingLockShared,
+        Access::Write => FlockOperation::NonBlockingLockExclusive,
+    };
+    flock(file, operation)
+        .map_err(|error| io::Error::new(io::Error::from(error).kind(), "another process has this queue open"))
+}
+
+#[cfg(not(unix))]
+fn lock_for(_file: &File, _access: Access) -> io::Result<()> {
+    Err(io::Error::new(io::ErrorKind::Unsupported, "a queue on disk is supported on Unix only"))
+}
+
+impl Storage for Directory {
+    fn list(&mut self) -> io::Result<Vec<String>> {
+        let names = fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect()
+    }
+
+    fn read(&mut self, name: &str) -> io::Result<Bytes> {
+        fs::read(self.path.join(name)).map(Bytes::from)
+    }
+
+    fn create(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).open(self.path.join(name))?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        self.sync_names()?;
+        self.current = Some(file);
+        self.reserve.grow(&self.path);
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.current()?.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.current()?.sync_data()
+    }
+
+    fn truncate(&mut self, length: u64) -> io::Result<()> {
+        use io::Seek;
+        let file = self.current()?;
+        file.set_len(length)?;
+        file.seek(io::SeekFrom::Start(length)).map(|_| ())
+    }
+
+    fn remove(&mut self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.path.join(name))
+    }
+
+    fn reserve(&mut self) -> io::Result<()> {
+        self.reserve.hold(&self.path)
+    }
+
+    fn release(&mut self) -> bool {
+        self.reserve.release(&self.path)
+    }
+}
+
+/// A file of zeros that is deleted when a full disk has no room for outcomes.
+#[derive(Default)]
+struct Reserve {
+    /// Its size; 0 before it was first made. Once given free it comes back as large, before a message is taken.
+    bytes: u64,
+    is_held: bool,
+}
+
+impl Reserve {
+    fn find(directory: &Path) -> Self {
+        let bytes = fs::metadata(directory.join(RESERVE)).map_or(0, |found| found.len());
+        Self { bytes, is_held: bytes >= LEAST_RESERVE }
+    }
+
+    fn hold(&mut self, directory: &Path) -> io::Result<()> {
+        if self.is_held {
+            return Ok(());
+        }
+        let path = directory.join(RESERVE);
+        let bytes = if self.bytes == 0 { fitting(directory) } else { self.bytes };
+        // Some limit, a quota's or a file's, and not the disk: then as little as there can be.
+        let made = make(&path, bytes).or_else(|error| {
+            if error.kind() == io::ErrorKind::StorageFull { Err(error) } else { make(&path, LEAST_RESERVE) }
+        });
+        if let Err(error) = made {
+            // Half of it keeps room that nobody uses.
+            let _ = fs::remove_file(&path);
+            return Err(error);
+        }
+        (self.bytes, self.is_held) = (bytes, true);
+        Ok(())
+    }
+
+    /// One that was made on a nearly full disk is small.
+    fn grow(&mut self, directory: &Path) {
+        let bytes = fitting(directory);
+        if self.is_held && bytes > self.bytes && make(&directory.join(RESERVE), bytes).is_ok() {
+            self.bytes = bytes;
+        }
+    }
+
+    fn release(&mut self, directory: &Path) -> bool {
+        self.is_held && {
+            self.is_held = false;
+            fs::remove_file(directory.join(RESERVE)).is_ok()
+        }
+    }
+}
+
+/// Of a small disk not more than a quarter of what is left.
+fn fitting(directory: &Path) -> u64 {
+    (free_bytes(directory) / 4).clamp(LEAST_RESERVE, RESERVE_BYTES)
+}
+
+/// Written and not merely sized: a sparse file keeps no room. Not synchronised, for it is the room that counts.
+fn make(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    io::copy(&mut io::repeat(0).take(bytes), &mut file).map(drop)
+}
+
+#[cfg(unix)]
+fn free_bytes(directory: &Path) -> u64 {
+    rustix::fs::statvfs(directory).map_or(u64::MAX, |disk| disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(not(unix))]
+const fn free_bytes(_directory: &Path) -> u64 {
+    u64::MAX
+}
