@@ -5,6 +5,7 @@
 //! | a server's program is found on the system, or brought without root and without changing the system | [`bring`] |
 //! | a server started here ends with the [`Ground`] it stands on, even after `kill -9` of the test | [`ground`], `guardian.sh` |
 //! | to kill or stop a node means the whole node, every descendant of it | [`process`] |
+//! | a disk is full and packets are lost in namespaces of a test's own | [`namespace`] |
 //! | nothing waits for ever; an error names the server and shows the end of its log | [`error`], [`wait`] |
 //!
 //! Everything listens on loopback, on ports nobody chose beforehand. The testbed depends on no modax crate: a fault
@@ -29,6 +30,7 @@ pub mod device;
 pub mod error;
 pub mod ground;
 mod guardian;
+pub mod namespace;
 pub mod oracle;
 pub mod pki;
 pub mod prober;

@@ -22,7 +22,7 @@ const LEAST_RESERVE: u64 = 4096;
 /// A folder on a real disk, locked against other processes for as long as this lives.
 pub(crate) struct Directory {
     path: PathBuf,
-    current: Option<File>,
+    current: Option<(String, File)>,
     reserve: Reserve,
     /// `None` while reading a directory that no client has ever locked.
     _lock: Option<File>,
@@ -60,7 +60,8 @@ impl Directory {
     }
 
     fn current(&mut self) -> io::Result<&mut File> {
-        self.current.as_mut().ok_or_else(|| io::Error::other("no file was begun"))
+        let file = self.current.as_mut().map(|(_, file)| file);
+        file.ok_or_else(|| io::Error::other("no file was begun"))
     }
 }
 
@@ -102,7 +103,7 @@ impl Storage for Directory {
         file.write_all(content)?;
         file.sync_all()?;
         self.sync_names()?;
-        self.current = Some(file);
+        self.current = Some((name.to_owned(), file));
         self.reserve.grow(&self.path);
         Ok(())
     }
@@ -123,7 +124,10 @@ impl Storage for Directory {
     }
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.path.join(name))
+        fs::remove_file(self.path.join(name))?;
+        // A file that is open goes on to take its room.
+        self.current.take_if(|(current, _)| current == name);
+        Ok(())
     }
 
     fn reserve(&mut self) -> io::Result<()> {

@@ -37,7 +37,7 @@ pub trait Storage {
     /// # Errors
     /// Whatever the file says.
     fn truncate(&mut self, length: u64) -> io::Result<()>;
-    /// Deletes a file.
+    /// Deletes a file, which may be the one last made: nothing is appended then until there is another.
     ///
     /// # Errors
     /// Whatever the folder says.

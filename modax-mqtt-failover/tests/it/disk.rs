@@ -18,17 +18,17 @@ use modax_mqtt_failover::{
 };
 use modax_testbed::broker::{Script, ScriptedBroker};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| panic!("not in time: {what}"))
 }
 
 /// A directory of its own, gone with the value.
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("modax-queue-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir_all(&path).unwrap();
@@ -58,12 +58,12 @@ fn client(url: &str, directory: &Path) -> Result<Client, ConfigError> {
     Client::builder("disk").brokers([url])?.queue(queue).build()
 }
 
-fn numbers(broker: &ScriptedBroker) -> Vec<u64> {
+pub(crate) fn numbers(broker: &ScriptedBroker) -> Vec<u64> {
     let number = |payload: &[u8]| String::from_utf8_lossy(payload).parse().unwrap();
     broker.publishes().iter().map(|publish| number(&publish.payload)).collect()
 }
 
-async fn emptied(client: &Client) {
+pub(crate) async fn emptied(client: &Client) {
     within("an empty queue", async {
         while client.stats().queue_messages > 0 {
             tokio::task::yield_now().await;

@@ -7,6 +7,7 @@ mod f21;
 mod failover_tests;
 mod faults;
 mod identity;
+mod full_disk;
 mod liveness_tests;
 mod properties;
 mod session_tables;
