@@ -2,6 +2,8 @@
 
 #[path = "drill/ends.rs"]
 mod ends;
+#[path = "drill/full_disk.rs"]
+mod full_disk;
 #[path = "drill/mqtt.rs"]
 mod mqtt;
 #[path = "drill/outbox.rs"]

@@ -28,9 +28,21 @@ impl Running {
 
     /// With these variables in its environment.
     pub(crate) fn start_with(args: &[&str], environment: &[(&str, &str)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_modax"))
-            .args(args)
-            .envs(environment.iter().copied())
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modax"));
+        command.args(args).envs(environment.iter().copied());
+        Self::spawn(command)
+    }
+
+    /// As the last arguments of another program, which becomes it.
+    pub(crate) fn start_within(outer: &[&str], args: &[&str]) -> Self {
+        let (program, before) = outer.split_first().expect("a program");
+        let mut command = Command::new(program);
+        command.args(before).arg(env!("CARGO_BIN_EXE_modax")).args(args);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
