@@ -12,6 +12,8 @@ mod cluster;
 mod cut;
 #[path = "drill/load.rs"]
 mod load;
+#[path = "drill/loss.rs"]
+mod loss;
 #[path = "drill/oracle.rs"]
 mod oracle;
 #[path = "drill/scale.rs"]

@@ -137,6 +137,11 @@ pub fn every() -> Vec<&'static str> {
     catalogue::programs().collect()
 }
 
+/// Where programs are brought to, from the environment.
+pub(crate) fn cache() -> PathBuf {
+    Places::from_environment().cache
+}
+
 /// Finds or brings several programs. Blocks while packages are downloaded, for 10 minutes at most.
 ///
 /// # Errors

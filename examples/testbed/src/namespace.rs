@@ -4,15 +4,19 @@
 //! The test runs itself again: `unshare` starts this very binary with the one test inside, and the first run only waits
 //! for it. What is mounted and filtered goes with the second.
 
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+
+use crate::bring;
 
 /// What a test wants to have for itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Namespace {
     /// Mounts.
     Mount,
-    /// Interfaces, addresses, ports, filters. Only loopback is there, and it is up.
+    /// Interfaces, addresses, ports, filters. Only loopback is there, and it is up. `ip` and `nft` are brought.
     Network,
 }
 
@@ -37,14 +41,21 @@ impl Namespace {
     pub fn has_entered(self, test: &str) -> bool {
         if std::env::var_os(INSIDE).is_some_and(|inside| inside == test) {
             if self == Self::Network {
-                run("ip", &["link", "set", "lo", "up"]);
+                let up = tool("ip").args(["link", "set", "lo", "up"]).output();
+                check("ip link set lo up", up);
             }
             return true;
         }
         let way = self.way();
+        if self == Self::Network {
+            // Inside there is no network to bring them over.
+            bring::require(&["ip", "nft"]).unwrap_or_else(|error| panic!("{error}"));
+        }
         let binary = std::env::current_exe().expect("this binary has a path");
         let mut command = Command::new("unshare");
         command.args(way).arg("--").arg(binary).args(["--exact", test, "--nocapture"]).env(INSIDE, test);
+        // Inside, an ordinary user has another number, by which the cache is named.
+        command.env("MODAX_CACHE", bring::cache());
         let output = command.output().expect("unshare was there a moment ago");
         let (said, told) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         eprintln!("{told}");
@@ -155,6 +166,68 @@ impl Drop for SmallDisk {
     }
 }
 
+/// The kernel drops packets by chance, of both directions and of every kind. For use inside [`Namespace::Network`].
+#[derive(Debug)]
+pub struct PacketLoss {
+    ports: Vec<u16>,
+}
+
+impl PacketLoss {
+    /// Of connections to these ports of loopback; none until [`set`](Self::set) is called.
+    ///
+    /// # Panics
+    /// When the kernel does not know the filter.
+    #[must_use]
+    pub fn of(ports: impl IntoIterator<Item = u16>) -> Self {
+        let chain = "chain lossy { type filter hook input priority 0; }";
+        nft(&format!("add table inet modax {{ counter dropped {{ }}\n{chain}\n}}\n"));
+        Self { ports: ports.into_iter().collect() }
+    }
+
+    /// Drops this share of the packets from here on.
+    ///
+    /// # Panics
+    /// When the kernel does not know the filter.
+    pub fn set(&self, percent: u8) {
+        let mut rules = String::from("flush chain inet modax lossy\n");
+        for port in &self.ports {
+            for side in ["sport", "dport"] {
+                let _ = writeln!(
+                    rules,
+                    "add rule inet modax lossy tcp {side} {port} numgen random mod 100 < {percent} counter name dropped drop"
+                );
+            }
+        }
+        nft(&rules);
+    }
+
+    /// Packets dropped so far.
+    ///
+    /// # Panics
+    /// When `nft` no longer answers.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        let listed = nft("list counter inet modax dropped\n");
+        let packets = listed.split_once("packets ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        packets.unwrap_or_else(|| panic!("nft said: {listed}"))
+    }
+}
+
+fn nft(script: &str) -> String {
+    let mut command = tool("nft");
+    command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("nft: {error}"));
+    let mut input = child.stdin.take().expect("it is piped");
+    input.write_all(script.as_bytes()).expect("nft reads");
+    drop(input);
+    let output = check(script, child.wait_with_output());
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn tool(name: &str) -> Command {
+    bring::program(name).unwrap_or_else(|error| panic!("{error}")).command()
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path of the test's own is text")
 }
@@ -164,9 +237,14 @@ fn text(path: &Path) -> &str {
 /// # Panics
 /// When it is missing or fails.
 fn run(program: &str, arguments: &[&str]) {
-    let Output { status, stderr, .. } =
-        Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(status.success(), "{program} {arguments:?}: {status}: {}", String::from_utf8_lossy(&stderr));
+    check(&format!("{program} {arguments:?}"), Command::new(program).args(arguments).output());
+}
+
+fn check(what: &str, ended: std::io::Result<Output>) -> Output {
+    let output = ended.unwrap_or_else(|error| panic!("{what}: {error}"));
+    let Output { status, stderr, .. } = &output;
+    assert!(status.success(), "{what}: {status}: {}", String::from_utf8_lossy(stderr));
+    output
 }
 
 #[cfg(test)]
