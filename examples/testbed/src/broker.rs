@@ -1,7 +1,8 @@
-//! An MQTT 3.1.1 broker that follows a script.
+//! An MQTT broker, of 3.1.1 and of 5, that follows a script.
 //!
 //! Without a script it is a plain broker, good enough to stand in for one: several clients, wildcard subscriptions,
 //! QoS 0 and 1 in both directions (2 inwards), persistent sessions, retained messages, wills, takeover by client id.
+//! Of MQTT 5 it knows limits, reasons and DISCONNECT; other properties are not carried on.
 //! With one it misbehaves on purpose, records every packet it got, and counts what it did ([`ScriptedBroker::fired`]).
 //!
 //! ```
@@ -19,6 +20,7 @@ mod connection;
 mod hub;
 mod script;
 mod seen;
+mod wire;
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,7 +33,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use hub::Hub;
-pub use script::{BrokerCounts, Connack, Puback, Script, Suback};
+pub use script::{BrokerCounts, Connack, Limits, Puback, Script, Suback};
 pub use seen::{ConnectSeen, PublishSeen, SubscribeSeen};
 
 /// A listening broker. Dropping it closes every connection and frees the port.
@@ -106,6 +108,11 @@ impl ScriptedBroker {
     /// Closes the connection of one client in order, as a broker does that saw a twin connect.
     pub fn disconnect(&self, client_id: &str) {
         self.shared.hub().disconnect(client_id);
+    }
+
+    /// Says DISCONNECT with this reason of MQTT 5 to one client, and closes; to one of 3.1.1 it only closes.
+    pub fn disconnect_with(&self, client_id: &str, reason: u8) {
+        self.shared.hub().say_goodbye(client_id, reason);
     }
 
     /// Closes every connection; the listener stays.

@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use modax_mqtt_failover::{
-    Client, ConfigError, Event, Message, Reason, Version,
+    Client, ConfigError, Event, Message, Outcome, Qos, Queue, Reason, Received, Rejection, Version,
     config::{Config, TopicError, check_filter},
     courier::{Courier, Input, Output},
     packet::{ConnectCode, Limits, Packet},
 };
+use modax_testbed::broker::{self, Connack, Puback, Script, ScriptedBroker};
+
+use crate::disk::{DEADLINE, within};
 
 /// A courier of one broker, and the time it lives in.
 struct Alone {
@@ -155,4 +158,121 @@ fn a_shared_subscription_has_a_group_and_a_filter() {
         assert_eq!(check_filter(filter), Err(TopicError::Share), "{filter}");
     }
     assert_eq!(check_filter("$share/group/a#"), Err(TopicError::Wildcard));
+}
+
+async fn told(client: &Client, message: Message) -> Outcome {
+    within("an outcome", client.publish(message).await.expect("admitted").acked()).await
+}
+
+fn speaking_5(broker: &ScriptedBroker) -> Client {
+    Client::builder("five").brokers([broker.url()]).unwrap().version(Version::V5).build().unwrap()
+}
+
+#[tokio::test]
+async fn f27_each_reason_of_a_puback_reaches_the_publisher_and_costs_no_connection() {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let client = speaking_5(&broker);
+    // All that a PUBACK may say (MQTT 5, 3.4.2.1).
+    let codes = [0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99];
+    for code in codes {
+        broker.set(Script::new().puback(Puback::Refused(code)));
+        let refused = told(&client, Message::new("a", "no")).await;
+        assert_eq!(refused, Outcome::Rejected { reason: Rejection::Broker(Reason::new(code)) });
+    }
+    broker.set(Script::new());
+
+    assert!(told(&client, Message::new("a", "yes")).await.is_acked());
+    assert_eq!(broker.fired().puback_refused, codes.len() as u64);
+    let stats = client.stats();
+    assert_eq!((stats.rejected, stats.connects, stats.inflight), (codes.len() as u64, 1, 0));
+}
+
+#[tokio::test]
+async fn f29_what_exceeds_the_limits_of_a_connack_is_never_sent() {
+    let limits = broker::Limits {
+        max_packet_bytes: Some(300),
+        max_qos: Some(1),
+        retain_available: Some(false),
+        receive_maximum: Some(2),
+        ..broker::Limits::default()
+    };
+    let broker = ScriptedBroker::start(Script::new().limits(limits)).await.unwrap();
+    let client = speaking_5(&broker);
+    assert!(told(&client, Message::new("a", "fits")).await.is_acked());
+
+    let large = told(&client, Message::new("a", vec![0; 400])).await;
+    let twice = told(&client, Message::new("a", "twice").exactly_once()).await;
+    let kept = told(&client, Message::new("a", "kept").retained()).await;
+    assert!(
+        matches!(large, Outcome::Rejected { reason: Rejection::TooLarge { limit_bytes: 300, .. } }),
+        "the broker named its limit: {large:?}"
+    );
+    assert_eq!(twice, Outcome::Rejected { reason: Rejection::Qos { highest: Qos::AtLeastOnce } });
+    assert_eq!(kept, Outcome::Rejected { reason: Rejection::Retained });
+    // No answer comes any more: as many are on their way as the broker takes, and the rest waits.
+    broker.set(Script::new().puback(Puback::Missing));
+    for number in 0..5 {
+        drop(client.publish(Message::new("a", number.to_string())).await.unwrap());
+    }
+    assert!(broker.wait_until(DEADLINE, |broker| broker.fired().puback_missing == 2).await, "two are on their way");
+    assert_eq!(client.stats().inflight, 2);
+    let seen: Vec<_> = broker.publishes().iter().map(|publish| publish.payload.clone()).collect();
+    assert_eq!(seen, ["fits", "0", "1"]);
+}
+
+#[tokio::test]
+async fn f25_the_reasons_of_a_connack_and_of_a_disconnect_are_told_in_words() {
+    let broker = ScriptedBroker::start(Script::new().connack(Connack::Refuse(0x89))).await.unwrap();
+    let client = speaking_5(&broker);
+    let mut events = client.events();
+    let mut said = async |what: &str, wanted: fn(&Event) -> Option<&String>| {
+        within(what, async {
+            loop {
+                if let Some(reason) = wanted(&events.next().await.expect("the client lives")) {
+                    return reason.clone();
+                }
+            }
+        })
+        .await
+    };
+    let refusal = said("a refusal", |event| match event {
+        Event::ConnectFailed { reason, .. } => Some(reason),
+        _ => None,
+    });
+    assert_eq!(refusal.await, "server busy (0x89)");
+    broker.set(Script::new());
+    assert!(told(&client, Message::new("a", "1")).await.is_acked());
+
+    broker.disconnect_with("five", 0x8B);
+
+    let reason = said("a goodbye", |event| match event {
+        Event::Disconnected { reason, .. } => Some(reason),
+        _ => None,
+    });
+    assert_eq!(reason.await, "the broker said: server shutting down (0x8b)");
+    assert!(told(&client, Message::new("a", "2")).await.is_acked());
+    assert_eq!((broker.fired().connack_refused >= 1, broker.fired().goodbyes), (true, 1));
+}
+
+#[tokio::test]
+async fn a_subscriber_of_mqtt_5_gets_what_one_of_3_1_1_publishes_and_the_other_way_round() {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let new = speaking_5(&broker);
+    let old = Client::builder("four").brokers([broker.url()]).unwrap().queue(Queue::memory()).build().unwrap();
+    let mut to_new = new.subscribe("new", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    let mut to_old = old.subscribe("old", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    assert!(broker.wait_until(DEADLINE, |broker| broker.subscribes().len() == 2).await);
+    assert!(told(&old, Message::new("new", "1")).await.is_acked());
+    assert!(told(&new, Message::new("old", "2").exactly_once()).await.is_acked());
+
+    for (messages, payload) in [(&mut to_new, "1"), (&mut to_old, "2")] {
+        let received = within("a delivery", messages.next()).await;
+        assert!(
+            matches!(&received, Some(Received::Delivery(delivery)) if delivery.payload() == payload),
+            "{received:?}"
+        );
+    }
+    new.unsubscribe("new").await.unwrap();
+    assert!(told(&new, Message::new("a", "still there")).await.is_acked());
+    assert_eq!((new.stats().connects, old.stats().connects), (1, 1));
 }

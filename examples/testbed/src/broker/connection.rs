@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use rumqttc::mqttbytes::v4::{
-    Codec, ConnAck, Connect, ConnectReturnCode, Packet, PubAck, PubComp, PubRec, Publish, SubAck, Subscribe,
-    SubscribeReasonCode, UnsubAck, Unsubscribe,
+    Connect, Packet, PubAck, PubComp, PubRec, Publish, SubAck, Subscribe, SubscribeReasonCode, Unsubscribe,
 };
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -15,11 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::hub::{OUTGOING, quality};
-use super::script::{Connack, Puback, Script, Suback, connack_code};
+use super::script::{Connack, Puback, Script, Suback};
 use super::seen::{ConnectSeen, PublishSeen, SubscribeSeen, record};
-
-/// The largest packet in either direction.
-const LARGEST: usize = 16 << 20;
+use super::wire::{Answer, Wire};
 
 /// How long a connection may stay without a CONNECT.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -32,8 +29,7 @@ enum Over {
 
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, number: u64, ended: CancellationToken) {
     let _ = stream.set_nodelay(true);
-    let codec = Codec { max_incoming_size: LARGEST, max_outgoing_size: LARGEST };
-    let client = Client { shared: &shared, number, framed: Framed::new(stream, codec), held: Vec::new() };
+    let client = Client { shared: &shared, number, framed: Framed::new(stream, Wire::default()), held: Vec::new() };
     let over = tokio::select! {
         over = client.run() => over,
         () = ended.cancelled() => Over::Broken,
@@ -45,7 +41,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, number: u64, e
 struct Client<'a> {
     shared: &'a Shared,
     number: u64,
-    framed: Framed<TcpStream, Codec>,
+    framed: Framed<TcpStream, Wire>,
     /// Publishes whose PUBACK waits to be sent in another order: packet id and place in the record.
     held: Vec<(u16, Option<usize>)>,
 }
@@ -67,8 +63,9 @@ impl Client<'_> {
                         return over;
                     }
                 }
-                Some(packet) = outgoing.recv() => {
-                    if self.framed.send(packet).await.is_err() {
+                Some(answer) = outgoing.recv() => {
+                    let is_goodbye = matches!(answer, Answer::Goodbye(_));
+                    if self.framed.send(answer).await.is_err() || is_goodbye {
                         return Over::Broken;
                     }
                 }
@@ -94,7 +91,7 @@ impl Client<'_> {
     }
 
     /// Answers CONNECT as the script says; `None` when the connection is over.
-    async fn accept(&mut self, connect: Connect) -> Option<mpsc::Receiver<Packet>> {
+    async fn accept(&mut self, connect: Connect) -> Option<mpsc::Receiver<Answer>> {
         let script = self.script();
         match script.connack {
             Connack::Accept | Connack::TakenOver => {}
@@ -111,7 +108,7 @@ impl Client<'_> {
             }
             Connack::Refuse(code) => {
                 self.shared.hub().fired.connack_refused += 1;
-                let _ = self.framed.send(Packet::ConnAck(ConnAck::new(connack_code(code), false))).await;
+                let _ = self.framed.send(Answer::Unwelcome(code)).await;
                 return None;
             }
             Connack::Drop => {
@@ -121,10 +118,9 @@ impl Client<'_> {
         }
         let (sender, outgoing) = mpsc::channel(OUTGOING);
         let (session_present, again) = self.shared.hub().attach(self.number, connect, sender);
-        let connack = Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, session_present));
-        self.framed.send(connack).await.ok()?;
+        self.framed.send(Answer::Welcome { session_present, limits: script.limits }).await.ok()?;
         for packet in again {
-            self.framed.send(packet).await.ok()?;
+            self.framed.send(packet.into()).await.ok()?;
         }
         self.shared.changed();
         if script.connack == Connack::TakenOver {
@@ -169,8 +165,8 @@ impl Client<'_> {
         }
     }
 
-    async fn send(&mut self, packet: Packet) -> Option<Over> {
-        self.framed.send(packet).await.err().map(|_| Over::Broken)
+    async fn send(&mut self, answer: impl Into<Answer>) -> Option<Over> {
+        self.framed.send(answer.into()).await.err().map(|_| Over::Broken)
     }
 
     async fn publish(&mut self, publish: Publish, of_connection: u64) -> Option<Over> {
@@ -180,7 +176,8 @@ impl Client<'_> {
         let qos = publish.qos as u8;
         let spoiled = since_script > script.acked_first;
         let withheld = script.dies_after.is_some() || script.closes_after.is_some();
-        if !publish.dup || qos < 2 {
+        let is_refused = qos == 1 && spoiled && !withheld && matches!(script.puback, Puback::Refused(_));
+        if (!publish.dup || qos < 2) && !is_refused {
             let mut hub = self.shared.hub();
             hub.publish(&publish.topic, publish.payload, qos.min(1), publish.retain);
         }
@@ -250,6 +247,10 @@ impl Client<'_> {
                     return Some(over);
                 }
                 1
+            }
+            Puback::Refused(code) => {
+                self.shared.hub().fired.puback_refused += 1;
+                return self.send(Answer::Refused { packet_id, code }).await;
             }
             Puback::Late(delay) => {
                 self.shared.hub().fired.puback_late += 1;
@@ -325,6 +326,7 @@ impl Client<'_> {
         for filter in &unsubscribe.topics {
             self.shared.hub().unsubscribe(self.number, filter);
         }
-        self.send(Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid))).await
+        let (packet_id, filters) = (unsubscribe.pkid, unsubscribe.topics.len());
+        self.send(Answer::Unsubscribed { packet_id, filters }).await
     }
 }

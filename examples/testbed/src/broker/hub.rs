@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::script::{BrokerCounts, Script};
 use super::seen::Seen;
+use super::wire::Answer;
 
 /// Unacknowledged or waiting messages of one session; older ones are shed beyond.
 const QUEUE: usize = 100_000;
@@ -51,7 +52,7 @@ struct Connection {
 #[derive(Debug)]
 struct Attached {
     client_id: String,
-    outgoing: mpsc::Sender<Packet>,
+    outgoing: mpsc::Sender<Answer>,
     will: Option<LastWill>,
 }
 
@@ -90,7 +91,7 @@ impl Hub {
         &mut self,
         number: u64,
         connect: Connect,
-        outgoing: mpsc::Sender<Packet>,
+        outgoing: mpsc::Sender<Answer>,
     ) -> (bool, Vec<Packet>) {
         let client_id = connect.client_id;
         if let Some(older) = self.sessions.get(&client_id).and_then(|session| session.online) {
@@ -145,6 +146,16 @@ impl Hub {
     pub(super) fn disconnect(&self, client_id: &str) {
         if let Some(number) = self.sessions.get(client_id).and_then(|session| session.online) {
             self.end(number);
+        }
+    }
+
+    /// Behind what is on its way to the client; the connection ends with it.
+    pub(super) fn say_goodbye(&mut self, client_id: &str, code: u8) {
+        let online = self.sessions.get(client_id).and_then(|session| session.online);
+        let connection = online.and_then(|number| self.connections.get(&number));
+        if let Some(attached) = connection.and_then(|connection| connection.attached.as_ref()) {
+            let _ = attached.outgoing.try_send(Answer::Goodbye(code));
+            self.fired.goodbyes += 1;
         }
     }
 
@@ -225,7 +236,7 @@ impl Session {
         }
         let Some(connection) = self.online.and_then(|number| connections.get(&number)) else { return };
         if let Some(attached) = &connection.attached
-            && attached.outgoing.try_send(Packet::Publish(publish)).is_err()
+            && attached.outgoing.try_send(Packet::Publish(publish).into()).is_err()
         {
             connection.ended.cancel();
         }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use rumqttc::mqttbytes::v4::ConnectReturnCode;
+use rumqttc::v5::mqttbytes::v5::ConnAckProperties;
 
 /// How a CONNECT is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub enum Connack {
     Never,
     /// After this long.
     Late(Duration),
-    /// With this code (1 to 5 of MQTT 3.1.1, 3.2.2.3; anything else counts as 5), then closed.
+    /// With this code (1 to 5 of MQTT 3.1.1, 3.2.2.3, where anything else counts as 5; any of MQTT 5), then closed.
     Refuse(u8),
     /// By closing the connection.
     Drop,
@@ -40,6 +41,47 @@ pub enum Puback {
     WrongId,
     /// After this long; other packets are answered meanwhile only when their turn comes.
     Late(Duration),
+    /// With this code of MQTT 5, and the message is not taken. In 3.1.1 the connection is closed.
+    Refused(u8),
+}
+
+/// What CONNACK says of itself in MQTT 5; `None` is not said. The broker does not watch over them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Messages without an acknowledgement, at most.
+    pub receive_maximum: Option<u16>,
+    /// The highest QoS.
+    pub max_qos: Option<u8>,
+    /// Bytes of a packet, at most.
+    pub max_packet_bytes: Option<u32>,
+    /// Whether retained messages are taken.
+    pub retain_available: Option<bool>,
+    /// The keep-alive that counts, in seconds.
+    pub keep_alive_seconds: Option<u16>,
+}
+
+impl Limits {
+    pub(super) fn properties(self) -> ConnAckProperties {
+        ConnAckProperties {
+            session_expiry_interval: None,
+            receive_max: self.receive_maximum,
+            max_qos: self.max_qos,
+            retain_available: self.retain_available.map(u8::from),
+            max_packet_size: self.max_packet_bytes,
+            assigned_client_identifier: None,
+            topic_alias_max: None,
+            reason_string: None,
+            user_properties: Vec::new(),
+            wildcard_subscription_available: None,
+            subscription_identifiers_available: None,
+            shared_subscription_available: None,
+            server_keep_alive: self.keep_alive_seconds,
+            response_information: None,
+            server_reference: None,
+            authentication_method: None,
+            authentication_data: None,
+        }
+    }
 }
 
 /// How a SUBSCRIBE is answered.
@@ -68,6 +110,7 @@ pub struct Script {
     pub(super) acked_first: u64,
     pub(super) answers_pings: bool,
     pub(super) suback: Suback,
+    pub(super) limits: Limits,
 }
 
 impl Default for Script {
@@ -81,6 +124,7 @@ impl Default for Script {
             acked_first: 0,
             answers_pings: true,
             suback: Suback::Grant,
+            limits: Limits::default(),
         }
     }
 }
@@ -150,6 +194,13 @@ impl Script {
         self.suback = suback;
         self
     }
+
+    /// What CONNACK says of the broker's limits, to clients of MQTT 5.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
 }
 
 /// How often the broker did what its script says.
@@ -182,6 +233,10 @@ pub struct BrokerCounts {
     pub puback_wrong_id: u64,
     /// PUBACKs sent late.
     pub puback_late: u64,
+    /// PUBACKs that said no.
+    pub puback_refused: u64,
+    /// DISCONNECTs sent.
+    pub goodbyes: u64,
     /// PINGREQs not answered.
     pub pingresp_withheld: u64,
     /// Filters refused.

@@ -289,3 +289,15 @@ async fn a_connection_closes_after_its_publishes_and_the_broker_lives() {
     }
     assert_eq!((broker.fired().closed, broker.publishes().len(), broker.is_running()), (2, 4, true));
 }
+
+#[tokio::test]
+async fn a_client_of_3_1_1_is_closed_on_where_only_mqtt_5_has_a_word() {
+    let broker = ScriptedBroker::start(Script::new().puback(Puback::Refused(0x97))).await.unwrap();
+    let (mut client, _) = Client::connect(&broker, "a", true).await;
+    client.publish("t", "no", 1).await;
+    assert_eq!(client.next().await, None);
+    let (mut client, _) = Client::connect(&broker, "a", true).await;
+    broker.disconnect_with("a", 0x8B);
+    assert_eq!(client.next().await, None);
+    assert_eq!((broker.fired().puback_refused, broker.fired().goodbyes), (1, 1));
+}
