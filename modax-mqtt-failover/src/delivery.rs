@@ -81,8 +81,14 @@ impl Stream for Subscription {
 }
 
 impl Drop for Subscription {
+    /// What is not wanted any more is acknowledged: a broker that waits for it sends nothing else once its window is full.
     fn drop(&mut self) {
         self.items.close();
+        while let Ok(item) = self.items.try_recv() {
+            if let Received::Delivery(delivery) = item {
+                delivery.decline();
+            }
+        }
         self.handle.shared.command(Command::Dropped { filter: Arc::clone(&self.filter) });
     }
 }
@@ -167,6 +173,14 @@ impl Delivery {
     #[must_use]
     pub const fn user_properties(&self) -> &UserProperties {
         &self.user_properties
+    }
+
+    /// Nobody reads it any more. While the client ends it is left to the next one, and so it is when the program panics.
+    pub(crate) fn decline(self) {
+        let is_ending = self.token.as_ref().is_none_or(|token| token.shared.lock().closed);
+        if !is_ending && !std::thread::panicking() {
+            self.ack();
+        }
     }
 
     /// Says that the program is done with it. An acknowledgement that comes after its connection ended is dropped and

@@ -53,7 +53,7 @@ enum State {
 #[derive(Debug)]
 enum Request {
     Subscribe(Vec<(Filter, Qos)>),
-    Unsubscribe,
+    Unsubscribe(Vec<Filter>),
     /// The message said on each connection.
     Announce,
 }
@@ -172,6 +172,7 @@ impl Session {
             }
             Input::Unsubscribe { filter } => {
                 if !self.presence.note_wish(&filter, false) && self.subscriptions.drop_wish(&filter) {
+                    self.retract(&filter);
                     self.unwanted.insert(filter);
                     if self.is_up() {
                         self.withdraw();
@@ -369,7 +370,7 @@ impl Session {
         }
         self.state = State::Down;
         self.inflight.disconnect();
-        self.control.clear();
+        self.forget_requests();
         self.incoming.disconnect();
         for (_, admitted) in std::mem::take(&mut self.unwritten) {
             self.outputs.push_back(Output::Settled { admitted, attempts: 1, end: End::Broken });

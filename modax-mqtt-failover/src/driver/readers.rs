@@ -139,7 +139,7 @@ impl Reader {
         match self.sender.try_send(item) {
             Err(TrySendError::Full(item)) => self.keep(item, overflow_bytes),
             // It unsubscribed: the broker need not wait for it.
-            Err(TrySendError::Closed(Received::Delivery(delivery))) => delivery.ack(),
+            Err(TrySendError::Closed(Received::Delivery(delivery))) => delivery.decline(),
             Ok(()) | Err(TrySendError::Closed(Received::Gap { .. })) => {}
         }
     }

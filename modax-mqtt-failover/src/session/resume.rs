@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use super::{Control, FILTERS_A_PACKET, Output, Request, Session, State};
 use crate::{
     config::Topology,
-    event::GapReason,
+    event::{Filter, GapReason},
     packet::{Packet, PacketId, Qos},
 };
 
@@ -46,7 +46,7 @@ impl Session {
     pub(super) fn apply_subscriptions(&mut self) {
         let subscribes = self.control.values().filter_map(|control| match &control.request {
             Request::Subscribe(filters) => Some(filters),
-            Request::Unsubscribe | Request::Announce => None,
+            Request::Unsubscribe(_) | Request::Announce => None,
         });
         let asked: Vec<_> = subscribes.flatten().cloned().collect();
         let mut missing = self.subscriptions.ungranted();
@@ -64,7 +64,25 @@ impl Session {
         for filters in filters.chunks(FILTERS_A_PACKET) {
             let Some(id) = self.free_id() else { return };
             self.send(Packet::Unsubscribe { id, filters: filters.to_vec() });
-            self.control.insert(id, Control { sequence: self.sent, request: Request::Unsubscribe });
+            self.control.insert(id, Control { sequence: self.sent, request: Request::Unsubscribe(filters.to_vec()) });
+        }
+    }
+
+    /// What was asked for and is not wanted any more: its answer grants nothing, because an UNSUBSCRIBE follows it.
+    pub(super) fn retract(&mut self, unwanted: &Filter) {
+        for control in self.control.values_mut() {
+            let Request::Subscribe(filters) = &mut control.request else { continue };
+            for (filter, _) in filters.iter_mut().filter(|(filter, _)| filter == unwanted) {
+                *filter = Filter::from("");
+            }
+        }
+    }
+
+    /// The connection is gone, and answers with it. A session that goes on may still hold what is not wanted.
+    pub(super) fn forget_requests(&mut self) {
+        for control in std::mem::take(&mut self.control).into_values() {
+            let Request::Unsubscribe(filters) = control.request else { continue };
+            self.unwanted.extend(filters.into_iter().filter(|filter| self.subscriptions.get(filter).is_none()));
         }
     }
 
@@ -77,15 +95,16 @@ impl Session {
             return self.violation("a SUBACK with the wrong number of codes");
         }
         for ((filter, requested), code) in filters.into_iter().zip(codes.iter().copied()) {
-            if self.subscriptions.get(&filter).is_none() {
-                continue;
-            }
+            let Some(wish) = self.subscriptions.get(&filter).copied() else { continue };
             if Qos::from_level(code).is_none() {
                 self.subscriptions.drop_wish(&filter);
                 self.outputs.push_back(Output::Refused { filter, code });
                 continue;
             }
-            self.subscriptions.granted(&filter);
+            // A wish that was raised meanwhile has a SUBSCRIBE of its own.
+            if wish.qos <= requested {
+                self.subscriptions.granted(&filter);
+            }
             if code < requested.level() {
                 self.outputs.push_back(Output::QosLowered {
                     filter: Some(Arc::clone(&filter)),
@@ -98,7 +117,7 @@ impl Session {
 
     pub(super) fn unsubscribed(&mut self, id: PacketId) {
         match self.control.remove(&id) {
-            Some(Control { request: Request::Unsubscribe, .. }) => {}
+            Some(Control { request: Request::Unsubscribe(_), .. }) => {}
             Some(Control { request: Request::Subscribe(_) | Request::Announce, .. }) | None => {
                 self.outputs.push_back(Output::StrayAck);
             }

@@ -406,3 +406,25 @@ async fn f56_a_close_without_any_broker_returns_what_was_not_delivered() {
     let mut events = client.events();
     event(&mut events, "the end", |event| matches!(event, Event::Closed)).await;
 }
+
+#[tokio::test]
+async fn f30_what_a_dropped_reader_had_not_read_holds_no_place_of_the_brokers_window() {
+    let only = broker(Script::new()).await;
+    let client = client_of(&[&only]).build().unwrap();
+    let unread = client.subscribe("flood", Qos::AtLeastOnce).await.unwrap();
+    assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+    for number in 0..20_u32 {
+        only.publish("flood", number.to_string(), 1);
+    }
+    within("the messages", async {
+        while client.stats().received < 20 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(only.acks(), 0, "nobody has read anything");
+
+    drop(unread);
+
+    assert!(only.wait_until(DEADLINE, |broker| broker.acks() == 20).await, "{} acknowledged", only.acks());
+}
