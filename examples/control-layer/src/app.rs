@@ -6,7 +6,7 @@ use std::{
 };
 
 use modax_db_router::Router;
-use modax_mqtt_failover::{Client, ConfigError, Scouting, Selection, Topology};
+use modax_mqtt_failover::{Client, ConfigError, Selection};
 use modax_txn::{IdempotencyKeys, Outbox, Schema};
 use tokio::sync::broadcast;
 
@@ -88,10 +88,6 @@ impl App {
             .selection(Selection::priority().failback_after(FAILBACK_AFTER))
             // A session without a name is never taken up again: left persistent it would queue on the broker for ever.
             .clean_session(!config.instance_is_named);
-        if config.mqtt_topology == Topology::Cluster {
-            // While a cluster elects, a connection of ours may be held for seconds: others ask which node stores again.
-            builder = builder.scouting(Scouting::probing());
-        }
         if let Some(version) = config.mqtt_version {
             builder = builder.version(version);
         }

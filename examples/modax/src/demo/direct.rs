@@ -39,7 +39,7 @@ impl Witness {
         let client = Client::builder(id)
             .brokers(brokers)?
             .topology(Topology::Cluster)
-            // As the control layers do.
+            // A node that elects holds a connection for 4 s: others ask which one stores again.
             .scouting(Scouting::probing())
             .clean_session(true)
             .build()?;
