@@ -5,9 +5,6 @@ use std::path::Path;
 
 use modax_fuzz::{TARGETS, Target};
 
-/// Variations of each input.
-const VARIATIONS: u64 = 2_000;
-
 fn corpus(target: Target) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target.name);
     let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
@@ -60,7 +57,7 @@ fn every_corpus_passes_its_target() {
 fn variations_of_every_corpus_pass_its_target() {
     for target in TARGETS {
         for (name, input) in corpus(target) {
-            for seed in 0..VARIATIONS {
+            for seed in 0..target.variations {
                 let varied = vary(&input, &mut seed.wrapping_mul(0xd134_2543_de82_ef95));
                 let checked = std::panic::catch_unwind(|| (target.check)(&varied));
                 assert!(checked.is_ok(), "{} fails on {varied:?} ({name}, seed {seed})", target.name);

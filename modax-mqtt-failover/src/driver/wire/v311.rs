@@ -47,10 +47,8 @@ pub(super) fn encode(packet: &Packet, out: &mut BytesMut) -> Result<(), WireErro
 pub(super) fn decode(input: &mut BytesMut) -> Result<Option<Packet>, WireError> {
     let coded = match v4::Packet::read(input, MAX_PACKET_BYTES) {
         Ok(coded) => coded,
-        Err(Error::InsufficientBytes(missing)) => {
-            input.reserve(missing);
-            return Ok(None);
-        }
+        // Nothing is reserved for it: what is announced need not come.
+        Err(Error::InsufficientBytes(_)) => return Ok(None),
         Err(error) => return Err(WireError::new(error.to_string())),
     };
     let packet = match coded {
@@ -163,6 +161,15 @@ mod tests {
     use super::super::{decode, encode};
     use super::*;
     use crate::packet::Version;
+
+    #[test]
+    fn a_packet_that_announces_much_costs_what_has_come_of_it() {
+        for version in [Version::V311, Version::V5] {
+            let mut input = BytesMut::from(&b"\x30\xff\xff\xff\x7f\0\x01a"[..]);
+            assert_eq!(decode(version, &mut input), Ok(None));
+            assert!(input.capacity() < 4096, "{} bytes for {}, {version}", input.capacity(), input.len());
+        }
+    }
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
