@@ -311,8 +311,7 @@ impl Driver {
         }
         let has_room = self.links.get(self.courier.attempt()).is_some_and(Link::has_room);
         let room = if has_room { self.courier.room() } else { 0 };
-        let messages: Vec<_> = std::iter::from_fn(|| state.backlog.take(now)).take(room).collect();
-        state.hungry = messages.len() < room;
+        let messages = state.take(now, room);
         self.expiry = state.backlog.poll_timeout();
         state.status = self.courier.status().clone();
         state.delivery = self.courier.stats();

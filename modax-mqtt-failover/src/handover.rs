@@ -1,16 +1,19 @@
 //! What the handles and the driver share: one lock, held for a few instructions and never over an await.
 
+#[cfg(all(test, modax_loom))]
+mod loom_tests;
+mod sync;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use self::sync::{AtomicBool, Mutex, MutexGuard, Notify};
 
 use crate::{
     delivery::Received,
@@ -19,7 +22,7 @@ use crate::{
     message::{Closed, MessageId, Outcome},
     observer::Observer,
     packet::{PacketId, Qos, Version},
-    queue::Backlog,
+    queue::{Admitted, Backlog},
     receipt::Recovered,
 };
 
@@ -87,6 +90,13 @@ pub(crate) struct State {
 pub(crate) type Told = Vec<(Option<oneshot::Sender<Outcome>>, Outcome)>;
 
 impl State {
+    /// The next messages in order, at most `room`. Where there were fewer, the next one has to wake the driver.
+    pub(crate) fn take(&mut self, now: Instant, room: usize) -> Vec<Admitted> {
+        let messages: Vec<_> = std::iter::from_fn(|| self.backlog.take(now)).take(room).collect();
+        self.hungry = messages.len() < room;
+        messages
+    }
+
     /// Takes the receipt of a message that has its outcome.
     pub(crate) fn end(&mut self, id: MessageId, outcome: Outcome, told: &mut Told) {
         told.push((self.receipts.remove(&id), outcome));
@@ -176,13 +186,16 @@ impl Shared {
     }
 
     /// Sets whether something waits for a reader to make room.
+    ///
+    /// Both sides change the flag, rather than one writing and one reading it: whichever comes second then sees what the
+    /// other did to the channel before. The channel's own order is too weak for that on some processors.
     pub(crate) fn owe_readers(&self, owing: bool) {
-        self.owing.store(owing, Ordering::SeqCst);
+        self.owing.swap(owing, Ordering::AcqRel);
     }
 
     /// A reader has taken an item.
     pub(crate) fn made_room(&self) {
-        if self.owing.load(Ordering::SeqCst) {
+        if self.owing.fetch_or(false, Ordering::AcqRel) {
             self.wake.notify_one();
         }
     }
