@@ -58,10 +58,12 @@ impl Reading {
     /// Messages without an outcome, and what has to be written again: outcomes that stand in an earlier file than their
     /// message, because somebody renamed files, and would be deleted first.
     ///
-    /// Of two copies the later file's counts, so that the earlier file can go. All is nearly sorted already, which the
+    /// Of two copies the later one counts, so that an earlier file can go. All is nearly sorted already, which the
     /// sorts and the building of the map make use of.
     pub(super) fn live(mut self) -> (BTreeMap<u64, Live>, BTreeMap<u64, SegmentId>) {
         self.settled.sort_by_key(|(sequence, segment)| (*sequence, Reverse(*segment)));
+        // Equals keep their order: of two in one file the later is to come first.
+        self.messages.reverse();
         self.messages.sort_by_key(|live| (live.message.sequence, Reverse(live.segment)));
         self.messages.dedup_by_key(|live| live.message.sequence);
         let mut again = BTreeMap::new();
