@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Where cargo puts the binaries, also when it was told to put them elsewhere.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: demo test build lint doc features package bench-mqtt drill-mqtt help
+.PHONY: demo test build lint doc features package loom bench-mqtt drill-mqtt help
 
 help: ## This list
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ features: ## Each crate without default features
 
 package: ## Each crate as it would be published, built from the package
 	.ci/steps package
+
+loom: ## Every interleaving over the MQTT client's hand-over (a minute to run; dependencies are built once more for it)
+	RUSTFLAGS="--cfg modax_loom" $(CARGO) test -p modax-mqtt-failover --lib --target-dir $(TARGET)/loom --locked loom_
 
 bench-mqtt: ## The MQTT client beside rumqttc, Paho C, mqtt.js and paho-python (about 8 minutes; BENCH=throughput,latency,kill,stop for parts)
 	$(CARGO) bench -p modax-mqtt-failover --bench beside --locked

@@ -1,5 +1,6 @@
 //! Fast tests: no servers, no waiting but for events.
 
+mod breaker_tests;
 mod client;
 mod damage;
 mod disk;
@@ -12,6 +13,7 @@ mod liveness_tests;
 mod properties;
 mod session_tables;
 mod simulation;
+mod storm;
 #[cfg(feature = "ring")]
 mod tls;
 mod transport;
