@@ -14,7 +14,7 @@ use crate::{
     observer::Observer,
     packet::{Credentials, Version},
     policy::{backoff::Backoff, scouting::Scouting, selection::Selection, standby::Standby},
-    queue::{Backlog, Queue},
+    queue::Queue,
 };
 
 /// Describes a client. Each step returns the builder; [`build`](Self::build) checks it all at once.
@@ -203,7 +203,7 @@ impl ClientBuilder {
     pub fn build(self) -> Result<Client, ConfigError> {
         self.config.check()?;
         let version = self.config.speaks();
-        let shared = Shared::new(Backlog::new(self.config.queue.clone()), self.observer);
+        let shared = Shared::new(&self.config, self.observer);
         driver::spawn(self.config, self.ways, Arc::clone(&shared))?;
         Ok(Client::new(Arc::new(Handle { version, shared })))
     }

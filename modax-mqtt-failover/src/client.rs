@@ -160,20 +160,7 @@ impl Client {
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let state = self.handle.shared.lock();
-        Stats {
-            admitted: state.admission.admitted,
-            shed: state.admission.shed,
-            expired: state.admission.expired.saturating_add(state.delivery.expired),
-            undelivered: state.admission.undelivered.saturating_add(state.delivery.undelivered),
-            unmatched: state.admission.unmatched,
-            overflowed: state.admission.overflowed,
-            damaged: state.admission.damaged,
-            unwritten: state.admission.unwritten,
-            queue_messages: state.backlog.messages(),
-            queue_bytes: state.backlog.bytes(),
-            ..state.delivery
-        }
+        self.handle.shared.lock().stats()
     }
 
     /// What [`Queue::disk`](crate::Queue::disk) held at the start, in order of admission, each with a receipt for its

@@ -318,6 +318,8 @@ impl Driver {
         state.admission.unmatched = self.unmatched;
         state.admission.overflowed = self.readers.dropped();
         drop(state);
+        #[cfg(feature = "metrics")]
+        shared.measure();
         if !told.is_empty() {
             shared.room.notify_waiters();
         }

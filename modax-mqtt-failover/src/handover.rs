@@ -16,6 +16,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use self::sync::{AtomicBool, Mutex, MutexGuard, Notify};
 
 use crate::{
+    config::Config,
     delivery::Received,
     driver::Disk,
     event::{Event, Filter, Stats, Status},
@@ -97,6 +98,23 @@ impl State {
         messages
     }
 
+    /// Counters since the start.
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            admitted: self.admission.admitted,
+            shed: self.admission.shed,
+            expired: self.admission.expired.saturating_add(self.delivery.expired),
+            undelivered: self.admission.undelivered.saturating_add(self.delivery.undelivered),
+            unmatched: self.admission.unmatched,
+            overflowed: self.admission.overflowed,
+            damaged: self.admission.damaged,
+            unwritten: self.admission.unwritten,
+            queue_messages: self.backlog.messages(),
+            queue_bytes: self.backlog.bytes(),
+            ..self.delivery
+        }
+    }
+
     /// Takes the receipt of a message that has its outcome.
     pub(crate) fn end(&mut self, id: MessageId, outcome: Outcome, told: &mut Told) {
         told.push((self.receipts.remove(&id), outcome));
@@ -120,6 +138,8 @@ pub(crate) struct Shared {
     owing: AtomicBool,
     events: broadcast::Sender<Event>,
     observer: Option<Arc<dyn Observer>>,
+    #[cfg(feature = "metrics")]
+    meter: crate::metrics::Meter,
     /// Keeps the events from before the first reader, so that it sees the first connection too.
     first_reader: Mutex<Option<broadcast::Receiver<Event>>>,
 }
@@ -131,7 +151,8 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(backlog: Backlog, observer: Option<Arc<dyn Observer>>) -> Arc<Self> {
+    pub(crate) fn new(config: &Config, observer: Option<Arc<dyn Observer>>) -> Arc<Self> {
+        let backlog = Backlog::new(config.queue.clone());
         let (events, first) = broadcast::channel(EVENT_BUFFER);
         Arc::new(Self {
             state: Mutex::new(State {
@@ -154,6 +175,8 @@ impl Shared {
             owing: AtomicBool::new(false),
             events,
             observer,
+            #[cfg(feature = "metrics")]
+            meter: crate::metrics::Meter::new(Arc::clone(&config.client_id)),
             first_reader: Mutex::new(Some(first)),
         })
     }
@@ -168,6 +191,8 @@ impl Shared {
         if let Some(observer) = &self.observer {
             observer.on_event(&event);
         }
+        #[cfg(feature = "metrics")]
+        self.meter.event(&event);
         #[cfg(feature = "tracing")]
         trace(&event);
         // No reader is not an error.
@@ -180,9 +205,20 @@ impl Shared {
             if let Some(observer) = &self.observer {
                 observer.on_outcome(&outcome);
             }
+            #[cfg(feature = "metrics")]
+            self.meter.outcome(&outcome);
             // A receipt that was dropped wants no answer.
             let _ = receipt.map(|receipt| receipt.send(outcome));
         }
+    }
+
+    /// Counters and levels for a recorder; not under the lock, which a recorder may be slow for.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn measure(&self) {
+        let state = self.lock();
+        let (stats, status) = (state.stats(), state.status.clone());
+        drop(state);
+        self.meter.measure(&stats, &status);
     }
 
     /// Sets whether something waits for a reader to make room.

@@ -165,6 +165,12 @@
 //! come from the platform, files or memory, and files are read again at each dial: see the module `tls`. What holds over
 //! TCP holds over TLS: any byte is life, and only what has left for the network counts as written.
 //!
+//! # Watching it
+//!
+//! [`Client::events`] and [`Client::status`] for the program, [`Client::stats`] for what polls, [`Observer`] for what counts by
+//! itself. The feature `tracing` makes an event of each, and the feature `metrics` reports counters, levels and times to the
+//! recorder of the `metrics` facade: see the module `metrics`.
+//!
 //! # Without tokio
 //!
 //! `default-features = false` leaves the state machines: [`courier::Courier`] carries messages by itself, given a
@@ -228,6 +234,9 @@ pub mod disk;
 mod driver;
 #[cfg(feature = "tokio")]
 mod handover;
+#[cfg(feature = "metrics")]
+#[cfg_attr(docsrs, doc(cfg(feature = "metrics")))]
+pub mod metrics;
 #[cfg(feature = "tokio")]
 mod observer;
 #[cfg(feature = "tokio")]

@@ -93,6 +93,8 @@ impl Driver {
         state.status = self.courier.status().clone();
         state.delivery = self.courier.stats();
         drop(state);
+        #[cfg(feature = "metrics")]
+        shared.measure();
         shared.tell(told);
         closed
     }

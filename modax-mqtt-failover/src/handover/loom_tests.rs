@@ -11,7 +11,9 @@ use super::*;
 use crate::{Client, Message, PublishError, Queue, WhenFull};
 
 fn client(queue: Queue) -> (Client, Arc<Shared>) {
-    let shared = Shared::new(Backlog::new(queue), None);
+    let mut config = Config::from_urls("modelled", ["mqtt://broker"]).unwrap();
+    config.queue = queue;
+    let shared = Shared::new(&config, None);
     let handle = Handle { version: Version::V311, shared: Arc::clone(&shared) };
     (Client::new(Arc::new(handle)), shared)
 }

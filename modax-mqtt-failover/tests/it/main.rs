@@ -10,6 +10,8 @@ mod faults;
 mod full_disk;
 mod identity;
 mod liveness_tests;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod properties;
 mod session_tables;
 mod simulation;
