@@ -137,12 +137,11 @@ fn f52_no_broker_is_tried_twice_at_once_in_a_race() {
                 }
                 _ => None,
             };
-            match input {
-                Some(input) => failover.handle_input(now, input),
-                None => {
-                    now = failover.poll_timeout().map_or(now, |due| due.max(now)) + Duration::from_millis(1);
-                    failover.handle_timeout(now);
-                }
+            if let Some(input) = input {
+                failover.handle_input(now, input);
+            } else {
+                now = failover.poll_timeout().map_or(now, |due| due.max(now)) + Duration::from_millis(1);
+                failover.handle_timeout(now);
             }
             dials.listen(&mut failover);
         }

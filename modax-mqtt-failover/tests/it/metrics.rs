@@ -164,7 +164,9 @@ fn a_recorder_hears_what_was_shed_and_what_was_left() {
     assert_eq!(heard.value("modax_mqtt_messages_admitted_total", &["client=full"]), Some(5.0));
     assert_eq!(heard.value("modax_mqtt_outcomes_total", &["outcome=shed"]), Some(3.0));
     assert_eq!(heard.value("modax_mqtt_outcomes_total", &["outcome=undelivered"]), Some(2.0));
-    assert_eq!(heard.value("modax_mqtt_queue_bytes", &[]).unwrap_or(0.0), 0.0);
+    let levels =
+        ["modax_mqtt_queue_messages", "modax_mqtt_queue_bytes"].map(|name| heard.value(name, &["client=full"]));
+    assert_eq!(levels, [Some(0.0); 2], "a closed client holds nothing");
 }
 
 #[test]

@@ -135,15 +135,12 @@ impl Storm {
             let Some(at) = due.filter(|at| *at < self.start + END) else { return self };
             self.now = self.now.max(at);
             // Sockets before clocks, as the driver does it.
-            match timer.filter(|_| next != Some(at)) {
-                Some((_, client)) => {
-                    self.members[client].courier.handle_timeout(self.now);
-                    self.perform(client);
-                }
-                None => {
-                    let (_, happening) = self.agenda.pop_first().expect("there is one");
-                    self.happen(happening);
-                }
+            if let Some((_, client)) = timer.filter(|_| next != Some(at)) {
+                self.members[client].courier.handle_timeout(self.now);
+                self.perform(client);
+            } else {
+                let (_, happening) = self.agenda.pop_first().expect("there is one");
+                self.happen(happening);
             }
         }
     }
@@ -182,7 +179,9 @@ impl Storm {
                 }
                 for client in 0..CLIENTS {
                     let attempts: Vec<_> = self.members[client].links.keys().copied().collect();
-                    attempts.into_iter().for_each(|at| self.at(LATENCY, Happening::EndAtClient { key: (client, at) }));
+                    for attempt in attempts {
+                        self.at(LATENCY, Happening::EndAtClient { key: (client, attempt) });
+                    }
                 }
             }
             Happening::Heal => self.brokers.iter_mut().for_each(|broker| broker.down = false),
