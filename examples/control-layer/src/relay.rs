@@ -81,12 +81,11 @@ async fn publish_command(app: &App, message: &OutgoingMessage) -> Result<Confirm
     let (id, begun) = (*message.id.as_uuid(), Instant::now());
     may_go_out(app, message, begun)?;
     // Before, because this process may be killed, and this future dropped, at any moment.
-    let is_first = match audit::begin(app, id).await {
-        Ok(Begun::First) => true,
-        Ok(Begun::Again) => false,
+    let note = match audit::begin(app, id).await {
         Ok(Begun::Settled) => return Err(SinkError::drop("its audit is closed")),
+        Ok(note) => Some(note),
         // Stopping does not wait for a database: then the audit knows of the attempt only if this instance lives to say so.
-        Err(_) if is_always_allowed(app, command_type(message)) => false,
+        Err(_) if is_always_allowed(app, command_type(message)) => None,
         Err(error) => return Err(SinkError::retry(error)),
     };
     let left = message.expires_in.unwrap_or(EXPIRES_IN);
@@ -105,8 +104,10 @@ async fn publish_command(app: &App, message: &OutgoingMessage) -> Result<Confirm
         | Err(_) => true,
         Ok(_) => false,
     };
-    if is_first && is_unsent {
-        audit::take_back(app, id).await;
+    match note {
+        Some(Begun::First(version)) if is_unsent => audit::take_back(app, id, &version).await,
+        None if !is_unsent => audit::note_late(app, id).await,
+        Some(_) | None => {}
     }
     match outcome? {
         mqtt::Outcome::Rejected { reason } => Err(SinkError::reject(reason.to_string())),

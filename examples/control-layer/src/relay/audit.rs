@@ -34,10 +34,10 @@ pub fn may_be_delivered(reason: &str) -> bool {
 }
 
 /// What the audit says before an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Begun {
-    /// No attempt before this one may have left.
-    First,
+    /// No attempt before this one may have left. With the note's version, which another attempt's note replaces.
+    First(String),
     /// One may have, of this instance or another.
     Again,
     /// Somebody has closed the audit: the command must not go out.
@@ -67,36 +67,62 @@ pub(super) async fn begin(app: &App, command_id: Uuid) -> Result<Begun, WriteErr
                 Some(row) => (row.try_get(0)?, row.try_get(1)?),
                 None => (false, false),
             };
-            if is_open && is_first {
-                tx.execute_typed(
-                    "UPDATE control_commands SET reason = $2 WHERE command_id = $1",
+            if !is_open {
+                return Ok(Begun::Settled);
+            }
+            let noted = tx
+                .query_typed(
+                    "UPDATE control_commands SET reason = $2 WHERE command_id = $1 RETURNING xmin::text",
                     &[(&command_id, Type::UUID), (&UNDER_WAY, Type::TEXT)],
                 )
                 .await?;
-            }
-            Ok(match (is_open, is_first) {
-                (false, _) => Begun::Settled,
-                (true, true) => Begun::First,
-                (true, false) => Begun::Again,
+            Ok(match noted.first() {
+                Some(row) if is_first => Begun::First(row.try_get(0)?),
+                Some(_) => Begun::Again,
+                None => Begun::Settled,
             })
         })
         .await?;
     Ok(written.value)
 }
 
-/// Takes the note of a first attempt back that certainly did not leave. If it fails, the audit says "may have" of a command that
-/// was not delivered, which is the lesser evil.
-pub(super) async fn take_back(app: &App, command_id: Uuid) {
+/// Notes an attempt that had to leave without a note. If it fails too, the audit knows nothing of it.
+pub(super) async fn note_late(app: &App, command_id: Uuid) {
+    let noted = app
+        .router
+        .writer()
+        .deadline(DEADLINE)
+        .run(|tx| async move {
+            tx.execute_typed(
+                "UPDATE control_commands SET reason = $2 WHERE command_id = $1 AND status = 'accepted' AND reason IS NULL",
+                &[(&command_id, Type::UUID), (&UNDER_WAY, Type::TEXT)],
+            )
+            .await
+        })
+        .await;
+    if let Err(error) = noted {
+        tracing::warn!(%command_id, %error, "a broker may have a command that the audit does not know to be under way");
+    }
+}
+
+/// Takes the note of a first attempt back that certainly did not leave, unless another attempt has noted itself since: the lease
+/// may be somebody else's by now. If it fails, the audit says "may have" of a command that was not delivered, which is the
+/// lesser evil.
+pub(super) async fn take_back(app: &App, command_id: Uuid, version: &str) {
     let undone = app
         .router
         .writer()
         .deadline(NOTE_DEADLINE)
-        .run(|tx| async move {
-            tx.execute_typed(
-                "UPDATE control_commands SET reason = NULL WHERE command_id = $1 AND status = 'accepted' AND reason = $2",
-                &[(&command_id, Type::UUID), (&UNDER_WAY, Type::TEXT)],
-            )
-            .await
+        .run(|tx| {
+            let version = version.to_owned();
+            async move {
+                tx.execute_typed(
+                    "UPDATE control_commands SET reason = NULL
+                     WHERE command_id = $1 AND status = 'accepted' AND reason = $2 AND xmin::text = $3",
+                    &[(&command_id, Type::UUID), (&UNDER_WAY, Type::TEXT), (&version, Type::TEXT)],
+                )
+                .await
+            }
         })
         .await;
     if let Err(error) = undone {
