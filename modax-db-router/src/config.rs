@@ -177,7 +177,9 @@ pub(crate) fn targets(url: &str) -> Result<Vec<Target>, ConfigError> {
 fn unreadable(url: &str, error: &tokio_postgres::Error) -> ConfigError {
     let reason = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
     let is_url = ["postgresql://", "postgres://"].iter().any(|scheme| url.starts_with(scheme));
-    if is_url || url.contains('=') {
+    // What stands before the first `=` is repeated by the driver: in a URL with a slip in it that is the password too.
+    let is_key = |key: &str| !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    if is_url || url.split_once('=').is_some_and(|(key, _)| is_key(key.trim())) {
         return ConfigError::Url { reason };
     }
     ConfigError::Url { reason: "neither postgresql://user@host:port/database nor key=value pairs".to_owned() }

@@ -84,3 +84,17 @@ fn a_patroni_url_is_plain_http_without_a_path() {
         assert!(!error.to_string().contains("s3cret"));
     }
 }
+
+#[test]
+fn a_url_with_a_slip_in_it_does_not_show_its_password() {
+    let slips = [
+        "postgresql:/modax:geheim@db/x?sslmode=disable",
+        "'postgresql://modax:geheim@db/x?sslmode=disable'",
+        " postgresql://modax:geheim@db/x?sslmode=disable",
+        "Postgresql://modax:geheim@db/x?sslmode=disable",
+    ];
+    for slip in slips {
+        let refused = Router::builder(slip).expect_err(slip).to_string();
+        assert!(!refused.contains("geheim"), "{refused}");
+    }
+}
