@@ -23,6 +23,10 @@ use crate::{
 
 /// Deliveries of one filter, as a stream. Dropping it unsubscribes.
 ///
+/// What a dropped stream has not handed out is acknowledged and counted ([`Stats::unmatched`](crate::Stats::unmatched)),
+/// because a broker whose window is full of it would send nothing else. To leave it to the next session of the same
+/// client, call [`Client::close`](crate::Client::close) before dropping the stream.
+///
 /// What a reader that falls behind has not taken waits in the client. Above 16 MiB QoS 0 messages are dropped, with a
 /// [`GapReason::Overflowed`] and a count; above 32 MiB the client stops reading from the broker until there is room
 /// again, while sending and probing go on. QoS 1 comes to that only where a broker sends much without waiting for
@@ -177,10 +181,14 @@ impl Delivery {
 
     /// Nobody reads it any more. While the client ends it is left to the next one, and so it is when the program panics.
     pub(crate) fn decline(self) {
-        let is_ending = self.token.as_ref().is_none_or(|token| token.shared.lock().closed);
-        if !is_ending && !std::thread::panicking() {
-            self.ack();
+        let Some(token) = self.token.as_ref().filter(|_| !std::thread::panicking()) else { return };
+        let mut state = token.shared.lock();
+        if state.closed {
+            return;
         }
+        state.declined = state.declined.saturating_add(1);
+        drop(state);
+        self.ack();
     }
 
     /// Says that the program is done with it. An acknowledgement that comes after its connection ended is dropped and

@@ -210,7 +210,8 @@ pub struct Stats {
     pub undelivered: u64,
     /// Messages received from brokers.
     pub received: u64,
-    /// Received messages that matched no subscription; acknowledged and dropped.
+    /// Received messages that matched no subscription, or whose stream was dropped before it handed them out;
+    /// acknowledged and dropped.
     pub unmatched: u64,
     /// QoS 0 messages dropped because their reader was too slow.
     pub overflowed: u64,

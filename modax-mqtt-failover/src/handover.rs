@@ -82,6 +82,8 @@ pub(crate) struct State {
     pub(crate) ended: bool,
     pub(crate) status: Status,
     /// Counted by the handles and the queue.
+    /// Deliveries whose reader was gone.
+    pub(crate) declined: u64,
     pub(crate) admission: Stats,
     /// Counted by the courier.
     pub(crate) delivery: Stats,
@@ -105,7 +107,7 @@ impl State {
             shed: self.admission.shed,
             expired: self.admission.expired.saturating_add(self.delivery.expired),
             undelivered: self.admission.undelivered.saturating_add(self.delivery.undelivered),
-            unmatched: self.admission.unmatched,
+            unmatched: self.admission.unmatched.saturating_add(self.declined),
             overflowed: self.admission.overflowed,
             damaged: self.admission.damaged,
             unwritten: self.admission.unwritten,
@@ -167,6 +169,7 @@ impl Shared {
                 closed: false,
                 ended: false,
                 status: Status::default(),
+                declined: 0,
                 admission: Stats::default(),
                 delivery: Stats::default(),
             }),

@@ -110,9 +110,9 @@ impl Link {
         if self.input.is_empty() { Ok(None) } else { wire::decode(self.version, &mut self.input) }
     }
 
-    /// The address of a peer that has said nothing at all, though its kernel took the connection.
+    /// The address of a peer that was greeted and has said nothing at all, though its kernel took the connection.
     pub(crate) fn silent_peer(&self) -> Option<IpAddr> {
-        self.transport.peer().filter(|_| self.transport.traffic().received == 0)
+        self.transport.peer().filter(|_| self.packets_written > 0 && self.transport.traffic().received == 0)
     }
 
     /// Whether more may be encoded.

@@ -427,4 +427,5 @@ async fn f30_what_a_dropped_reader_had_not_read_holds_no_place_of_the_brokers_wi
     drop(unread);
 
     assert!(only.wait_until(DEADLINE, |broker| broker.acks() == 20).await, "{} acknowledged", only.acks());
+    assert_eq!(client.stats().unmatched, 20, "they are counted");
 }
