@@ -57,6 +57,8 @@ pub struct Inflight {
     pending: BTreeSet<MessageId>,
     /// Entries whose PUBLISH is to be sent (again) on this connection.
     unsent: usize,
+    /// In a session that an earlier process began: the identifiers under which it left nothing open. `None`: all.
+    free: Option<BTreeSet<PacketId>>,
     expiries: BTreeSet<(Instant, MessageId)>,
 }
 
@@ -77,6 +79,23 @@ impl Inflight {
     #[must_use]
     pub fn holds(&self, id: PacketId) -> bool {
         self.ids.contains_key(&id)
+    }
+
+    /// The present generation is a session that an earlier process began: under any identifier it may have left a QoS 2
+    /// message half-way there, and the broker takes the next one under that identifier for its copy.
+    pub fn inherit_packet_ids(&mut self) {
+        self.free = Some(BTreeSet::new());
+    }
+
+    /// Whether an earlier process may have left a QoS 2 message open under this identifier.
+    #[must_use]
+    pub fn may_be_open(&self, id: PacketId) -> bool {
+        self.free.as_ref().is_some_and(|free| !free.contains(&id))
+    }
+
+    /// Notes that the broker has released what an earlier process may have left open; true when that was not known.
+    pub fn mark_free(&mut self, id: PacketId) -> bool {
+        self.free.as_mut().is_some_and(|free| free.insert(id))
     }
 
     /// Takes a message in, to be sent.
@@ -179,6 +198,7 @@ impl Inflight {
     /// QoS 2 message is unknown, so that it is published again.
     pub fn forget_packet_ids(&mut self) {
         self.ids.clear();
+        self.free = None;
         for entry in self.entries.values_mut() {
             entry.id = None;
             if entry.phase == Phase::ReleasePending {

@@ -126,6 +126,10 @@
 //! What an earlier process left in a queue on disk is sent unasked. [`Client::recovered`] has a receipt for each of
 //! these messages.
 //!
+//! A broker that kept the session may hold QoS 2 messages of the earlier process half-way. None of ours is taken for one
+//! of these: what is open under an identifier is released before its first use, and some brokers publish it only then,
+//! late. When a connection breaks just there, the message may arrive twice.
+//!
 //! # MQTT 5
 //!
 //! [`ClientBuilder::version`], or `?version=5` behind a broker's URL. 3.1.1 is the default, and all brokers of one client

@@ -49,6 +49,10 @@ impl Session {
                     self.settle(message, End::Rejected(rejection));
                     continue;
                 }
+                // Brokers read in order: what an earlier process left open under this identifier is gone before ours comes.
+                if publish.qos == Qos::ExactlyOnce && self.inflight.may_be_open(id) {
+                    self.send(Packet::PubRel { id, code: 0 });
+                }
                 self.resent = self.resent.saturating_add(u64::from(attempts > 0));
                 self.send(Packet::Publish(publish));
             }
@@ -76,7 +80,10 @@ impl Session {
         };
         let released = matches!(phase, Phase::Released { .. } | Phase::ReleasePending);
         if qos != level || (level == Qos::ExactlyOnce && !released) {
-            self.outputs.push_back(Output::StrayAck);
+            // The answer to the PUBREL that went before it is none.
+            if level == Qos::AtLeastOnce || !self.inflight.mark_free(id) {
+                self.outputs.push_back(Output::StrayAck);
+            }
             return;
         }
         self.answered(now, phase);
@@ -95,6 +102,7 @@ impl Session {
             }
             return;
         };
+        self.inflight.mark_free(id);
         if Reason::new(code).is_failure() {
             self.answered(now, phase);
             self.settle(message, ending(Reason::new(code)));

@@ -25,6 +25,9 @@ impl Session {
             self.incoming.forget();
             self.unwanted.clear();
         }
+        if session_present && !ours {
+            self.inflight.inherit_packet_ids();
+        }
         if ours && doubtful {
             self.inflight.doubt_receipts();
         }
