@@ -46,6 +46,8 @@ pub struct Entry {
     pub phase: Phase,
     /// Its packet identifier in the present session generation.
     pub id: Option<PacketId>,
+    /// Whether it was sent more than once under that identifier.
+    pub is_repeated: bool,
 }
 
 /// The ledger. See the head of this file.
@@ -106,7 +108,8 @@ impl Inflight {
         }
         self.pending.insert(message);
         self.unsent = self.unsent.saturating_add(1);
-        self.entries.insert(message, Entry { admitted, attempts: 0, phase: Phase::Pending, id: None });
+        self.entries
+            .insert(message, Entry { admitted, attempts: 0, phase: Phase::Pending, id: None, is_repeated: false });
     }
 
     /// The oldest message that is to be sent (again).
@@ -140,15 +143,22 @@ impl Inflight {
         self.ids.get(&id).and_then(|message| self.entries.get(message))
     }
 
+    /// Whether this message was sent more than once under its packet identifier.
+    #[must_use]
+    pub fn is_repeated(&self, message: MessageId) -> bool {
+        self.get(message).is_some_and(|entry| entry.is_repeated)
+    }
+
     /// Notes that a PUBLISH (or, after PUBREC, a PUBREL) of this message went out under `id`.
     pub fn mark_sent(&mut self, message: MessageId, id: PacketId, sequence: u64) {
         let Some(entry) = self.entries.get_mut(&message) else { return };
         self.pending.remove(&message);
-        entry.id = Some(id);
+        let is_known = entry.id.replace(id) == Some(id);
         self.ids.insert(id, message);
         entry.phase = match entry.phase {
             Phase::Pending | Phase::Sent { .. } => {
                 self.unsent = self.unsent.saturating_sub(usize::from(entry.phase == Phase::Pending));
+                entry.is_repeated = is_known;
                 entry.attempts = entry.attempts.saturating_add(1);
                 Phase::Sent { sequence }
             }

@@ -15,6 +15,8 @@ impl Reason {
     pub const PROTOCOL_ERROR: Self = Self(0x82);
     /// Another connection uses our identity.
     pub const SESSION_TAKEN_OVER: Self = Self(0x8E);
+    /// This packet identifier is taken.
+    pub const PACKET_ID_IN_USE: Self = Self(0x91);
     /// Nothing is known of this packet identifier.
     pub const PACKET_ID_NOT_FOUND: Self = Self(0x92);
 

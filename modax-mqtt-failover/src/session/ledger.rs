@@ -103,7 +103,9 @@ impl Session {
             return;
         };
         self.inflight.mark_free(id);
-        if Reason::new(code).is_failure() {
+        // Of a message sent again it says that the broker has it: by whom else would its identifier be taken?
+        let is_held = code == Reason::PACKET_ID_IN_USE.number() && self.inflight.is_repeated(message);
+        if Reason::new(code).is_failure() && !is_held {
             self.answered(now, phase);
             self.settle(message, ending(Reason::new(code)));
             return self.pump(now);
