@@ -1,6 +1,6 @@
 //! What brokers sent and the program has not finished with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Output, Session};
 use crate::packet::{Packet, PacketId, Publish, Qos};
@@ -20,20 +20,27 @@ enum Stage {
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
     stages: BTreeMap<PacketId, (u64, Stage)>,
+    /// QoS 2 identifiers of a session that may have ended since: the broker may use them for other messages.
+    doubted: BTreeSet<PacketId>,
     serial: u64,
 }
 
 impl Incoming {
     /// Registers a delivery. `None`: the program has it already. Otherwise the serial number for its acknowledgement.
-    fn register(&mut self, id: PacketId, qos: Qos) -> Option<u64> {
-        match self.stages.get(&id) {
-            Some((_, Stage::Delivered | Stage::Received)) if qos == Qos::ExactlyOnce => return None,
-            _ => {}
+    fn register(&mut self, id: PacketId, qos: Qos, duplicate: bool) -> Option<u64> {
+        // On a new connection a copy says that it is one (MQTT-3.3.1-1).
+        let is_other = self.doubted.remove(&id) && !duplicate;
+        let held = self.stages.get(&id).map(|(_, stage)| *stage).filter(|_| !is_other);
+        if qos == Qos::ExactlyOnce && matches!(held, Some(Stage::Delivered | Stage::Received)) {
+            return None;
         }
         self.serial = self.serial.saturating_add(1);
         let stage = if qos == Qos::ExactlyOnce { Stage::Delivered } else { Stage::Unacknowledged };
-        // A copy of an unacknowledged message leaves the older serial in place: either may acknowledge it.
-        self.stages.entry(id).or_insert((self.serial, stage));
+        // A copy of an unacknowledged message leaves the older serial in place: either may acknowledge it. What has another
+        // level is no copy.
+        if held != Some(Stage::Unacknowledged) || qos == Qos::ExactlyOnce {
+            self.stages.insert(id, (self.serial, stage));
+        }
         Some(self.serial)
     }
 
@@ -76,6 +83,11 @@ impl Incoming {
         known
     }
 
+    /// The session that goes on may be another one.
+    pub(super) fn doubt(&mut self) {
+        self.doubted = self.stages.keys().copied().collect();
+    }
+
     /// The connection ended: QoS 1 deliveries come again.
     pub(super) fn disconnect(&mut self) {
         self.stages.retain(|_, (_, stage)| *stage != Stage::Unacknowledged);
@@ -89,6 +101,7 @@ impl Incoming {
     /// The session ended.
     pub(super) fn forget(&mut self) {
         self.stages.clear();
+        self.doubted.clear();
     }
 }
 
@@ -102,7 +115,7 @@ impl Session {
             (Qos::AtLeastOnce | Qos::ExactlyOnce, None) => {
                 return self.violation("a message without its packet identifier");
             }
-            (qos, Some(id)) => match self.incoming.register(id, qos) {
+            (qos, Some(id)) => match self.incoming.register(id, qos, publish.duplicate) {
                 Some(serial) => Some(serial),
                 None if self.incoming.is_received(id) => return self.send(Packet::PubRec { id, code: 0 }),
                 None => return,

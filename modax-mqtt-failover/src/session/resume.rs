@@ -31,6 +31,9 @@ impl Session {
         if ours && doubtful {
             self.inflight.doubt_receipts();
         }
+        if ours && !certain {
+            self.incoming.doubt();
+        }
         self.announce();
         let reason = if same_broker { GapReason::SessionLost } else { GapReason::BrokerChanged };
         for (filter, reason) in self.subscriptions.gaps(certain, reason) {
