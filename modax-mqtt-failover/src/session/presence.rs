@@ -22,13 +22,15 @@ pub(super) struct Presence {
     contradicted: Option<Message>,
     /// Whether the program wants that topic as well.
     wanted: bool,
+    /// Our will came by: the announcement is to be said again once the window has a place for it.
+    is_due: bool,
 }
 
 impl Presence {
     pub(super) fn new(config: &Config) -> Self {
         let same_topic = |will: &&Message| config.on_connect.as_ref().is_some_and(|said| said.topic == will.topic);
         let contradicted = config.will.as_ref().filter(same_topic).cloned();
-        Self { announcement: config.on_connect.clone(), contradicted, wanted: false }
+        Self { announcement: config.on_connect.clone(), contradicted, wanted: false, is_due: false }
     }
 
     /// The program wants what it wanted of another session.
@@ -54,6 +56,7 @@ impl Presence {
 impl Session {
     /// Says who we are, before anything else on a connection.
     pub(super) fn announce(&mut self) {
+        self.presence.is_due = false;
         let Some(message) = self.presence.announcement.clone() else { return };
         if self.announcing() > 0 {
             return;
@@ -68,6 +71,13 @@ impl Session {
         self.send(Packet::Publish(publish));
         if let Some(id) = id {
             self.control.insert(id, Control { sequence: self.sent, request: Request::Announce });
+        }
+    }
+
+    /// Says it again where that is due and the window has a place for it.
+    pub(super) fn announce_again(&mut self) {
+        if self.presence.is_due && self.inflight.on_the_wire() < self.window() {
+            self.announce();
         }
     }
 
@@ -96,8 +106,10 @@ impl Session {
         let mourned = will.payload == publish.payload;
         let ours_alone = !self.presence.wanted && publish.qos == Qos::AtMostOnce;
         let ours_alone = ours_alone && self.subscriptions.matching(&publish.topic) <= 1;
-        if mourned {
-            self.announce();
+        // One that is on its way will do.
+        if mourned && self.announcing() == 0 {
+            self.presence.is_due = true;
+            self.announce_again();
         }
         ours_alone
     }
