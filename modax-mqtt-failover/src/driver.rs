@@ -357,6 +357,8 @@ impl Driver {
         match command {
             Command::Subscribe { filter, qos, reader } => {
                 self.readers.add(Arc::clone(&filter), reader);
+                // The handle has noted it, and an older stream that was dropped before may have struck it out since.
+                self.shared.lock().filters.insert(Arc::clone(&filter));
                 for waiting in self.unclaimed.claim(&filter, self.courier.attempt()) {
                     self.deliver(&waiting.publish, Some(waiting.serial));
                 }
@@ -364,6 +366,7 @@ impl Driver {
             }
             Command::Unsubscribe { filter } => {
                 self.readers.remove(&filter);
+                self.shared.lock().filters.remove(&filter);
                 self.input(Input::Unsubscribe { filter });
             }
             Command::Dropped { filter } => {
@@ -372,9 +375,7 @@ impl Driver {
                     self.input(Input::Unsubscribe { filter });
                 }
             }
-            Command::Close { deadline, left } => {
-                self.closing = Some(Closing::new(deadline, left));
-            }
+            Command::Close { deadline, left } => self.closing = Some(Closing::new(deadline, left)),
         }
     }
 }

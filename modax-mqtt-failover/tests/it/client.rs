@@ -201,6 +201,22 @@ fn f56_a_runtime_that_ends_answers_every_receipt() {
 }
 
 #[tokio::test]
+async fn a_filter_whose_stream_was_dropped_and_that_is_wanted_again_can_be_unsubscribed() {
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let client = builder(&broker).build().unwrap();
+    let first = client.subscribe("a", Qos::AtLeastOnce).await.unwrap();
+    assert!(broker.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+
+    drop(first);
+    let mut second = client.subscribe("a", Qos::AtLeastOnce).await.unwrap();
+    assert!(broker.wait_until(DEADLINE, |broker| broker.subscribes().len() == 2).await);
+
+    assert_eq!(client.unsubscribe("a").await, Ok(()));
+    assert!(within("the end of the stream", second.next()).await.is_none());
+    assert_eq!(client.unsubscribe("a").await, Err(SubscribeError::NotSubscribed));
+}
+
+#[tokio::test]
 async fn contradictions_in_the_configuration_are_named_and_passwords_are_not() {
     let urls = |url: &str| Client::builder("x").brokers([url]).map(drop).unwrap_err().to_string();
     assert_eq!(urls("http://user:canary@host"), "brokers[0]: scheme is not mqtt:// or mqtts://");
