@@ -35,7 +35,6 @@ use crate::{
         link::{Link, Progress},
         links::{Found, Links},
         readers::Readers,
-        unclaimed::Unclaimed,
     },
     event::{Event, GapReason},
     handover::{Acknowledged, Command, Shared, State, Told},
@@ -78,8 +77,7 @@ pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Resu
         shared,
         dialler,
         links: Links::default(),
-        readers: Readers::default(),
-        unclaimed: Unclaimed::new(now()),
+        readers: Readers::new(now()),
         settled: Vec::new(),
         closing: None,
         expiry: None,
@@ -102,7 +100,6 @@ struct Driver {
     dialler: Dialler,
     links: Links,
     readers: Readers,
-    unclaimed: Unclaimed,
     /// Outcomes not yet told to their receipts.
     settled: Vec<(MessageId, Outcome)>,
     closing: Option<Closing>,
@@ -142,9 +139,9 @@ impl Driver {
     }
 
     async fn wait(&mut self) -> Happened {
-        let Self { courier, shared, links, readers, closing, expiry, unclaimed, .. } = self;
+        let Self { courier, shared, links, readers, closing, expiry, .. } = self;
         let deadline = closing.as_ref().map(|closing| closing.deadline);
-        let due = [courier.poll_timeout(), deadline, *expiry, unclaimed.due()].into_iter().flatten().min();
+        let due = [courier.poll_timeout(), deadline, *expiry, readers.unclaimed.due()].into_iter().flatten().min();
         let unread = readers.is_full().then(|| courier.attempt());
         // Outcomes to be told make room for more to send: not before the sockets were looked at, or a producer that never
         // rests would keep us from reading.
@@ -268,7 +265,7 @@ impl Driver {
 
     fn deliver(&mut self, publish: &Publish, serial: Option<u64>) {
         let is_kept = self.readers.deliver(&self.shared, publish, serial)
-            || self.unclaimed.keep(now(), self.courier.attempt(), publish, serial);
+            || self.readers.unclaimed.keep(now(), self.courier.attempt(), publish, serial);
         if is_kept {
             return;
         }
@@ -330,7 +327,7 @@ impl Driver {
         for command in commands {
             self.on_command(command);
         }
-        for waiting in self.unclaimed.give_up(now) {
+        for waiting in self.readers.unclaimed.give_up(now) {
             self.deliver(&waiting.publish, Some(waiting.serial));
         }
         for Acknowledged { id, serial, abandoned } in acknowledged {
@@ -359,7 +356,7 @@ impl Driver {
                 self.readers.add(Arc::clone(&filter), reader);
                 // The handle has noted it, and an older stream that was dropped before may have struck it out since.
                 self.shared.lock().filters.insert(Arc::clone(&filter));
-                for waiting in self.unclaimed.claim(&filter, self.courier.attempt()) {
+                for waiting in self.readers.unclaimed.claim(&filter, self.courier.attempt()) {
                     self.deliver(&waiting.publish, Some(waiting.serial));
                 }
                 self.input(Input::Subscribe { filter, qos });

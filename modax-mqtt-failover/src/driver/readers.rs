@@ -8,10 +8,12 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
+    time::Instant,
 };
 
 use tokio::sync::mpsc::{self, error::TrySendError};
 
+use super::unclaimed::Unclaimed;
 use crate::{
     delivery::{AckToken, Delivery, Received},
     event::{Filter, GapReason},
@@ -32,8 +34,9 @@ struct Reader {
 }
 
 /// All readers.
-#[derive(Default)]
 pub(crate) struct Readers {
+    /// What nobody wants yet.
+    pub(super) unclaimed: Unclaimed,
     staying: BTreeMap<Filter, Vec<Reader>>,
     /// Unsubscribed, and still owed what came before.
     leaving: Vec<Reader>,
@@ -42,6 +45,11 @@ pub(crate) struct Readers {
 }
 
 impl Readers {
+    pub(super) fn new(now: Instant) -> Self {
+        let (staying, leaving) = (BTreeMap::new(), Vec::new());
+        Self { unclaimed: Unclaimed::new(now), staying, leaving, overflow_bytes: 0, dropped: 0 }
+    }
+
     pub(crate) fn add(&mut self, filter: Filter, sender: mpsc::Sender<Received>) {
         self.staying.entry(filter).or_default().push(Reader { sender, overflow: VecDeque::new() });
     }
@@ -77,7 +85,7 @@ impl Readers {
 
     /// Whether so much waits that reading has to stop.
     pub(crate) fn is_full(&self) -> bool {
-        self.overflow_bytes > STOP_ABOVE_BYTES
+        self.overflow_bytes.saturating_add(self.unclaimed.bytes()) > STOP_ABOVE_BYTES
     }
 
     /// QoS 0 messages dropped because a reader was too slow.

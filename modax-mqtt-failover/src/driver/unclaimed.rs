@@ -24,17 +24,19 @@ pub(super) struct Waiting {
 pub(super) struct Unclaimed {
     until: Instant,
     waiting: Vec<Waiting>,
+    bytes: usize,
 }
 
 impl Unclaimed {
     pub(super) fn new(now: Instant) -> Self {
-        Self { until: now + TIME_TO_SUBSCRIBE, waiting: Vec::new() }
+        Self { until: now + TIME_TO_SUBSCRIBE, waiting: Vec::new(), bytes: 0 }
     }
 
-    /// Keeps a message that nobody wants yet; false when the time is over, or it needs no acknowledgement. As many as a
-    /// broker sends without one: packet identifiers bound that.
+    /// Keeps a message that nobody wants yet; false when the time is over, or it needs no acknowledgement. Packet
+    /// identifiers bound how many there are, and reading stops when they are too large.
     pub(super) fn keep(&mut self, now: Instant, attempt: u64, publish: &Publish, serial: Option<u64>) -> bool {
         let Some(serial) = serial.filter(|_| now < self.until) else { return false };
+        self.bytes = self.bytes.saturating_add(publish.encoded_bytes());
         self.waiting.push(Waiting { publish: publish.clone(), serial, attempt });
         true
     }
@@ -44,8 +46,14 @@ impl Unclaimed {
         let (wanted, rest): (Vec<_>, Vec<_>) =
             self.waiting.drain(..).partition(|waiting| matches(filter, &waiting.publish.topic));
         self.waiting = rest;
+        self.bytes = self.waiting.iter().map(|waiting| waiting.publish.encoded_bytes()).sum();
         let is_new = |waiting: &Waiting| waiting.attempt == attempt || waiting.publish.qos == Qos::ExactlyOnce;
         wanted.into_iter().filter(is_new).collect()
+    }
+
+    /// What waits, as it stands on the wire.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// When [`give_up`](Self::give_up) has something to do.
@@ -55,6 +63,10 @@ impl Unclaimed {
 
     /// Takes everything once the time is over.
     pub(super) fn give_up(&mut self, now: Instant) -> Vec<Waiting> {
-        if now < self.until { Vec::new() } else { std::mem::take(&mut self.waiting) }
+        if now < self.until {
+            return Vec::new();
+        }
+        self.bytes = 0;
+        std::mem::take(&mut self.waiting)
     }
 }

@@ -429,3 +429,36 @@ async fn f30_what_a_dropped_reader_had_not_read_holds_no_place_of_the_brokers_wi
     assert!(only.wait_until(DEADLINE, |broker| broker.acks() == 20).await, "{} acknowledged", only.acks());
     assert_eq!(client.stats().unmatched, 20, "they are counted");
 }
+
+#[tokio::test]
+async fn f30_what_a_session_kept_and_nobody_wants_yet_is_bounded_in_bytes() {
+    const KEPT: u64 = 48; // of a MiB each, where reading stops at 32
+    let only = broker(Script::new()).await;
+    let earlier = client_of(&[&only]).build().unwrap();
+    let _unread = earlier.subscribe("flood", Qos::AtLeastOnce).await.unwrap();
+    assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+    earlier.close(DEADLINE).await;
+    assert!(only.wait_until(DEADLINE, |broker| broker.connections() == 0).await);
+    for _ in 0..KEPT {
+        only.publish("flood", vec![0; 1 << 20], 1);
+    }
+    let client = client_of(&[&only]).build().unwrap();
+    within("a full store", async {
+        while client.stats().received < 32 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    // Whoever reads on has read all of it meanwhile.
+    let other = Client::builder("other").brokers([only.url()]).unwrap().build().unwrap();
+    for _ in 0..100 {
+        assert!(acked(&other, "x").await.is_acked());
+    }
+    assert!(client.stats().received < KEPT, "reading goes on");
+
+    let mut messages = client.subscribe("flood", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    for _ in 0..KEPT {
+        assert!(matches!(delivery(&mut messages).await, Received::Delivery(_)));
+    }
+}
