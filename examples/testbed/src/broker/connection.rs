@@ -174,6 +174,10 @@ impl Client<'_> {
         let (index, since_script) = self.saw_publish(&publish);
         let packet_id = publish.pkid;
         let qos = publish.qos as u8;
+        if script.closes_on.as_deref() == Some(&*publish.topic) {
+            self.shared.hub().fired.closed += 1;
+            return Some(Over::Broken);
+        }
         let spoiled = since_script > script.acked_first;
         let withheld = script.dies_after.is_some() || script.closes_after.is_some();
         let is_refused = qos == 1 && spoiled && !withheld && matches!(script.puback, Puback::Refused(_));

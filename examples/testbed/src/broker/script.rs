@@ -106,6 +106,7 @@ pub struct Script {
     pub(super) session_present: Option<bool>,
     pub(super) dies_after: Option<u64>,
     pub(super) closes_after: Option<u64>,
+    pub(super) closes_on: Option<String>,
     pub(super) puback: Puback,
     pub(super) acked_first: u64,
     pub(super) answers_pings: bool,
@@ -120,6 +121,7 @@ impl Default for Script {
             session_present: None,
             dies_after: None,
             closes_after: None,
+            closes_on: None,
             puback: Puback::Normal,
             acked_first: 0,
             answers_pings: true,
@@ -163,6 +165,13 @@ impl Script {
     #[must_use]
     pub fn closes_after_publishes(mut self, count: u64) -> Self {
         self.closes_after = Some(count);
+        self
+    }
+
+    /// Closes each connection on a PUBLISH to this topic, and takes all others.
+    #[must_use]
+    pub fn closes_on(mut self, topic: &str) -> Self {
+        self.closes_on = Some(topic.to_owned());
         self
     }
 
