@@ -151,6 +151,16 @@ impl ClientBuilder {
         self
     }
 
+    /// After how many connections in a row that brokers closed on one message, sent alone, that message is
+    /// [rejected](crate::Rejection::ClosesConnection); `None` for never: then it is sent until it expires, and what is
+    /// behind it waits. Default 3: one may be a broker that happens to die, three, each after a quiet time, are none; and
+    /// what is behind waits for some seconds only. The crate's section *A message on which brokers close the connection*
+    /// says what has to be true of those connections.
+    pub fn reject_after_closes(mut self, connections: impl Into<Option<u32>>) -> Self {
+        self.config.reject_after_closes = connections.into();
+        self
+    }
+
     /// Published by the broker when we vanish without goodbye; default none. A broker that is left in a failover publishes it too,
     /// although we live on elsewhere: at once in 3.1.1, after [`will_delay`](Self::will_delay) in MQTT 5.
     pub fn will(mut self, will: Message) -> Self {

@@ -162,6 +162,9 @@ pub struct Config {
     /// How long a broker waits with the will for us to come back (MQTT 5), in whole seconds; default none, which is 10 s:
     /// longer than a failover, so that a client that lives on elsewhere or comes back is not mourned.
     pub will_delay: Option<Duration>,
+    /// After how many connections in a row that brokers closed on one message, sent alone, that message is rejected;
+    /// `None` for never. Default 3: see [`ClientBuilder::reject_after_closes`](crate::ClientBuilder::reject_after_closes).
+    pub reject_after_closes: Option<u32>,
     /// Published by the broker when we vanish without goodbye; default none, because a broker that is left in a failover
     /// publishes it although we live on elsewhere.
     pub will: Option<Message>,
@@ -194,6 +197,7 @@ impl Config {
             queue: Queue::default(),
             liveness: LivenessConfig::default(),
             retry: Backoff::default(),
+            reject_after_closes: Some(3),
             will: None,
             session_expiry: None,
             receive_maximum: u16::MAX,
@@ -316,6 +320,7 @@ impl Config {
         self.check_on_connect()?;
         range(u16::try_from(self.keep_alive.as_secs()).is_ok(), "keep_alive", "at most 65535 s")?;
         range(self.max_inflight > 0, "max_inflight", "at least 1")?;
+        range(self.reject_after_closes != Some(0), "reject_after_closes", "at least 1")?;
         range(self.queue.max_messages > 0, "queue.max_messages", "at least 1")?;
         range(self.queue.max_bytes > Message::OVERHEAD_BYTES, "queue.max_bytes", "more than 128, one empty message")?;
         self.liveness.check()?;

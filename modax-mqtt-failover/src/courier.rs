@@ -8,12 +8,14 @@
 mod aside;
 mod connection;
 mod reports;
+mod suspect;
 mod switchover;
 mod words;
 
 use std::{collections::VecDeque, time::Instant};
 
 use aside::{Aside, Word};
+use suspect::Suspicion;
 use switchover::Switchover;
 use words::Left;
 pub use words::{Input, Output};
@@ -37,6 +39,7 @@ pub struct Courier {
     failover: Failover,
     liveness: Liveness,
     aside: Aside,
+    suspicion: Suspicion,
     switchover: Option<Switchover>,
     /// Of a planned move: since when nothing new was sent, and where it came from.
     moving_since: Option<Instant>,
@@ -72,6 +75,7 @@ impl Courier {
         let session = Session::new(config);
         Self {
             aside: Aside::new(config, &session, now),
+            suspicion: Suspicion::new(config),
             config: config.clone(),
             session,
             failover: Failover::new(config),
@@ -151,7 +155,7 @@ impl Courier {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let machines = [self.failover.poll_timeout(), self.liveness.poll_timeout(), self.session.poll_timeout()];
         let moves = [self.switchover.as_ref().and_then(Switchover::due), self.return_due().map(|(_, at)| at)];
-        let beside = moves.into_iter().chain([self.aside.poll_timeout()]);
+        let beside = moves.into_iter().chain([self.aside.poll_timeout(), self.suspicion.due()]);
         machines.into_iter().chain(beside).flatten().min()
     }
 
@@ -225,7 +229,7 @@ impl Courier {
                 self.on_session(now, output);
             } else if let Some(output) = self.liveness.poll_output() {
                 self.on_liveness(now, output);
-            } else if !self.take_aside(now) {
+            } else if !self.take_aside(now) && !self.settle_suspicion(now) {
                 self.settle_switchover(now);
                 if self.failover.has_output() {
                     continue;

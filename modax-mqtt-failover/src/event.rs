@@ -126,7 +126,8 @@ pub enum Event {
     },
     /// Connection after connection ended while this message, the oldest on its way, waited for an answer; said at the
     /// 3rd, 6th, 12th… time. A broker of MQTT 3.1.1 that does not take a message (too large, its QoS, its topic) can only
-    /// close the connection. The message is sent again until it expires, because a broker that dies looks the same.
+    /// close the connection. What follows is in the crate's section *A message on which brokers close the connection*: it is
+    /// [`Rejected`](Self::Rejected), or sent again until it expires where a broker that works badly looks the same.
     MessageStuck {
         /// Its topic.
         topic: String,

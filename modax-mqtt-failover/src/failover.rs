@@ -97,6 +97,8 @@ pub struct Failover {
     ousted: Option<Ousted>,
     /// The broker of the present connection said that it was taken over.
     taken_over: bool,
+    /// The broker of the present connection ends it on a message of ours.
+    ends_on_message: bool,
     takeovers: VecDeque<Instant>,
     /// Connections that nodes of a cluster ended soon after accepting them.
     short_lived: VecDeque<Instant>,
@@ -132,6 +134,7 @@ impl Failover {
             favoured: None,
             ousted: None,
             taken_over: false,
+            ends_on_message: false,
             takeovers: VecDeque::new(),
             short_lived: VecDeque::new(),
             contested: false,
@@ -153,6 +156,7 @@ impl Failover {
                 let serves = matches!(self.state, State::Established { attempt: present, .. } if present == attempt);
                 self.taken_over |= serves;
             }
+            Input::EndedOn { attempt, alone } => self.ended_on(attempt, alone),
             Input::Left { attempt } => self.left(now, attempt),
             Input::Proven { broker, since } => self.proven(now, broker, since),
             Input::Scouting(scouting) => self.scouting = scouting,
@@ -359,6 +363,7 @@ impl Failover {
         self.last = Some(broker);
         self.favoured = None;
         self.taken_over = false;
+        self.ends_on_message = false;
         self.held.fill(None);
         self.state = State::Established { attempt, broker, since: now };
         self.outputs.push_back(Output::Established { attempt, broker, planned });

@@ -244,6 +244,29 @@ impl Inflight {
         self.entries.values().find(|entry| matches!(entry.phase, Phase::Sent { .. }))
     }
 
+    /// Messages whose PUBLISH is to be sent (again) on this connection, oldest first.
+    pub fn unsent(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.values().filter(|entry| entry.phase == Phase::Pending)
+    }
+
+    /// Whether the PUBLISH of this message is to be sent (again) on this connection.
+    #[must_use]
+    pub fn is_unsent(&self, message: MessageId) -> bool {
+        self.get(message).is_some_and(|entry| entry.phase == Phase::Pending)
+    }
+
+    /// Whether this message waits for PUBACK or PUBREC on this connection.
+    #[must_use]
+    pub fn is_sent(&self, message: MessageId) -> bool {
+        self.get(message).is_some_and(|entry| matches!(entry.phase, Phase::Sent { .. }))
+    }
+
+    /// The newest message that waits for PUBACK or PUBREC on this connection.
+    #[must_use]
+    pub fn newest_sent(&self) -> Option<&Entry> {
+        self.entries.values().rev().find(|entry| matches!(entry.phase, Phase::Sent { .. }))
+    }
+
     /// Takes out one message whose time to live has ended and that is not on its way. One that a broker may hold half
     /// of (QoS 2, sent) is brought to its end instead.
     pub fn expire(&mut self, now: Instant) -> Option<Entry> {

@@ -140,14 +140,33 @@
 //!   and not followed: where to go is the configuration's word alone.
 //! - **Limits of the broker**: its receive maximum bounds what is on its way; a message that is larger than it takes, above
 //!   its highest QoS, or retained where it keeps nothing is rejected to its caller, and what is behind it goes on. In
-//!   3.1.1 a broker can only close the connection, and the message is then sent again until it expires, which
-//!   [`Event::MessageStuck`] tells: give such messages a time to live.
+//!   3.1.1 a broker can only close the connection: see the next section.
 //! - **Time**: [`Message::expires_in`] goes along, as what is left of it; [`ClientBuilder::session_expiry`] says how long a
 //!   broker keeps our session (default one hour), [`ClientBuilder::will_delay`] how long it waits with the will.
 //! - **[User properties](Message::user_property)**, also through a disk queue, and [of what arrives](Delivery::user_properties).
 //!   A client of 3.1.1 refuses messages with them. Other properties of arriving messages are not passed on.
 //! - **Shared subscriptions**: `$share/GROUP/FILTER`. A client that also subscribes to a filter of its own matching the same
 //!   topic reads each message once for each copy and filter: MQTT does not say which copy is which.
+//!
+//! # A message on which brokers close the connection
+//!
+//! A broker of 3.1.1 that does not take a message (too large, its QoS, retained, its topic), and some of MQTT 5, close the
+//! connection on it, and on the next one again. After two connections in a row that ended right after sending and answered
+//! nothing, the messages that were on their way are sent one at a time, oldest first, and nothing new meanwhile. The one on
+//! which three connections in a row end ([`ClientBuilder::reject_after_closes`]) is given up with
+//! [`Rejection::ClosesConnection`], and all else goes on as before; that takes some seconds. Nothing counts but a connection
+//!
+//! - that stood quiet for 500 ms with a ping answered before and after, then carried the one message, and was closed by the
+//!   broker within 3 s and within a twentieth of the quiet time, which grows with slower closes up to 60 s;
+//! - and that was not ended by us, nor by a goodbye of MQTT 5 for a reason of the broker's own.
+//!
+//! One that ends in the quiet time acquits: the link or the broker is at fault, and all is sent as usual again. Every broker
+//! that can be reached has to have closed on the message. And a broker that can store nothing closes on everything: a
+//! message of a kind that was acknowledged before (its QoS, retained or not, up to twice the size or 2 KiB) is rejected only
+//! where a message on another topic was acknowledged by the same connection just before. Where there is none on its way, and
+//! with a window of one ([`ClientBuilder::max_inflight`]), such a message is sent again until it expires, which
+//! [`Event::MessageStuck`] tells: give messages a time to live. Of a kind never acknowledged, messages may be rejected one
+//! after the other by brokers that store nothing from the start.
 //!
 //! # Presence
 //!

@@ -47,6 +47,11 @@ impl Reason {
         )
     }
 
+    /// Whether a goodbye with this reason may be about a packet of ours, and not about the broker or other clients.
+    pub(crate) const fn may_be_our_packet(self) -> bool {
+        matches!(self.0, 0x80..=0x83 | 0x87 | 0x90 | 0x94 | 0x95 | 0x99..=0x9B)
+    }
+
     /// Its name in the standard (MQTT 5, table 2-6), in lower case.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -123,6 +128,13 @@ pub enum Rejection {
     },
     /// The broker keeps no retained messages (MQTT 5, 3.2.2.3.5). It was not sent there.
     Retained,
+    /// Brokers closed each of the last `times` connections on which it was sent alone, at once and after a quiet time: the
+    /// only way in which a broker of MQTT 3.1.1 can refuse a message. See
+    /// [`ClientBuilder::reject_after_closes`](crate::ClientBuilder::reject_after_closes).
+    ClosesConnection {
+        /// Connections in a row.
+        times: u32,
+    },
     /// A message out of a disk queue has user properties, and the client that opened the queue speaks 3.1.1.
     NeedsVersion5,
 }
@@ -144,6 +156,9 @@ impl fmt::Display for Rejection {
             }
             Self::Qos { highest } => write!(f, "the broker takes nothing above QoS {}", highest.level()),
             Self::Retained => f.write_str("the broker keeps no retained messages"),
+            Self::ClosesConnection { times } => {
+                write!(f, "the broker closes the connection on this message (sent alone {times} times)")
+            }
             Self::NeedsVersion5 => f.write_str("it has user properties, and this client speaks MQTT 3.1.1"),
         }
     }

@@ -5,6 +5,7 @@
 //! resend, with DUP, only within a generation; everywhere else a message is published again under a new one. Sending
 //! again what was sent is the whole point: raw clients forget it here (fault F21).
 
+mod gate;
 mod incoming;
 mod ledger;
 mod limits;
@@ -19,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use gate::Gate;
 use incoming::Incoming;
 use presence::Presence;
 pub use words::{End, Input, Output};
@@ -103,6 +105,9 @@ pub struct Session {
     resent: u64,
     /// Nothing new is sent: another connection is about to take over.
     holds: bool,
+    gate: Gate,
+    /// Messages whose outcome this connection brought.
+    answers: u64,
     outputs: VecDeque<Output>,
 }
 
@@ -152,6 +157,8 @@ impl Session {
             written: VecDeque::new(),
             resent: 0,
             holds: false,
+            gate: Gate::Open,
+            answers: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -188,6 +195,8 @@ impl Session {
             Input::Abandon { id, serial } => self.incoming.abandon(id, serial),
             Input::Flushed(packets) => self.flushed(now, packets),
             Input::Hold(holds) => self.holds = holds,
+            Input::Gate(gate) => self.set_gate(now, gate),
+            Input::Reject { message, reason } => self.settle(message, End::Rejected(reason)),
             Input::Probe if self.is_up() => self.send(Packet::PingReq),
             Input::Goodbye if self.state != State::Down => self.send(Packet::Disconnect(Reason::SUCCESS)),
             Input::Probe | Input::Goodbye => {}
@@ -217,15 +226,6 @@ impl Session {
     #[must_use]
     pub const fn version(&self) -> Version {
         self.version
-    }
-
-    /// How many more messages may be handed in: none without a connection, so that they wait where they can be shed.
-    #[must_use]
-    pub fn room(&self) -> usize {
-        if !self.is_up() || self.holds || self.unwritten.len() >= UNWRITTEN_LIMIT {
-            return 0;
-        }
-        self.window().saturating_sub(self.inflight.len())
     }
 
     /// Messages sent or to be sent again, without an outcome.
@@ -291,6 +291,7 @@ impl Session {
     fn greet(&mut self, broker: usize, wipe: bool) {
         self.state = State::Greeting { broker, wipe };
         self.sent = 0;
+        self.answers = 0;
         self.written.clear();
         let mut connect = self.connect_to(broker);
         if wipe {

@@ -16,6 +16,8 @@ mod load;
 mod loss;
 #[path = "drill/oracle.rs"]
 mod oracle;
+#[path = "drill/poison.rs"]
+mod poison;
 #[path = "drill/scale.rs"]
 mod scale;
 #[path = "drill/sessions.rs"]

@@ -143,7 +143,8 @@ impl Courier {
 
     /// Where to go back to, and when: while all is well, and no such move is under way.
     pub(super) fn return_due(&self) -> Option<(usize, Instant)> {
-        let is_well = self.serving.is_some() && !self.aside.troubled && !self.failover.is_moving();
+        let is_calm = !self.aside.troubled && !self.suspicion.isolates();
+        let is_well = self.serving.is_some() && is_calm && !self.failover.is_moving();
         let (broker, since) = self.aside.preferred.standing().filter(|_| is_well)?;
         Some((broker, self.aside.failback.due(since)?))
     }
@@ -210,7 +211,7 @@ impl Courier {
             self.failover.handle_input(now, proven);
             self.outputs.push_back(Output::HangUp { attempt });
             let reason = format!("{} acknowledges and this one does not", self.broker(broker));
-            self.end_connection(now, reason);
+            self.end_connection(now, reason, false);
             self.failover.handle_input(now, failover::Input::Left { attempt });
         }
     }

@@ -56,6 +56,7 @@ impl Courier {
                 if self.serving.is_none() {
                     self.session.handle_input(now, session::Input::Lost);
                 }
+                self.suspicion.unreachable(broker);
                 let broker = self.broker(broker);
                 self.stats.connect_failures = self.stats.connect_failures.saturating_add(1);
                 self.emit(Event::Parked { broker, reason: code.to_string() });
@@ -124,6 +125,9 @@ impl Courier {
             self.liveness.handle_input(now, liveness::Input::Accepted(took));
         }
         self.calm_if_quiet();
+        if self.suspicion.established(broker) {
+            self.session.handle_input(now, session::Input::Probe);
+        }
         let outage = left.map(|left| now.saturating_duration_since(left.silent_since));
         self.emit(Event::Connected { broker: name.clone(), session_present, outage });
         let moved_from = self.moved_from.take();
@@ -147,6 +151,9 @@ impl Courier {
     pub(super) fn dismissed(&mut self, now: Instant, reason: Reason) {
         let Some(attempt) = self.failover.holder() else { return };
         self.outputs.push_back(Output::HangUp { attempt });
+        if !reason.may_be_our_packet() {
+            self.suspicion.excuse();
+        }
         if reason == Reason::SESSION_TAKEN_OVER {
             self.failover.handle_input(now, failover::Input::TakenOver { attempt });
         }
@@ -176,7 +183,7 @@ impl Courier {
             if !by_peer {
                 self.aside.silent(now, broker);
             }
-            self.end_connection(now, reason);
+            self.end_connection(now, reason, by_peer);
             self.favour_standby(broker);
         } else {
             self.verdict = None;
@@ -195,8 +202,9 @@ impl Courier {
     }
 
     /// An established connection is no more.
-    pub(super) fn end_connection(&mut self, now: Instant, reason: String) {
+    pub(super) fn end_connection(&mut self, now: Instant, reason: String, by_peer: bool) {
         let Some(broker) = self.serving.take() else { return };
+        self.suspect(now, broker, by_peer);
         let verdict = self.verdict.take();
         self.session.handle_input(now, session::Input::Lost);
         self.liveness.handle_input(now, liveness::Input::Closed);
@@ -212,6 +220,7 @@ impl Courier {
 
     pub(super) fn connect_failed(&mut self, broker: usize, reason: String) {
         self.stats.connect_failures = self.stats.connect_failures.saturating_add(1);
+        self.suspicion.unreachable(broker);
         let broker = self.broker(broker);
         self.emit(Event::ConnectFailed { broker, reason });
     }

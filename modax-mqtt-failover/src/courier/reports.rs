@@ -19,6 +19,7 @@ impl Courier {
                 self.sent = self.sent.saturating_add(1);
                 if packet == Packet::PingReq {
                     self.probes.push_back(self.sent);
+                    self.suspicion.pinged();
                 }
                 self.outputs.push_back(Output::Send { attempt: self.attempt, packet });
             }
@@ -48,6 +49,7 @@ impl Courier {
             }
             session::Output::ProbeAnswered => {
                 self.calm_if_quiet();
+                self.suspicion.answered();
                 self.liveness.handle_input(now, liveness::Input::ProbeAnswered);
             }
             session::Output::StrayAck => self.stats.stray_acks = self.stats.stray_acks.saturating_add(1),
@@ -89,6 +91,7 @@ impl Courier {
         let outcome = match *end {
             End::Acked => {
                 self.stats.acked = self.stats.acked.saturating_add(1);
+                self.suspicion.acknowledged(&admitted.message);
                 let broker = self.broker(self.serving.unwrap_or_default());
                 Outcome::Acked { broker, attempts, latency }
             }

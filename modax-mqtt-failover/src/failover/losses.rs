@@ -26,6 +26,18 @@ impl Failover {
         self.ousted.take_if(|ousted| ousted.broker == broker && !ousted.told);
     }
 
+    /// A message of ours ends the connection, and no twin.
+    pub(super) fn ended_on(&mut self, attempt: u64, alone: bool) {
+        if self.holder() == Some(attempt) {
+            self.ends_on_message = true;
+            if alone {
+                self.takeovers.clear();
+                self.short_lived.clear();
+                self.contested = false;
+            }
+        }
+    }
+
     /// A connection ended soon after it was accepted. Nodes of a cluster that die under us one after the other look as if
     /// a twin chased us around: after so many, the node itself is asked at once whether it lives.
     fn ousted(&mut self, now: Instant, ousted: Ousted) {
@@ -80,7 +92,8 @@ impl Failover {
                 }
                 self.cancel_return();
                 self.blame(now, broker, failure);
-                if told || (by_peer && lived < TAKEOVER_LIFE) {
+                let on_message = std::mem::take(&mut self.ends_on_message);
+                if told || (by_peer && lived < TAKEOVER_LIFE && !on_message) {
                     self.ousted(now, Ousted { broker, told });
                 }
                 self.choose(now);

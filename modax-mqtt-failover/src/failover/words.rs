@@ -27,6 +27,15 @@ pub enum Input {
         /// Which attempt.
         attempt: u64,
     },
+    /// The broker ends the attempt on a message of ours, as far as we can tell, and gives our place to nobody: its loss
+    /// follows.
+    EndedOn {
+        /// Which attempt.
+        attempt: u64,
+        /// The message was sent alone, on a connection that had stood quiet before: then the losses that led there were no
+        /// takeovers either.
+        alone: bool,
+    },
     /// The broker answered CONNECT.
     Answered {
         /// Which attempt.

@@ -61,15 +61,6 @@ impl Session {
         }
     }
 
-    /// The window counts messages, and a PUBREL is none (MQTT 5, 4.9).
-    fn next_to_send(&self) -> Option<MessageId> {
-        if self.inflight.on_the_wire().saturating_add(self.announcing()) < self.window() {
-            self.inflight.next_pending()
-        } else {
-            self.inflight.next_release()
-        }
-    }
-
     /// PUBACK or PUBCOMP.
     pub(super) fn acknowledged(&mut self, now: Instant, id: PacketId, code: u8, level: Qos) {
         let Some((message, qos, phase)) = self.entry(id) else {
@@ -88,7 +79,7 @@ impl Session {
             return;
         }
         self.answered(now, phase);
-        self.settle(message, ending(Reason::new(code)));
+        self.conclude(message, code);
         self.pump(now);
     }
 
@@ -108,7 +99,7 @@ impl Session {
         let is_held = code == Reason::PACKET_ID_IN_USE.number() && self.inflight.is_repeated(message);
         if Reason::new(code).is_failure() && !is_held {
             self.answered(now, phase);
-            self.settle(message, ending(Reason::new(code)));
+            self.conclude(message, code);
             return self.pump(now);
         }
         match phase {
@@ -162,7 +153,12 @@ impl Session {
         Some((entry.admitted.id, entry.admitted.message.qos, entry.phase))
     }
 
-    fn settle(&mut self, message: MessageId, end: End) {
+    fn conclude(&mut self, message: MessageId, code: u8) {
+        self.answers = self.answers.saturating_add(1);
+        self.settle(message, ending(Reason::new(code)));
+    }
+
+    pub(super) fn settle(&mut self, message: MessageId, end: End) {
         if let Some(entry) = self.inflight.remove(message) {
             self.outputs.push_back(Output::Settled { admitted: entry.admitted, attempts: entry.attempts, end });
         }

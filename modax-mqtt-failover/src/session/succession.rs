@@ -30,6 +30,7 @@ impl Session {
         old.inflight.disconnect();
         old.inflight.forget_packet_ids();
         self.inflight = old.inflight;
+        self.gate = old.gate;
         self.incoming.follow(&old.incoming);
         self.resent = self.resent.max(old.resent);
         self.pump(now);

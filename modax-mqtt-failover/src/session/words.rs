@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::Gate;
 use crate::{
     event::{Filter, GapReason},
+    message::MessageId,
     packet::{ConnectCode, Packet, PacketId, Publish, Qos},
     queue::Admitted,
     reason::{Reason, Rejection},
@@ -56,6 +58,15 @@ pub enum Input {
     Flushed(u64),
     /// Whether nothing new is to be sent, because another connection is about to take over.
     Hold(bool),
+    /// What may be sent from here on.
+    Gate(Gate),
+    /// Give this message up.
+    Reject {
+        /// Which message.
+        message: MessageId,
+        /// Why.
+        reason: Rejection,
+    },
     /// Ask whether the broker is there.
     Probe,
     /// Say DISCONNECT.

@@ -3,8 +3,8 @@
 use std::{future::Future, time::Duration};
 
 use modax_mqtt_failover::{
-    Client, ClientBuilder, Event, Events, GapReason, LivenessConfig, Message, Outcome, Qos, Received, Subscription,
-    Topology,
+    Backoff, Client, ClientBuilder, Event, Events, GapReason, LivenessConfig, Message, Outcome, Qos, Received,
+    Rejection, Subscription, Topology,
 };
 use modax_testbed::broker::{Connack, Puback, Script, ScriptedBroker, Suback};
 
@@ -16,6 +16,10 @@ async fn broker(script: Script) -> ScriptedBroker {
 
 fn client_of(brokers: &[&ScriptedBroker]) -> ClientBuilder {
     Client::builder("faults").brokers(brokers.iter().map(|broker| broker.url())).expect("valid")
+}
+
+fn quick() -> Backoff {
+    Backoff::default().base(Duration::from_millis(10)).cap(Duration::from_millis(50))
 }
 
 async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
@@ -359,6 +363,84 @@ async fn f29_a_broker_of_3_1_1_that_closes_on_a_message_is_told_of_until_the_mes
     assert_eq!(only.fired().closed, 3, "{:?}", only.fired());
     only.set(Script::new());
     assert!(within("an outcome", stuck.acked()).await.is_acked(), "a broker that takes it now gets it");
+}
+
+#[tokio::test]
+async fn f29_a_message_on_which_a_broker_closes_is_rejected_alone_and_what_is_behind_it_goes_on() {
+    let only = broker(Script::new().closes_on("faults/odd")).await;
+    let client = client_of(&[&only]).build().unwrap();
+    let mut events = client.events();
+    assert!(acked(&client, "before").await.is_acked());
+
+    let odd = client.publish(Message::new("faults/odd", "x")).await.unwrap();
+    let mut behind = Vec::new();
+    for number in 0..20 {
+        behind.push(client.publish(Message::new("faults", number.to_string())).await.unwrap());
+    }
+
+    let refused = within("an outcome", odd.acked()).await;
+    assert_eq!(refused, Outcome::Rejected { reason: Rejection::ClosesConnection { times: 3 } });
+    for receipt in behind {
+        assert!(within("an outcome", receipt.acked()).await.is_acked());
+    }
+    assert!(only.fired().closed >= 5, "{:?}", only.fired());
+    let told = event(&mut events, "the rejection", |event| {
+        assert!(!matches!(event, Event::DuplicateClientId { .. }), "nobody else was there");
+        matches!(event, Event::Rejected { .. })
+    });
+    assert!(matches!(told.await, Event::Rejected { topic, .. } if topic == "faults/odd"));
+    assert_eq!((client.stats().rejected, client.stats().queue_messages), (1, 0));
+}
+
+#[tokio::test]
+async fn f29_a_message_on_which_one_broker_closes_goes_to_another_that_takes_it() {
+    let odd = || Message::new("faults/odd", "x");
+    let picky = broker(Script::new().closes_on("faults/odd")).await;
+    let good = broker(Script::new()).await;
+    let client = client_of(&[&picky, &good]).build().unwrap();
+
+    let outcome = within("an outcome", client.publish(odd()).await.unwrap().acked()).await;
+    assert!(matches!(outcome, Outcome::Acked { ref broker, .. } if broker.port() == good.addr().port()), "{outcome:?}");
+    assert!(picky.fired().closed > 0);
+
+    // Where both close on it, both have been asked.
+    good.set(Script::new().closes_on("faults/odd"));
+    let receipt = client.publish(odd()).await.unwrap();
+    drop(client.publish(Message::new("faults", "speaks for the brokers")).await.unwrap());
+    let outcome = within("an outcome", receipt.acked()).await;
+    assert!(matches!(outcome, Outcome::Rejected { reason: Rejection::ClosesConnection { .. } }), "{outcome:?}");
+    assert!(good.fired().closed > 0);
+}
+
+#[tokio::test]
+async fn f29_switched_off_a_message_is_sent_again_however_often_brokers_close_on_it() {
+    let only = broker(Script::new().closes_on("faults/odd")).await;
+    let client = client_of(&[&only]).reject_after_closes(None).retry(quick()).build().unwrap();
+    let mut events = client.events();
+    let odd = client.publish(Message::new("faults/odd", "x")).await.unwrap();
+    let twelve = |event: &Event| matches!(event, Event::MessageStuck { attempts: 12, .. });
+
+    // The third looks like a twin's doing, and there is one try in 30 s from then on: as without this feature.
+    let twin = |event: &Event| matches!(event, Event::DuplicateClientId { .. });
+    event(&mut events, "many tries", |event| twelve(event) || twin(event)).await;
+
+    assert_eq!(client.stats().rejected, 0);
+    assert!(only.fired().closed >= 3);
+    drop(odd);
+}
+
+#[tokio::test]
+async fn f24_a_twin_is_noticed_although_a_message_waits_each_time() {
+    let only = broker(Script::new().connack(Connack::TakenOver)).await;
+    let client = client_of(&[&only]).retry(quick()).build().unwrap();
+    let mut events = client.events();
+    let waiting = client.publish(Message::new("faults", "x")).await.unwrap();
+
+    event(&mut events, "the twin", |event| matches!(event, Event::DuplicateClientId { .. })).await;
+
+    assert!(only.fired().takeovers >= 3);
+    assert_eq!(client.stats().rejected, 0, "the message is not to blame");
+    drop(waiting);
 }
 
 #[tokio::test]

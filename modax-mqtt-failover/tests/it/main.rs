@@ -12,6 +12,7 @@ mod identity;
 mod liveness_tests;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod poison;
 mod properties;
 mod session_tables;
 mod simulation;

@@ -53,6 +53,8 @@ pub(crate) struct Broker {
     /// Messages it refused. Where the refusal is lost, one may be sent and taken later: its place is no rule then.
     pub(crate) refused: BTreeSet<u64>,
     pub(crate) expired: u64,
+    /// Closes the connection on some messages.
+    pub(crate) picky: bool,
     pub(crate) mood: Mood,
     pub(crate) keeps_sessions: bool,
     pub(crate) session: Option<Stored>,

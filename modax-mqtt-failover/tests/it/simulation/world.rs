@@ -1,5 +1,7 @@
 //! Clock, network, program and misfortune.
 
+mod poison;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -17,9 +19,8 @@ use modax_mqtt_failover::{
 };
 
 use super::broker::{Broker, Connection, Mood};
+use poison::Closes;
 
-/// After this much healthy time everything must be in order.
-const HEALING: Duration = Duration::from_secs(90);
 const HORIZON: Duration = Duration::from_secs(7200);
 
 #[derive(Clone, Debug)]
@@ -37,6 +38,11 @@ pub(crate) struct Plan {
     pub(crate) standby: Standby,
     pub(crate) scouting: Scouting,
     pub(crate) racing: bool,
+    pub(crate) closes: Closes,
+    /// A packet takes up to so long.
+    pub(crate) latency: Duration,
+    /// After this much healthy time everything must be in order.
+    pub(crate) healing: Duration,
 }
 
 impl Plan {
@@ -61,6 +67,9 @@ impl Plan {
             standby: if seed % 7 < 3 { Standby::Probe } else { Standby::None },
             scouting: if seed % 11 < 6 { Scouting::probing() } else { Scouting::none() },
             racing: seed % 13 < 6,
+            closes: Closes::Never,
+            latency: Duration::from_millis(3),
+            healing: Duration::from_secs(90),
         }
     }
 
@@ -104,6 +113,11 @@ pub(crate) struct Fired {
     pub(crate) failbacks: u64,
     pub(crate) standbys: u64,
     pub(crate) standbys_lost: u64,
+    /// Connections closed on a message, messages rejected for it, times all links were cut, and twins suspected.
+    pub(crate) closes: u64,
+    pub(crate) thrown_out: u64,
+    pub(crate) cuts: u64,
+    pub(crate) twins: u64,
 }
 
 impl Fired {
@@ -130,6 +144,10 @@ impl Fired {
         self.failbacks += other.failbacks;
         self.standbys += other.standbys;
         self.standbys_lost += other.standbys_lost;
+        self.closes += other.closes;
+        self.thrown_out += other.thrown_out;
+        self.cuts += other.cuts;
+        self.twins += other.twins;
     }
 
     pub(crate) fn all_fired(&self) -> bool {
@@ -172,6 +190,9 @@ enum Happening {
     Command(u64),
     Fault,
     Stall,
+    Cut,
+    Full,
+    Traffic(u64),
     Heal,
     Subscribe,
 }
@@ -196,6 +217,12 @@ pub(crate) struct World {
     held: BTreeSet<u64>,
     fired: Fired,
     healed: bool,
+    /// No broker can store anything now.
+    full: bool,
+    /// Links are cut in this beat, or else at random with this mean.
+    beat: Option<Duration>,
+    cut_until: Instant,
+    beat_mean: Duration,
     admitted: BTreeMap<MessageId, (String, u64, bool)>,
     outcomes: BTreeMap<MessageId, Outcome>,
     commands: BTreeSet<u64>,
@@ -220,8 +247,8 @@ struct Link {
 /// Bytes of a packet that every broker takes: the messages of a world have 43 at most, but for those made too large.
 const TAKEN_BYTES: u32 = 100;
 
-fn some_limits(numbers: &mut Jitter) -> Limits {
-    let receive_maximum = u16::try_from(numbers.next_number() % 12 + 1).expect("small");
+fn some_limits(numbers: &mut Jitter, least: u64) -> Limits {
+    let receive_maximum = u16::try_from(numbers.next_number() % 12 + least).expect("small");
     let max_packet_bytes = numbers.next_number().is_multiple_of(2).then_some(TAKEN_BYTES);
     Limits { receive_maximum, max_packet_bytes, ..Limits::default() }
 }
@@ -246,7 +273,9 @@ impl World {
         config.queue = Queue::memory().max_messages(100_000);
         let brokers = (0..plan.brokers).map(|_| {
             let keeps_sessions = numbers.next_number().is_multiple_of(2);
-            let limits = if plan.version == Version::V5 { some_limits(&mut numbers) } else { Limits::default() };
+            // Another message can speak for a broker only where two fit into the window.
+            let least = if plan.closes == Closes::Picky { 2 } else { 1 };
+            let limits = if plan.version == Version::V5 { some_limits(&mut numbers, least) } else { Limits::default() };
             Broker { version: plan.version, keeps_sessions, limits, ..Broker::default() }
         });
         let brokers = brokers.collect();
@@ -264,6 +293,10 @@ impl World {
             held: BTreeSet::new(),
             fired: Fired::default(),
             healed: false,
+            full: false,
+            beat: None,
+            cut_until: now,
+            beat_mean: Duration::ZERO,
             admitted: BTreeMap::new(),
             outcomes: BTreeMap::new(),
             commands: BTreeSet::new(),
@@ -278,7 +311,7 @@ impl World {
         self.prepare();
         self.tell(Input::Start);
         let heal_at = self.start + self.plan.faults_for;
-        let end = (heal_at + HEALING).min(self.start + HORIZON);
+        let end = (heal_at + self.plan.healing).min(self.start + HORIZON);
         let mut steps_at_once = 0_u32;
         loop {
             let next = self.agenda.first_key_value().map(|((at, _), _)| *at);
@@ -332,6 +365,7 @@ impl World {
             self.at(Duration::from_millis(400), Happening::Stall);
         }
         self.at(self.plan.faults_for, Happening::Heal);
+        self.prepare_closes();
     }
 
     fn draw(&mut self, below: u64) -> u64 {
@@ -409,17 +443,23 @@ impl World {
                     self.at(wait, Happening::Stall);
                 }
             }
+            Happening::Cut => self.cut(),
+            Happening::Full => self.fill(),
+            Happening::Traffic(number) => self.traffic(number),
             Happening::Heal => self.heal(),
         }
     }
 
     fn publish(&mut self, number: u64) {
-        let topic = format!("topic/{}", number % 3);
+        let mut topic = format!("topic/{}", number % 3);
         let mut message = Message::new(topic.clone(), Bytes::copy_from_slice(&number.to_be_bytes()));
+        message = self.dress(number, &mut topic, message);
         let expires = self.draw(10) == 0;
         if self.plan.exactly_once && number % 3 == 2 {
             message = message.exactly_once();
         }
+        // What expires before it is found out is a riddle for ever: with other faults only.
+        let expires = expires && (self.plan.faults || !matches!(number % 20, 3 | 13));
         if expires {
             message = message.expires_in(Duration::from_millis(500));
         }
@@ -484,6 +524,7 @@ impl World {
                         Event::FailedOver { .. } => self.fired.failovers += 1,
                         Event::FailedBack { .. } => self.fired.failbacks += 1,
                         Event::StandbyReady { .. } => self.fired.standbys += 1,
+                        Event::DuplicateClientId { .. } => self.fired.twins += 1,
                         Event::StandbyLost { .. } => self.fired.standbys_lost += 1,
                         _ => {}
                     }
@@ -500,6 +541,10 @@ impl World {
                 let topic: Arc<str> = Arc::from(topic.as_str());
                 let holds = |broker: &Broker| broker.received.get(&topic).is_some_and(|seen| seen.contains(number));
                 assert!(self.brokers.iter().any(holds), "message {number} was acknowledged and no broker has it");
+            }
+            Outcome::Rejected { reason: reason @ Rejection::ClosesConnection { .. } } => {
+                let (topic, number, reason) = (topic.clone(), *number, *reason);
+                self.judge_rejection(&topic, number, reason);
             }
             Outcome::Rejected { reason } => {
                 assert_eq!(self.plan.version, Version::V5, "3.1.1 rejects nothing: {reason}");
@@ -533,7 +578,7 @@ impl World {
     }
 
     fn latency(&mut self) -> Duration {
-        Duration::from_micros(100) + self.below(Duration::from_millis(3))
+        Duration::from_micros(100) + self.below(self.plan.latency)
     }
 
     fn send(&mut self, attempt: u64, packet: Packet) {
@@ -554,7 +599,7 @@ impl World {
     }
 
     fn dialled(&mut self, attempt: u64, broker: usize) {
-        if self.brokers[broker].mood.down {
+        if self.brokers[broker].mood.down || self.now < self.cut_until {
             return self.tell(Input::Closed { attempt, reason: "refused".to_owned(), by_peer: true });
         }
         let now = self.now;
@@ -604,6 +649,9 @@ impl World {
         }
         if is_aside {
             return self.serve_aside(attempt, index, packet);
+        }
+        if self.closes_on(attempt, index, &packet) {
+            return;
         }
         let answers = self.brokers[index].receive(attempt, packet, |below| numbers.next_number() % below);
         if self.plan.topology == Topology::Cluster {
@@ -768,13 +816,14 @@ impl World {
     fn heal(&mut self) {
         self.healed = true;
         self.electing_until = self.now;
+        self.full = false;
         for index in 0..self.brokers.len() {
             self.thaw(index);
             self.brokers[index].mood = Mood::default();
         }
         // Packets that vanished stay lost; the links they were on stay dead.
         for number in 1000..1005 {
-            self.at(HEALING / 2, Happening::Command(number));
+            self.at(self.plan.healing / 2, Happening::Command(number));
             self.must_arrive.insert(number);
         }
     }
@@ -784,6 +833,7 @@ impl World {
     }
 
     fn judge(&self) {
+        self.judge_poison();
         for broker in &self.brokers {
             for (topic, seen) in &broker.received {
                 let refused = |number: &&u64| self.brokers.iter().any(|broker| broker.refused.contains(number));

@@ -1,0 +1,76 @@
+//! What may be sent now: everything, nothing, or one message alone.
+
+use std::time::{Duration, Instant};
+
+use super::{Session, UNWRITTEN_LIMIT};
+use crate::{
+    inflight::{Inflight, Phase},
+    message::MessageId,
+};
+
+/// Which messages may be sent. What was received already (PUBREL) goes on in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Gate {
+    /// All of them.
+    #[default]
+    Open,
+    /// None, and no new ones are taken in.
+    Shut,
+    /// Only this one, and no new ones are taken in.
+    Only(MessageId),
+}
+
+impl Session {
+    /// How many more messages may be handed in: none without a connection, so that they wait where they can be shed.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        if !self.is_up() || self.holds || self.gate != Gate::Open || self.unwritten.len() >= UNWRITTEN_LIMIT {
+            return 0;
+        }
+        self.window().saturating_sub(self.inflight.len())
+    }
+
+    /// What may be sent.
+    #[must_use]
+    pub const fn gate(&self) -> Gate {
+        self.gate
+    }
+
+    /// Messages that the broker of this connection answered for good, with yes or no.
+    #[must_use]
+    pub const fn answers(&self) -> u64 {
+        self.answers
+    }
+
+    /// What was sent, or has to be sent again.
+    #[must_use]
+    pub const fn ledger(&self) -> &Inflight {
+        &self.inflight
+    }
+
+    /// Whether a message waits for its first answer, and the oldest of them was written whole not longer ago than this,
+    /// or is not yet.
+    #[must_use]
+    pub fn has_just_sent(&self, now: Instant, ago: Duration) -> bool {
+        let Some(Phase::Sent { sequence }) = self.inflight.oldest_sent().map(|entry| entry.phase) else { return false };
+        self.written_at(sequence).is_none_or(|at| now.saturating_duration_since(at) <= ago)
+    }
+
+    pub(super) fn set_gate(&mut self, now: Instant, gate: Gate) {
+        self.gate = gate;
+        if self.is_up() {
+            self.pump(now);
+        }
+    }
+
+    /// The window counts messages, and a PUBREL is none (MQTT 5, 4.9).
+    pub(super) fn next_to_send(&self) -> Option<MessageId> {
+        let has_room = self.inflight.on_the_wire().saturating_add(self.announcing()) < self.window();
+        match self.gate {
+            Gate::Open if has_room => self.inflight.next_pending(),
+            Gate::Only(message) if has_room && self.inflight.is_unsent(message) => Some(message),
+            Gate::Open | Gate::Only(_) | Gate::Shut => self.inflight.next_release(),
+        }
+    }
+}

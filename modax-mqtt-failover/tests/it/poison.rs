@@ -1,0 +1,249 @@
+//! What counts against a message on which a connection ends, and what does not: one broker in virtual time.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use modax_mqtt_failover::{
+    Event, Message, Outcome, Queue, Reason, Rejection, Version,
+    config::Config,
+    courier::{Courier, Input, Output},
+    packet::{ConnectCode, Limits, Packet, Publish},
+    queue::{Admission, Backlog},
+};
+
+const ROUND_TRIP: Duration = Duration::from_millis(1);
+
+/// How the broker takes a message.
+enum Answer {
+    Ack,
+    CloseAfter(Duration),
+    Dismiss(Reason),
+}
+
+struct Bench {
+    courier: Courier,
+    backlog: Backlog,
+    now: Instant,
+    agenda: BTreeMap<(Instant, u64), Input>,
+    order: u64,
+    /// Packets of the present connection.
+    sent: u64,
+    takes: Box<dyn Fn(&Publish) -> Answer>,
+    /// After how long each connection ends, whatever it carries.
+    lives: Option<Duration>,
+    connections: u32,
+    outcomes: Vec<Outcome>,
+    events: Vec<Event>,
+    /// How long after CONNACK each connection carried its first message, and when the present one stood.
+    waits: Vec<Duration>,
+    stood: Instant,
+}
+
+impl Bench {
+    fn new(version: Version, takes: impl Fn(&Publish) -> Answer + 'static) -> Self {
+        let mut config = Config::from_urls("poison", ["mqtt://a"]).unwrap();
+        config.version = Some(version);
+        let now = Instant::now();
+        Self {
+            courier: Courier::new(&config, now),
+            backlog: Backlog::new(Queue::memory()),
+            now,
+            agenda: BTreeMap::new(),
+            order: 0,
+            sent: 0,
+            takes: Box::new(takes),
+            lives: None,
+            connections: 0,
+            outcomes: Vec::new(),
+            events: Vec::new(),
+            waits: Vec::new(),
+            stood: now,
+        }
+    }
+
+    fn publish(&mut self, message: &Message) {
+        assert!(matches!(self.backlog.admit(self.now, message), Admission::Admitted { .. }));
+    }
+
+    fn at(&mut self, wait: Duration, input: Input) {
+        self.order += 1;
+        self.agenda.insert((self.now + wait, self.order), input);
+    }
+
+    /// Runs until there are so many outcomes or connections.
+    fn run(&mut self, outcomes: usize, connections: u32) {
+        if self.connections == 0 {
+            self.tell(Input::Start);
+        }
+        while self.outcomes.len() < outcomes && self.connections < connections {
+            let next = self.agenda.keys().next().map(|(at, _)| *at);
+            let due = self.courier.poll_timeout();
+            self.now = [next, due].into_iter().flatten().min().expect("something is due").max(self.now);
+            if let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 <= self.now) {
+                let input = entry.remove();
+                self.tell(input);
+            } else {
+                self.courier.handle_timeout(self.now);
+                self.perform();
+            }
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.courier.handle_input(self.now, input);
+        self.perform();
+    }
+
+    fn perform(&mut self) {
+        loop {
+            while let Some(output) = self.courier.poll_output() {
+                match output {
+                    Output::Dial { attempt, .. } => self.at(ROUND_TRIP, Input::Opened { attempt }),
+                    Output::Send { attempt, packet } => self.answer(attempt, packet),
+                    Output::Settled { id, outcome } => {
+                        self.backlog.settle(id);
+                        self.outcomes.push(outcome);
+                    }
+                    Output::Event(event) => self.events.push(event),
+                    _ => {}
+                }
+            }
+            if self.courier.room() == 0 {
+                return;
+            }
+            let Some(admitted) = self.backlog.take(self.now) else { return };
+            self.courier.handle_input(self.now, Input::Publish(admitted));
+        }
+    }
+
+    fn answer(&mut self, attempt: u64, packet: Packet) {
+        self.sent = if matches!(packet, Packet::Connect(_)) { 1 } else { self.sent + 1 };
+        self.at(Duration::ZERO, Input::Written { attempt, packets: self.sent, stalled: None });
+        let closed = |reason: &str| Input::Closed { attempt, reason: reason.to_owned(), by_peer: true };
+        let reply = match packet {
+            Packet::Connect(_) => {
+                self.connections += 1;
+                self.stood = self.now + ROUND_TRIP;
+                self.waits.push(Duration::MAX);
+                if let Some(lives) = self.lives {
+                    self.at(ROUND_TRIP + lives, closed("cut"));
+                }
+                let (code, limits) = (ConnectCode::Accepted, Limits::default());
+                Packet::ConnAck { session_present: self.connections > 1, code, limits }
+            }
+            Packet::PingReq => Packet::PingResp,
+            Packet::Publish(publish) => {
+                let wait = self.waits.last_mut().expect("a connection");
+                *wait = (*wait).min(self.now.saturating_duration_since(self.stood));
+                match (self.takes)(&publish) {
+                    Answer::Ack => Packet::PubAck { id: publish.id.expect("QoS 1"), code: 0 },
+                    Answer::Dismiss(reason) => Packet::Disconnect(reason),
+                    Answer::CloseAfter(time) => return self.at(time, closed("closed")),
+                }
+            }
+            _ => return,
+        };
+        self.at(ROUND_TRIP, Input::Heard { attempt });
+        self.at(ROUND_TRIP, Input::Received { attempt, packet: reply });
+    }
+
+    fn has_twin(&self) -> bool {
+        self.events.iter().any(|event| matches!(event, Event::DuplicateClientId { .. }))
+    }
+}
+
+fn closes(times: u32) -> Outcome {
+    Outcome::Rejected { reason: Rejection::ClosesConnection { times } }
+}
+
+#[test]
+fn f29_a_message_is_rejected_after_two_connections_with_others_and_three_alone_after_a_quiet_time() {
+    let mut bench = Bench::new(Version::V311, |publish| match &*publish.topic {
+        "odd" => Answer::CloseAfter(ROUND_TRIP),
+        _ => Answer::Ack,
+    });
+    bench.publish(&Message::new("odd", "x"));
+    bench.publish(&Message::new("a", "x"));
+
+    bench.run(2, 20);
+
+    assert_eq!(bench.outcomes[0], closes(3));
+    assert!(bench.outcomes[1].is_acked());
+    assert_eq!(bench.connections, 6, "{:?}", bench.events);
+    let quiet = |wait: &Duration| *wait >= Duration::from_millis(500);
+    assert_eq!(bench.waits.iter().map(quiet).collect::<Vec<_>>(), [false, false, true, true, true, false]);
+    assert!(!bench.has_twin());
+}
+
+#[test]
+fn f29_the_longer_a_close_takes_the_longer_is_the_quiet_time_before_it_counts() {
+    let slow = Duration::from_millis(100);
+    let mut bench = Bench::new(Version::V311, move |_| Answer::CloseAfter(slow));
+    bench.publish(&Message::new("odd", "x"));
+
+    bench.run(1, 20);
+
+    assert_eq!(bench.outcomes, [closes(3)]);
+    let counted = &bench.waits[bench.waits.len() - 3..];
+    assert!(counted.iter().all(|wait| *wait >= 20 * slow), "{:?}", bench.waits);
+}
+
+#[test]
+fn f29_a_node_that_holds_a_message_for_four_seconds_elects_and_refuses_nothing() {
+    let mut bench = Bench::new(Version::V311, |_| Answer::CloseAfter(Duration::from_secs(4)));
+    bench.publish(&Message::new("a", "x"));
+
+    bench.run(1, 50);
+
+    assert_eq!(bench.outcomes, []);
+    let (_, all) = bench.waits.split_last().expect("connections");
+    assert!(all.iter().all(Duration::is_zero), "it was held back: {all:?}");
+}
+
+#[test]
+fn f08_connections_that_end_without_the_message_too_say_nothing_against_it() {
+    let mut bench = Bench::new(Version::V311, |_| Answer::CloseAfter(Duration::from_secs(60)));
+    bench.lives = Some(Duration::from_millis(400));
+    bench.publish(&Message::new("a", "x"));
+
+    bench.run(1, 60);
+
+    assert_eq!(bench.outcomes, []);
+    let sent = bench.waits.iter().filter(|wait| **wait < Duration::MAX).count();
+    assert!((20..60).contains(&sent), "held back on some connections and not on most: {sent}");
+}
+
+#[test]
+fn f29_brokers_that_take_nothing_are_full_where_they_took_the_like_before_and_picky_where_they_never_did() {
+    for took_before in [true, false] {
+        let mut bench = Bench::new(Version::V311, |publish| match &publish.payload[..] {
+            b"taken" => Answer::Ack,
+            _ => Answer::CloseAfter(ROUND_TRIP),
+        });
+        if took_before {
+            bench.publish(&Message::new("a", "taken"));
+            bench.run(1, 2);
+        }
+        bench.publish(&Message::new("a", "x"));
+        bench.publish(&Message::new("b", "y"));
+        let before = bench.outcomes.len();
+
+        bench.run(before + 1, 60);
+
+        assert_eq!(bench.outcomes.get(before), (!took_before).then(|| closes(3)).as_ref());
+    }
+}
+
+#[test]
+fn f29_a_goodbye_for_a_reason_of_the_brokers_own_says_nothing_against_a_message() {
+    for (reason, blames) in [(0x95, true), (0x9B, true), (0x8B, false), (0x97, false)] {
+        let mut bench = Bench::new(Version::V5, move |_| Answer::Dismiss(Reason::new(reason)));
+        bench.publish(&Message::new("a", "x"));
+
+        bench.run(1, 30);
+
+        assert_eq!(bench.outcomes.first(), blames.then(|| closes(3)).as_ref(), "{reason:#x}");
+    }
+}
