@@ -77,6 +77,28 @@ async fn user_properties_go_through_with_mqtt_5_and_are_refused_without() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn f29_lines_on_which_a_broker_closes_the_connection_are_rejected_and_the_rest_acknowledged() {
+    let ground = Ground::start().await.unwrap();
+    let options = MosquittoOptions { extra: "max_packet_size 300\nmax_qos 1".to_owned(), ..Default::default() };
+    let broker = ground.mosquitto_with(options).await.unwrap();
+    let url = broker.url();
+    let mut publisher = Running::start(&["pub", "--brokers", &url, "--client-id", "p", "--topic", "t"]);
+
+    publisher.send("1").await;
+    publisher.send(&"x".repeat(4000)).await;
+    publisher.send("{\"payload\":\"3\",\"qos\":2}").await;
+    publisher.send("4").await;
+    publisher.event("rejected").await;
+    let (outcomes, _) = publisher.end().await;
+
+    assert_eq!(seqs(&outcomes, "acked"), BTreeSet::from([0, 3]), "{outcomes:?}");
+    assert_eq!(seqs(&outcomes, "rejected"), BTreeSet::from([1, 2]), "{outcomes:?}");
+    let closes = |line: &&Value| line["error"].as_str().is_some_and(|error| error.contains("closes the connection"));
+    assert_eq!(outcomes.iter().filter(closes).count(), 2, "{outcomes:?}");
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn f01_a_killed_broker_costs_no_line_of_the_input() {
     let ground = Ground::start().await.unwrap();
     let (first, second) = (ground.mosquitto().await.unwrap(), ground.mosquitto().await.unwrap());
