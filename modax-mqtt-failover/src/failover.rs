@@ -6,7 +6,8 @@
 //! A broker that failed goes to the end of the list; another one is tried at once; each has its own breaker with full
 //! jitter, and none is ever given up. The CONNACK deadline doubles with every full round over all brokers, because a
 //! cluster that elects a leader may accept a connection and answer 8 s later. Where scouts are out nobody has to guess:
-//! a CONNECT waits until its broker answers or closes, or until a scout is acknowledged (see [`crate::scout`]).
+//! a CONNECT waits until its broker answers or closes, or until a scout is acknowledged (see [`crate::scout`]); and after
+//! one that got no answer the next waits for a scout as well, because a node that elects holds our identity with each.
 
 mod losses;
 mod planned;
@@ -92,6 +93,8 @@ pub struct Failover {
     /// Until when each broker may hold our identity in a CONNECT that we gave up.
     held: Vec<Option<Instant>>,
     scouting: bool,
+    /// A CONNECT got no answer since the last one that did.
+    unanswered: bool,
     /// To be tried next, whatever the ranking says.
     favoured: Option<usize>,
     ousted: Option<Ousted>,
@@ -131,6 +134,7 @@ impl Failover {
             wiped: None,
             held: vec![None; config.brokers.len()],
             scouting: false,
+            unanswered: false,
             favoured: None,
             ousted: None,
             taken_over: false,
@@ -178,12 +182,13 @@ impl Failover {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.planned_timeout(now);
         match self.state {
-            State::Waiting { until } if until <= now => self.choose(now),
+            State::Waiting { until } if until <= now => self.choose_any(now),
             State::Dialling(_) => self.race_timeout(now),
             State::Greeting { attempt, broker, since, planned, .. }
                 if since + self.greeting_patience(planned) <= now =>
             {
                 self.held_by(broker, since);
+                self.unanswered = true;
                 self.outputs.push_back(Output::GiveUp { attempt, broker, reason: "no CONNACK in time" });
                 self.fail(now, broker, Failure::Silent);
             }
@@ -294,6 +299,16 @@ impl Failover {
     }
 
     fn choose(&mut self, now: Instant) {
+        let waits_for_scout = self.scouting && self.unanswered && !self.contested && self.favoured.is_none();
+        if waits_for_scout {
+            // As long as the identity is held at most: a scout may be kept from what we may do.
+            self.state = State::Waiting { until: now + HELD };
+        } else {
+            self.choose_any(now);
+        }
+    }
+
+    fn choose_any(&mut self, now: Instant) {
         if let Some(favoured) = self.favoured.take().filter(|_| !self.contested) {
             return self.dial(now, favoured);
         }
@@ -365,6 +380,7 @@ impl Failover {
         self.taken_over = false;
         self.ends_on_message = false;
         self.held.fill(None);
+        self.unanswered = false;
         self.state = State::Established { attempt, broker, since: now };
         self.outputs.push_back(Output::Established { attempt, broker, planned });
         self.count_takeover(now, broker);

@@ -35,6 +35,8 @@ const LONG: Duration = Duration::from_secs(15);
 const SELDOM: Duration = Duration::from_secs(1);
 /// Between scouts to a node that was left because it said nothing at all.
 const SILENT: Duration = Duration::from_secs(2);
+/// Between scouts to a node that takes no connections: its turns go to the others.
+const ABSENT: Duration = Duration::from_secs(1);
 /// A node that refused a scout gets no other for this long: a person has to change its rights.
 const REFUSED: Duration = Duration::from_secs(60);
 /// Between visits to one node while all is well, and after one that failed.
@@ -137,13 +139,16 @@ impl Scout {
             Input::Silent { broker } => {
                 if let Some(node) = self.nodes.get_mut(broker) {
                     node.silent = true;
-                    node.not_before = node.not_before.max(now + SILENT);
                 }
+                self.not_before(broker, now + SILENT);
             }
             Input::Opened { attempt } => self.opened(attempt),
             Input::Closed { attempt } => {
                 if let Some(trip) = self.take(attempt) {
                     self.failed(now, trip);
+                    if trip.stage == Stage::Dialling {
+                        self.not_before(trip.broker, now + ABSENT);
+                    }
                 }
             }
             Input::Received { attempt, packet } => self.received(now, attempt, &packet),
@@ -287,10 +292,14 @@ impl Scout {
                 let broker = trip.broker;
                 self.goodbye(attempt);
                 self.rest_from(now, broker, REFUSED);
-                if let Some(node) = self.nodes.get_mut(broker) {
-                    node.not_before = now + REFUSED;
-                }
+                self.not_before(broker, now + REFUSED);
             }
+        }
+    }
+
+    fn not_before(&mut self, broker: usize, at: Instant) {
+        if let Some(node) = self.nodes.get_mut(broker) {
+            node.not_before = node.not_before.max(at);
         }
     }
 

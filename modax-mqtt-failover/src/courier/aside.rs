@@ -1,6 +1,6 @@
 //! The connections beside the one that carries messages: scouts, the standby, and the witness of the way back.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{Courier, Output};
 use crate::{
@@ -18,6 +18,11 @@ use crate::{
 const ASIDE: u64 = 1 << 60;
 const STANDBY: u64 = ASIDE;
 const PREFERRED: u64 = 1 << 61;
+/// How much longer than a scout we have to have waited, after one move that brought no acknowledgement; twice that after
+/// two, and so on up to the time after which NATS itself lets go of what it holds. A cluster that serves scouts at once
+/// and us late would drive us from node to node for ever.
+const PATIENCE: Duration = Duration::from_millis(250);
+const MOST_PATIENCE: Duration = Duration::from_secs(4);
 
 /// Three machines, and when each is wanted.
 #[derive(Debug)]
@@ -28,6 +33,8 @@ pub(super) struct Aside {
     failback: Failback,
     /// A loss or a suspicion, and no acknowledgement since.
     troubled: bool,
+    /// Moves to where a scout was served, and no acknowledgement since.
+    in_vain: u32,
 }
 
 /// What an attempt that is not the client's own is told.
@@ -52,6 +59,7 @@ impl Aside {
             scout: Scout::new(connects.clone(), &scouting, config.seed, now),
             failback: Failback::new(config.selection.failback_after),
             troubled: false,
+            in_vain: 0,
         }
     }
 
@@ -110,6 +118,17 @@ impl Aside {
         self.troubled = troubled;
     }
 
+    /// The main connection was given an acknowledgement of what it sent.
+    pub(super) fn acknowledged(&mut self) {
+        self.troubled = false;
+        self.in_vain = 0;
+    }
+
+    fn patience(&self) -> Duration {
+        let Some(doublings) = self.in_vain.checked_sub(1) else { return Duration::ZERO };
+        PATIENCE.saturating_mul(2_u32.saturating_pow(doublings)).min(MOST_PATIENCE)
+    }
+
     pub(super) fn silent(&mut self, now: Instant, broker: usize) {
         self.scout.handle_input(now, scout::Input::Silent { broker });
     }
@@ -122,7 +141,7 @@ impl Aside {
 impl Courier {
     /// Tells the machines beside what has become of the main connection.
     pub(super) fn settle_aside(&mut self, now: Instant) {
-        let seeks = !self.stopped && (self.serving.is_none() || self.aside.troubled);
+        let seeks = !self.stopped && (self.serving.is_none() || self.aside.troubled || self.is_held());
         self.aside.scout.handle_input(now, scout::Input::Seek(seeks));
         self.aside.scout.handle_input(now, scout::Input::Serving(self.serving));
         self.failover.handle_input(now, failover::Input::Scouting(self.aside.is_seeking(now)));
@@ -199,6 +218,11 @@ impl Courier {
         }
     }
 
+    /// Whether a node that may be electing has something of ours, and has acknowledged nothing yet.
+    fn is_held(&self) -> bool {
+        self.electing && self.session.waiting_since().is_some()
+    }
+
     /// A connection that the last outage brought us, and that has acknowledged nothing yet, is left when a scout that
     /// departed later was served: the broker holds what it cannot store, and lets go of it seconds late.
     fn proven(&mut self, now: Instant, broker: usize, since: Instant) {
@@ -206,8 +230,10 @@ impl Courier {
         let Some(attempt) = self.failover.holder().filter(|_| self.serving.is_some()) else {
             return self.failover.handle_input(now, proven);
         };
-        let waits = self.session.waiting_since().is_some_and(|waiting| waiting < since);
-        if self.electing && self.aside.troubled && waits {
+        let patience = self.aside.patience();
+        let waits = self.session.waiting_since().is_some_and(|waiting| waiting + patience < since);
+        if self.electing && waits {
+            self.aside.in_vain = self.aside.in_vain.saturating_add(1);
             self.failover.handle_input(now, proven);
             self.outputs.push_back(Output::HangUp { attempt });
             let reason = format!("{} acknowledges and this one does not", self.broker(broker));

@@ -43,7 +43,7 @@ impl Courier {
                 self.emit(Event::MessageStuck { topic: topic.to_string(), attempts });
             }
             session::Output::Acknowledged(took) => {
-                self.aside.trouble(false);
+                self.aside.acknowledged();
                 self.electing = false;
                 self.liveness.handle_input(now, liveness::Input::Acknowledged(took));
             }

@@ -77,7 +77,10 @@ impl Failover {
     pub(super) fn lost(&mut self, now: Instant, lost: u64, by_peer: bool) {
         match self.state {
             State::Dialling(_) => self.dial_failed(now, lost, by_peer),
-            State::Greeting { attempt, broker, .. } if attempt == lost => self.fail(now, broker, Failure::Unreachable),
+            State::Greeting { attempt, broker, .. } if attempt == lost => {
+                self.unanswered = true;
+                self.fail(now, broker, Failure::Unreachable);
+            }
             State::Established { attempt, broker, since } if attempt == lost => {
                 let lived = now.saturating_duration_since(since);
                 let told = std::mem::take(&mut self.taken_over);

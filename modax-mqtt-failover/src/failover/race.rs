@@ -131,28 +131,32 @@ impl Failover {
         if self.contested || self.topology != Topology::Cluster {
             return;
         }
-        let favoured = self.free_of_us(now, broker);
-        match self.state.clone() {
-            State::Waiting { .. } => {
-                self.favoured = Some(favoured);
+        let free = self.free_of_us(now, broker);
+        match (self.state.clone(), free) {
+            (State::Waiting { .. }, Some(free)) => {
+                self.favoured = Some(free);
                 self.choose(now);
             }
-            State::Dialling(dials) if dials.iter().all(|dial| dial.since < since && dial.broker != favoured) => {
+            (State::Dialling(dials), Some(free))
+                if dials.iter().all(|dial| dial.since < since && dial.broker != free) =>
+            {
                 self.drop_losers(now, &dials);
-                self.favoured = Some(favoured);
+                self.favoured = Some(free);
                 self.choose(now);
             }
-            State::Greeting { attempt, broker, since: greeted, .. } if greeted < since => {
-                self.held_by(broker, greeted);
-                let favoured = self.free_of_us(now, favoured);
-                self.outputs.push_back(Output::GiveUp { attempt, broker, reason: "a scout was acknowledged sooner" });
-                self.favoured = Some(favoured);
-                self.fail(now, broker, Failure::Dropped);
+            (State::Greeting { attempt, broker: greeting, since: greeted, .. }, _) if greeted < since => {
+                self.held_by(greeting, greeted);
+                // Where every node holds us, one more CONNECT would be held as well: the next scout, then.
+                let Some(free) = self.free_of_us(now, broker) else { return };
+                let reason = "a scout was acknowledged sooner";
+                self.outputs.push_back(Output::GiveUp { attempt, broker: greeting, reason });
+                self.favoured = Some(free);
+                self.fail(now, greeting, Failure::Dropped);
             }
-            State::Established { broker, since: accepted, .. } => {
+            (State::Established { broker: serving, since: accepted, .. }, _) => {
                 // Left only when the courier says so; then for the other one.
-                self.held_by(broker, accepted.max(now));
-                self.favoured = Some(self.free_of_us(now, favoured));
+                self.held_by(serving, accepted.max(now));
+                self.favoured = Some(self.free_of_us(now, broker).unwrap_or(broker));
             }
             _ => {}
         }
@@ -176,10 +180,10 @@ impl Failover {
 
     /// The broker itself, unless our identity may still be held there: then the first other one that is neither that
     /// nor silent, since one node that acknowledges speaks for the cluster.
-    fn free_of_us(&self, now: Instant, broker: usize) -> usize {
+    fn free_of_us(&self, now: Instant, broker: usize) -> Option<usize> {
         let is_held = |index: usize| self.held.get(index).copied().flatten().is_some_and(|until| until > now);
         if !is_held(broker) {
-            return broker;
+            return Some(broker);
         }
         let is_silent = |index: usize| {
             self.breakers
@@ -187,6 +191,6 @@ impl Failover {
                 .is_some_and(|breaker| !matches!(breaker.demoted(now), None | Some((Failure::Dropped, _))))
         };
         let others = 0..self.breakers.len();
-        others.into_iter().find(|index| *index != broker && !is_held(*index) && !is_silent(*index)).unwrap_or(broker)
+        others.into_iter().find(|index| *index != broker && !is_held(*index) && !is_silent(*index))
     }
 }

@@ -14,6 +14,7 @@ mod liveness_tests;
 mod metrics;
 mod poison;
 mod properties;
+mod scouting;
 mod session_tables;
 mod simulation;
 mod storm;

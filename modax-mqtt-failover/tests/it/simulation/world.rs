@@ -211,6 +211,8 @@ pub(crate) struct World {
     brokers: Vec<Broker>,
     /// Which broker an attempt goes to, how many packets went out, and whether its packets vanish.
     links: BTreeMap<u64, Link>,
+    /// Attempts under a derived identity.
+    aside: BTreeSet<u64>,
     /// A cluster without a leader stores nothing before this.
     electing_until: Instant,
     /// Connections that a node holds, because they wanted something stored meanwhile.
@@ -240,8 +242,6 @@ struct Link {
     vanishing: bool,
     greeted: bool,
     welcomed: bool,
-    /// Under a derived identity.
-    aside: bool,
 }
 
 /// Bytes of a packet that every broker takes: the messages of a world have 43 at most, but for those made too large.
@@ -289,6 +289,7 @@ impl World {
             backlog: Backlog::new(config.queue.clone()),
             brokers,
             links: BTreeMap::new(),
+            aside: BTreeSet::new(),
             electing_until: now,
             held: BTreeSet::new(),
             fired: Fired::default(),
@@ -567,7 +568,7 @@ impl World {
     /// The end of a connection whose CONNECT was not answered leaves a doubt over the session it may have begun.
     fn unlink(&mut self, attempt: u64) -> Option<Link> {
         let link = self.links.remove(&attempt)?;
-        if link.greeted && !link.welcomed && !link.aside {
+        if link.greeted && !link.welcomed && !self.aside.contains(&attempt) {
             for broker in &mut self.brokers {
                 if let Some(session) = broker.session.as_mut() {
                     session.doubted = true;
@@ -611,7 +612,6 @@ impl World {
             vanishing: false,
             greeted: false,
             welcomed: false,
-            aside: false,
         };
         self.links.insert(attempt, link);
         self.tell(Input::Opened { attempt });
@@ -632,11 +632,12 @@ impl World {
         }
         let broker = &mut self.brokers[index];
         if let Packet::Connect(connect) = &packet
-            && let Some(link) = self.links.get_mut(&attempt)
+            && is_aside(connect)
         {
-            link.aside = is_aside(connect);
+            self.aside.insert(attempt);
         }
-        let is_aside = self.links.get(&attempt).is_some_and(|link| link.aside);
+        // Also of a connection that the client has left by now: what lay unread is read all the same.
+        let is_aside = self.aside.contains(&attempt);
         if matches!(packet, Packet::Connect(_)) {
             if broker.mood.eof_before_connack {
                 self.fired.early_eofs += 1;

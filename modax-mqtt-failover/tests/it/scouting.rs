@@ -1,0 +1,179 @@
+//! A client and its scouts in a cluster of two, in virtual time: when it follows what a scout found, and when it does not.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use modax_mqtt_failover::{
+    Event, Message, Queue, Scouting, Topology,
+    config::Config,
+    courier::{Courier, Input, Output},
+    packet::{ConnectCode, Limits, Packet},
+    queue::{Admission, Backlog},
+};
+
+const ROUND_TRIP: Duration = Duration::from_millis(1);
+/// Within this everything has to be over.
+const LONGEST: Duration = Duration::from_secs(60);
+
+struct Bench {
+    courier: Courier,
+    backlog: Backlog,
+    start: Instant,
+    now: Instant,
+    agenda: BTreeMap<(Instant, u64), Input>,
+    order: u64,
+    /// Whose connection it is, and how many packets it carried.
+    links: BTreeMap<u64, (bool, usize, u64)>,
+    /// After how long a node acknowledges a message of the client: by node and time since the start.
+    stores_in: Box<dyn Fn(usize, Duration) -> Duration>,
+    scouts: u32,
+    moves: u32,
+    acked: u32,
+}
+
+impl Bench {
+    fn new(stores_in: impl Fn(usize, Duration) -> Duration + 'static) -> Self {
+        let mut config = Config::from_urls("scouting", ["mqtt://a", "mqtt://b"]).unwrap();
+        config.topology = Topology::Cluster;
+        config.scouting = Scouting::probing();
+        let now = Instant::now();
+        Self {
+            courier: Courier::new(&config, now),
+            backlog: Backlog::new(Queue::memory()),
+            start: now,
+            now,
+            agenda: BTreeMap::new(),
+            order: 0,
+            links: BTreeMap::new(),
+            stores_in: Box::new(stores_in),
+            scouts: 0,
+            moves: 0,
+            acked: 0,
+        }
+    }
+
+    fn publish(&mut self) {
+        let message = Message::new("plant/1", "x");
+        assert!(matches!(self.backlog.admit(self.now, &message), Admission::Admitted { .. }));
+    }
+
+    /// The node that serves the client dies with all its connections.
+    fn kill(&mut self) {
+        let (attempt, _) =
+            self.links.iter().rev().find(|(_, (aside, _, _))| !aside).map(|(a, l)| (*a, *l)).expect("a connection");
+        self.tell(Input::Closed { attempt, reason: "killed".to_owned(), by_peer: true });
+    }
+
+    fn at(&mut self, wait: Duration, input: Input) {
+        self.order += 1;
+        self.agenda.insert((self.now + wait, self.order), input);
+    }
+
+    /// Runs until so many messages are acknowledged.
+    fn run(&mut self, acked: u32) {
+        if self.links.is_empty() {
+            self.tell(Input::Start);
+        }
+        while self.acked < acked {
+            let next = self.agenda.keys().next().map(|(at, _)| *at);
+            let due = self.courier.poll_timeout();
+            self.now = [next, due].into_iter().flatten().min().expect("something is due").max(self.now);
+            assert!(self.now < self.start + LONGEST, "{} acknowledged after {} moves", self.acked, self.moves);
+            if let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 <= self.now) {
+                let input = entry.remove();
+                self.tell(input);
+            } else {
+                self.courier.handle_timeout(self.now);
+                self.perform();
+            }
+        }
+    }
+
+    fn tell(&mut self, input: Input) {
+        self.courier.handle_input(self.now, input);
+        self.perform();
+    }
+
+    fn perform(&mut self) {
+        loop {
+            while let Some(output) = self.courier.poll_output() {
+                match output {
+                    Output::Dial { attempt, broker, .. } => {
+                        self.links.insert(attempt, (false, broker, 0));
+                        self.at(ROUND_TRIP, Input::Opened { attempt });
+                    }
+                    Output::Send { attempt, packet } => self.answer(attempt, packet),
+                    Output::Settled { id, outcome } => {
+                        self.backlog.settle(id);
+                        self.acked += u32::from(outcome.is_acked());
+                    }
+                    Output::Event(Event::Disconnected { reason, .. }) => {
+                        self.moves += u32::from(reason.ends_with("acknowledges and this one does not"));
+                    }
+                    _ => {}
+                }
+            }
+            if self.courier.room() == 0 {
+                return;
+            }
+            let Some(admitted) = self.backlog.take(self.now) else { return };
+            self.courier.handle_input(self.now, Input::Publish(admitted));
+        }
+    }
+
+    fn answer(&mut self, attempt: u64, packet: Packet) {
+        let link = self.links.get_mut(&attempt).expect("dialled");
+        link.2 += 1;
+        let (aside, broker, packets) = *link;
+        self.at(Duration::ZERO, Input::Written { attempt, packets, stalled: None });
+        let (wait, packet) = match packet {
+            Packet::Connect(connect) => {
+                let aside = connect.client_id.contains("~scout");
+                self.links.insert(attempt, (aside, broker, packets));
+                self.scouts += u32::from(aside);
+                let (code, limits) = (ConnectCode::Accepted, Limits::default());
+                (Duration::ZERO, Packet::ConnAck { session_present: true, code, limits })
+            }
+            Packet::PingReq => (Duration::ZERO, Packet::PingResp),
+            Packet::Publish(publish) => {
+                let id = publish.id.expect("QoS 1");
+                let wait = if aside { Duration::ZERO } else { (self.stores_in)(broker, self.now - self.start) };
+                (wait, Packet::PubAck { id, code: 0 })
+            }
+            _ => return,
+        };
+        self.at(ROUND_TRIP + wait, Input::Received { attempt, packet });
+    }
+}
+
+#[test]
+fn a_node_that_holds_us_is_left_for_the_one_that_served_a_scout() {
+    // The second node holds what it is given for ever once the first has died; the first is back at once.
+    let mut bench = Bench::new(|broker, _| if broker == 1 { LONGEST } else { Duration::ZERO });
+    bench.publish();
+    bench.run(1);
+    bench.kill();
+    bench.publish();
+    let died = bench.now;
+    bench.run(2);
+    assert!(bench.scouts > 0, "no scout left");
+    assert_eq!(bench.moves, 1, "moves");
+    // A head start of 100 ms, and a scout each 150 ms over two nodes.
+    assert!(bench.now - died < Duration::from_millis(600), "{:?}", bench.now - died);
+}
+
+#[test]
+fn a_cluster_that_serves_scouts_at_once_and_us_late_is_waited_for_in_the_end() {
+    let slow = |_, since| if since < Duration::from_millis(50) { Duration::ZERO } else { Duration::from_millis(1500) };
+    let mut bench = Bench::new(slow);
+    bench.publish();
+    bench.run(1);
+    bench.now += Duration::from_secs(1);
+    bench.kill();
+    bench.publish();
+    bench.run(2);
+    assert!(bench.scouts > 0, "no scout left");
+    assert!((1..=4).contains(&bench.moves), "{} moves", bench.moves);
+}
