@@ -77,7 +77,7 @@ impl ClientBuilder {
     }
 
     /// Whether a client in a [cluster](Topology::Cluster) looks for the node that acknowledges first, with short
-    /// connections beside its own; default [`Scouting::none`].
+    /// connections beside its own; default [`Scouting::probing`].
     pub fn scouting(mut self, scouting: Scouting) -> Self {
         self.config.scouting = scouting;
         self

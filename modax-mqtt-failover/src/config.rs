@@ -129,7 +129,7 @@ pub struct Config {
     pub selection: Selection,
     /// Default [`Standby::None`].
     pub standby: Standby,
-    /// Only in a cluster; default [`Scouting::none`].
+    /// Only in a cluster; default [`Scouting::probing`].
     pub scouting: Scouting,
     /// Whether transports to several brokers are opened side by side; default `false`.
     pub racing: bool,

@@ -21,8 +21,8 @@
 //!   least once.
 //! - **Never**: a silent drop, an unbounded queue, a wait without a deadline, a verdict of death because *we* were late.
 //! - On a *cluster* the cluster's own election counts first: seconds may pass before any node acknowledges. What the
-//!   client adds is up to one more round of the nodes' own patience (NATS: 4 s), and with [`Scouting::probing`] about the
-//!   time from one scout to the next.
+//!   client adds is about the time from one [scout](Scouting) to the next, and without scouts up to several rounds of the
+//!   nodes' own patience (NATS: 4 s each).
 //!
 //! Each line is a test: `tests/it` proves them against scripted brokers and in a simulation, `tests/drill.rs` against
 //! real ones.
@@ -72,14 +72,15 @@
 //!
 //! # Back to a preferred broker, and connections beside
 //!
-//! All of this is off by default, and then no connection is opened beside the one that carries messages:
+//! In a [cluster](Topology::Cluster), and there alone, [`Scouting`] (default [`Scouting::probing`]) finds the node that
+//! acknowledges by short connections under derived identities, with empty messages to `modax/probe`. All else that opens a
+//! connection beside the one that carries messages is off by default:
 //!
 //! - [`Selection::failback_after`] (default never): back to a more preferred broker once that has been reachable for so
 //!   long. Between independent brokers the new connection stands and has every filter before the old one is left.
 //! - [`Standby::Probe`] (default [`Standby::None`]): a silent connection proves that the next broker works, which is then
 //!   tried first.
 //! - [`ClientBuilder::racing`] (default `false`): transports to several brokers are opened side by side, one CONNECT is sent.
-//! - [`Scouting::probing`] (default [`Scouting::none`]): short connections find the node of a cluster that acknowledges.
 //!
 //! The simulation runs with all of them, and each is drilled on real brokers: a standby and racing between independent
 //! mosquitto brokers, scouts in a NATS cluster, the way back on both.

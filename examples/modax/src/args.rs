@@ -61,7 +61,9 @@ pub(crate) struct BrokerArgs {
     /// Client id; the broker keeps a session under it.
     #[arg(long, value_name = "ID", value_parser = Text::new())]
     pub(crate) client_id: String,
-    /// The brokers are nodes of one cluster that share sessions (default: independent brokers).
+    /// The brokers are nodes of one cluster that share sessions (default: independent brokers). While it elects a leader,
+    /// short connections under the identities ID~scout0 and so on, with empty messages to the topic modax/probe, find the
+    /// node that acknowledges.
     #[arg(long)]
     pub(crate) cluster: bool,
     /// Speak MQTT 5 instead of 3.1.1: user properties, reasons, limits. The same as `?version=5` behind a URL.
@@ -73,10 +75,9 @@ pub(crate) struct BrokerArgs {
     /// Whether a silent connection to the next broker proves that it works.
     #[arg(long, value_enum, default_value_t = BrokerStandby::None)]
     pub(crate) standby: BrokerStandby,
-    /// In a cluster that elects a leader, look for the node that acknowledges by short connections under the identities
-    /// ID~scout0 and so on, with empty messages to the topic modax/probe.
-    #[arg(long)]
-    pub(crate) scouting: bool,
+    /// In a cluster, no connections beside the client's own.
+    #[arg(long, requires = "cluster")]
+    pub(crate) no_scouting: bool,
     /// Back to a more preferred broker that has been reachable for so long, such as 30s (default: never).
     #[arg(long, value_name = "TIME", value_parser = value::duration, allow_hyphen_values = true)]
     pub(crate) failback_after: Option<Duration>,

@@ -41,7 +41,7 @@ fn builder(args: &BrokerArgs) -> Result<ClientBuilder, ConfigError> {
         BrokerStandby::None => Standby::None,
         BrokerStandby::Probe => Standby::Probe,
     };
-    let scouting = if args.scouting { Scouting::probing() } else { Scouting::none() };
+    let scouting = if args.no_scouting { Scouting::none() } else { Scouting::probing() };
     let builder = Client::builder(args.client_id.as_str()).brokers(&args.brokers)?;
     let builder = if args.mqtt5 { builder.version(Version::V5) } else { builder };
     let builder = match tls(args) {

@@ -355,11 +355,11 @@ fn a_policy_of_the_backoff_crate_keeps_its_intervals_and_never_gives_up() {
 }
 
 #[test]
-fn what_opens_more_connections_than_one_is_off_by_default() {
+fn what_opens_more_connections_than_one_is_off_by_default_but_for_scouts_in_a_cluster() {
     let config = Config::from_urls("x", ["mqtt://a", "mqtt://b"]).unwrap();
 
     assert_eq!((config.standby, config.racing), (Standby::None, false));
-    assert_eq!(config.scouting, Scouting::none());
+    assert_eq!((config.topology, config.scouting), (Topology::Independent, Scouting::probing()));
     assert_eq!(config.selection, Selection::priority());
 }
 

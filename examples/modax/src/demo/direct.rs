@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use modax_mqtt_failover::{Client, Message, Outcome, Scouting, Topology};
+use modax_mqtt_failover::{Client, Message, Outcome, Topology};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -36,13 +36,7 @@ impl Witness {
     /// Prefers the first of `brokers`.
     pub(crate) fn start(brokers: &[String]) -> Result<Self, Failure> {
         let id = format!("witness-{}", uuid::Uuid::new_v4().simple());
-        let client = Client::builder(id)
-            .brokers(brokers)?
-            .topology(Topology::Cluster)
-            // A node that elects holds a connection for 4 s: others ask which one stores again.
-            .scouting(Scouting::probing())
-            .clean_session(true)
-            .build()?;
+        let client = Client::builder(id).brokers(brokers)?.topology(Topology::Cluster).clean_session(true).build()?;
         let acks = Acks::default();
         let mut tasks = JoinSet::new();
         tasks.spawn(publish_by(client.clone(), acks.clone()));
