@@ -24,8 +24,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     match receipt.acked().await {
         Outcome::Acked { broker, .. } => println!("{broker} has it"),
         // Too large, not allowed, over a quota: the next message goes on.
-        Outcome::Rejected { reason } if reason.is_transient() => println!("later perhaps: {reason}"),
-        Outcome::Rejected { reason } => println!("never: {reason}"),
+        Outcome::Rejected { reason, .. } if reason.is_transient() => println!("later perhaps: {reason}"),
+        Outcome::Rejected { reason, .. } => println!("never: {reason}"),
         other => println!("{other:?}"),
     }
 

@@ -169,6 +169,8 @@ pub enum Outcome {
     Rejected {
         /// Why; shows as a sentence.
         reason: Rejection,
+        /// Whether it had been sent before and got no answer, so that a broker may have it all the same.
+        maybe_delivered: bool,
     },
     /// The client was closed, or its runtime ended, first.
     Undelivered {

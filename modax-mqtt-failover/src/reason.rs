@@ -129,7 +129,7 @@ pub enum Rejection {
     /// The broker keeps no retained messages (MQTT 5, 3.2.2.3.5). It was not sent there.
     Retained,
     /// Brokers closed each of the last `times` connections on which it was sent alone, at once and after a quiet time: the
-    /// only way in which a broker of MQTT 3.1.1 can refuse a message. See
+    /// only way in which a broker of MQTT 3.1.1 can refuse a message. One that took it and died of it looks the same. See
     /// [`ClientBuilder::reject_after_closes`](crate::ClientBuilder::reject_after_closes).
     ClosesConnection {
         /// Connections in a row.

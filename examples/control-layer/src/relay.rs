@@ -60,7 +60,7 @@ impl Sink for ToBrokers {
         match hand_over(app, message, left).await? {
             mqtt::Outcome::Acked { broker, .. } => Ok(Confirmation::by(broker.to_string())),
             mqtt::Outcome::Expired { .. } => Err(SinkError::Expired),
-            mqtt::Outcome::Rejected { reason } => Err(SinkError::reject(reason.to_string())),
+            mqtt::Outcome::Rejected { reason, .. } => Err(SinkError::reject(reason.to_string())),
             outcome => Err(SinkError::retry(format!("not acknowledged: {outcome:?}"))),
         }
     }
@@ -93,27 +93,31 @@ async fn publish_command(app: &App, message: &OutgoingMessage) -> Result<Confirm
         Ok(()) => hand_over(app, message, left.saturating_sub(begun.elapsed()).min(WAITS_IN_CLIENT)).await,
         Err(error) => Err(error),
     };
-    let is_unsent = match &outcome {
-        Ok(mqtt::Outcome::Acked { broker, .. }) => return Ok(Confirmation::by(broker.to_string())),
-        Ok(
-            mqtt::Outcome::Shed
-            | mqtt::Outcome::Rejected { .. }
-            | mqtt::Outcome::Expired { maybe_delivered: false }
-            | mqtt::Outcome::Undelivered { maybe_delivered: false },
-        )
-        | Err(_) => true,
-        Ok(_) => false,
-    };
+    if let Ok(mqtt::Outcome::Acked { broker, .. }) = &outcome {
+        return Ok(Confirmation::by(broker.to_string()));
+    }
+    let is_unsent = outcome.as_ref().map_or(true, has_no_broker);
     match note {
         Some(Begun::First(version)) if is_unsent => audit::take_back(app, id, &version).await,
         None if !is_unsent => audit::note_late(app, id).await,
         Some(_) | None => {}
     }
     match outcome? {
-        mqtt::Outcome::Rejected { reason } => Err(SinkError::reject(reason.to_string())),
+        mqtt::Outcome::Rejected { reason, .. } => Err(SinkError::reject(reason.to_string())),
         _ if begun.elapsed() >= left => Err(SinkError::Expired),
         outcome => Err(SinkError::retry(format!("not acknowledged: {outcome:?}"))),
     }
+}
+
+/// Whether no broker can have it.
+const fn has_no_broker(outcome: &mqtt::Outcome) -> bool {
+    matches!(
+        outcome,
+        mqtt::Outcome::Shed
+            | mqtt::Outcome::Rejected { maybe_delivered: false, .. }
+            | mqtt::Outcome::Expired { maybe_delivered: false }
+            | mqtt::Outcome::Undelivered { maybe_delivered: false }
+    )
 }
 
 fn command_type(message: &OutgoingMessage) -> &str {
@@ -235,4 +239,18 @@ fn name_of(event: &impl std::fmt::Debug) -> String {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use modax_mqtt_failover::{Outcome, Reason, Rejection};
+
+    use super::has_no_broker;
+
+    #[test]
+    fn a_refusal_says_nothing_of_an_earlier_try_that_nobody_answered() {
+        let reason = Rejection::Broker(Reason::new(0x97));
+        assert!(has_no_broker(&Outcome::Rejected { reason, maybe_delivered: false }));
+        assert!(!has_no_broker(&Outcome::Rejected { reason, maybe_delivered: true }));
+    }
 }

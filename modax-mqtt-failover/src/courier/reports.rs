@@ -9,6 +9,7 @@ use crate::{
     message::Outcome,
     packet::Packet,
     queue::Admitted,
+    reason::Rejection,
     session::{self, End},
 };
 
@@ -98,7 +99,9 @@ impl Courier {
             End::Rejected(reason) => {
                 self.stats.rejected = self.stats.rejected.saturating_add(1);
                 self.emit(Event::Rejected { topic: admitted.message.topic().to_owned(), reason });
-                Outcome::Rejected { reason }
+                // The one answer that counts is the last one's: what became of the others nobody said.
+                let unanswered = attempts.saturating_sub(u32::from(matches!(reason, Rejection::Broker(_))));
+                Outcome::Rejected { reason, maybe_delivered: unanswered > 0 }
             }
             End::Expired => {
                 self.stats.expired = self.stats.expired.saturating_add(1);

@@ -55,7 +55,7 @@ async fn f27_a_broker_that_says_no_rejects_one_message_and_the_rest_goes_on() {
 
     for message in [Message::new("forbidden", "1"), Message::new("forbidden", "2").exactly_once()] {
         let refused = outcome(&client, message).await;
-        let said_no = Outcome::Rejected { reason: Rejection::Broker(Reason::new(0x87)) };
+        let said_no = Outcome::Rejected { reason: Rejection::Broker(Reason::new(0x87)), maybe_delivered: false };
         assert_eq!(refused, said_no);
     }
 
@@ -78,14 +78,17 @@ async fn f29_what_a_broker_does_not_take_is_rejected_and_costs_no_connection() {
     let next = client.publish(Message::new("drill/x", "next")).await.unwrap();
     let large = tokio::time::timeout(DEADLINE, behind.acked()).await.unwrap();
     assert!(
-        matches!(large, Outcome::Rejected { reason: Rejection::TooLarge { limit_bytes: 300, .. } }),
+        matches!(large, Outcome::Rejected { reason: Rejection::TooLarge { limit_bytes: 300, .. }, .. }),
         "the broker must name its limit: {large:?}"
     );
     assert!(tokio::time::timeout(DEADLINE, next.acked()).await.unwrap().is_acked(), "it held up the next one");
     let twice = outcome(&client, Message::new("drill/x", "twice").exactly_once()).await;
-    assert_eq!(twice, Outcome::Rejected { reason: Rejection::Qos { highest: Qos::AtLeastOnce } });
+    assert_eq!(
+        twice,
+        Outcome::Rejected { reason: Rejection::Qos { highest: Qos::AtLeastOnce }, maybe_delivered: false }
+    );
     let kept = outcome(&client, Message::new("drill/x", "kept").retained()).await;
-    assert_eq!(kept, Outcome::Rejected { reason: Rejection::Retained });
+    assert_eq!(kept, Outcome::Rejected { reason: Rejection::Retained, maybe_delivered: false });
 
     let lowered = event(&mut events, "the limit", |event| matches!(event, Event::QosLowered { .. })).await;
     assert_eq!(lowered, Event::QosLowered { filter: None, requested: 2, granted: 1 });

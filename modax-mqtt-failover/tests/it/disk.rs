@@ -150,7 +150,7 @@ async fn what_was_recovered_has_receipts_that_know_each_outcome_whenever_they_ar
         match topic.as_str() {
             "acked" => assert!(matches!(outcome, Outcome::Acked { attempts: 1, .. }), "{outcome:?}"),
             "expired" => assert_eq!(*outcome, Outcome::Expired { maybe_delivered: false }),
-            _ => assert_eq!(*outcome, Outcome::Rejected { reason: Rejection::NeedsVersion5 }),
+            _ => assert_eq!(*outcome, Outcome::Rejected { reason: Rejection::NeedsVersion5, maybe_delivered: false }),
         }
     }
     within("the close", after.close(DEADLINE)).await;

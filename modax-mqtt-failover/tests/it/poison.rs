@@ -155,7 +155,7 @@ impl Bench {
 }
 
 fn closes(times: u32) -> Outcome {
-    Outcome::Rejected { reason: Rejection::ClosesConnection { times } }
+    Outcome::Rejected { reason: Rejection::ClosesConnection { times }, maybe_delivered: true }
 }
 
 #[test]

@@ -10,7 +10,10 @@ use modax_mqtt_failover::{
 };
 use modax_testbed::broker::{self, Connack, Puback, Script, ScriptedBroker};
 
-use crate::disk::{DEADLINE, within};
+use crate::{
+    disk::{DEADLINE, within},
+    transport::event,
+};
 
 /// A courier of one broker, and the time it lives in.
 struct Alone {
@@ -177,7 +180,7 @@ async fn f27_each_reason_of_a_puback_reaches_the_publisher_and_costs_no_connecti
     for code in codes {
         broker.set(Script::new().puback(Puback::Refused(code)));
         let refused = told(&client, Message::new("a", "no")).await;
-        assert_eq!(refused, Outcome::Rejected { reason: Rejection::Broker(Reason::new(code)) });
+        assert_eq!(refused, Outcome::Rejected { reason: Rejection::Broker(Reason::new(code)), maybe_delivered: false });
     }
     broker.set(Script::new());
 
@@ -185,6 +188,23 @@ async fn f27_each_reason_of_a_puback_reaches_the_publisher_and_costs_no_connecti
     assert_eq!(broker.fired().puback_refused, codes.len() as u64);
     let stats = client.stats();
     assert_eq!((stats.rejected, stats.connects, stats.inflight), (codes.len() as u64, 1, 0));
+}
+
+#[tokio::test]
+async fn f27_a_refusal_of_what_was_sent_before_says_that_a_broker_may_have_it() {
+    let broker = ScriptedBroker::start(Script::new().closes_after_publishes(1)).await.unwrap();
+    let client = speaking_5(&broker);
+    let mut events = client.events();
+    let receipt = client.publish(Message::new("a", "taken")).await.unwrap();
+    event(&mut events, "the end of the connection", |event| matches!(event, Event::Disconnected { .. }).then_some(()))
+        .await;
+    broker.set(Script::new().puback(Puback::Refused(0x97)));
+
+    let refused = within("an outcome", receipt.acked()).await;
+
+    let reason = Rejection::Broker(Reason::new(0x97));
+    assert_eq!(refused, Outcome::Rejected { reason, maybe_delivered: true });
+    assert!(broker.fired().closed >= 1 && broker.fired().puback_refused == 1, "{:?}", broker.fired());
 }
 
 #[tokio::test]
@@ -204,11 +224,14 @@ async fn f29_what_exceeds_the_limits_of_a_connack_is_never_sent() {
     let twice = told(&client, Message::new("a", "twice").exactly_once()).await;
     let kept = told(&client, Message::new("a", "kept").retained()).await;
     assert!(
-        matches!(large, Outcome::Rejected { reason: Rejection::TooLarge { limit_bytes: 300, .. } }),
+        matches!(large, Outcome::Rejected { reason: Rejection::TooLarge { limit_bytes: 300, .. }, .. }),
         "the broker named its limit: {large:?}"
     );
-    assert_eq!(twice, Outcome::Rejected { reason: Rejection::Qos { highest: Qos::AtLeastOnce } });
-    assert_eq!(kept, Outcome::Rejected { reason: Rejection::Retained });
+    assert_eq!(
+        twice,
+        Outcome::Rejected { reason: Rejection::Qos { highest: Qos::AtLeastOnce }, maybe_delivered: false }
+    );
+    assert_eq!(kept, Outcome::Rejected { reason: Rejection::Retained, maybe_delivered: false });
     // No answer comes any more: as many are on their way as the broker takes, and the rest waits.
     broker.set(Script::new().puback(Puback::Missing));
     for number in 0..5 {

@@ -22,8 +22,9 @@ pub(super) fn describe(mut line: Value, outcome: &Outcome) -> Value {
             "expired"
         }
         Outcome::Shed => "shed",
-        Outcome::Rejected { reason, .. } => {
+        Outcome::Rejected { reason, maybe_delivered, .. } => {
             line["error"] = json!(reason.to_string());
+            line["maybe_delivered"] = json!(maybe_delivered);
             "rejected"
         }
         Outcome::Undelivered { maybe_delivered, .. } => {

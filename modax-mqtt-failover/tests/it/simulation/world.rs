@@ -543,11 +543,11 @@ impl World {
                 let holds = |broker: &Broker| broker.received.get(&topic).is_some_and(|seen| seen.contains(number));
                 assert!(self.brokers.iter().any(holds), "message {number} was acknowledged and no broker has it");
             }
-            Outcome::Rejected { reason: reason @ Rejection::ClosesConnection { .. } } => {
+            Outcome::Rejected { reason: reason @ Rejection::ClosesConnection { .. }, .. } => {
                 let (topic, number, reason) = (topic.clone(), *number, *reason);
                 self.judge_rejection(&topic, number, reason);
             }
-            Outcome::Rejected { reason } => {
+            Outcome::Rejected { reason, .. } => {
                 assert_eq!(self.plan.version, Version::V5, "3.1.1 rejects nothing: {reason}");
                 match reason {
                     Rejection::Broker(reason) => assert_eq!(reason.number(), 0x97),
