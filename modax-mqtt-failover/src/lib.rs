@@ -161,13 +161,14 @@
 //!   broker within 3 s and within a twentieth of the quiet time, which grows with slower closes up to 60 s;
 //! - and that was not ended by us, nor by a goodbye of MQTT 5 for a reason of the broker's own.
 //!
-//! One that ends in the quiet time acquits: the link or the broker is at fault, and all is sent as usual again. Every broker
-//! that can be reached has to have closed on the message. And a broker that can store nothing closes on everything: a
-//! message of a kind that was acknowledged before (its QoS, retained or not, up to twice the size or 2 KiB) is rejected only
-//! where a message on another topic was acknowledged by the same connection just before. Where there is none on its way, and
-//! with a window of one ([`ClientBuilder::max_inflight`]), such a message is sent again until it expires, which
-//! [`Event::MessageStuck`] tells: give messages a time to live. Of a kind never acknowledged, messages may be rejected one
-//! after the other by brokers that store nothing from the start.
+//! One that ends in the quiet time acquits: the link or the broker is at fault, and all is sent as usual again. So does
+//! one that takes one message after the other for 5 s. Every broker that can be reached has to have closed on the message.
+//! And a broker that can store nothing closes on everything: a message of a kind that was acknowledged before (its QoS,
+//! retained or not, up to twice the size or 2 KiB) is rejected only where a message on another topic was acknowledged by
+//! the same connection just before. Where there is none on its way, and with a window of one
+//! ([`ClientBuilder::max_inflight`]), such a message is sent again until it expires, which [`Event::MessageStuck`] tells:
+//! give messages a time to live. Of a kind never acknowledged, messages may be rejected one after the other by brokers
+//! that store nothing from the start.
 //!
 //! # Presence
 //!

@@ -4,7 +4,8 @@
 //! suspicion. From then on one message at a time is sent, oldest first, and only on a connection that has proved itself:
 //! it stood quiet for a while, with a ping answered before and after. A close by the broker counts against the message
 //! when it comes much sooner than the quiet time was long, so that a link that breaks at random hardly ever breaks there.
-//! A connection that ends in any other way, in the quiet time above all, acquits: all is sent as usual again.
+//! A connection that ends in any other way, in the quiet time above all, acquits: all is sent as usual again. So does one
+//! that takes one message after the other for a while.
 //!
 //! A broker that can store nothing (its disk is full) closes on every message alike. So a message of a kind that brokers
 //! have acknowledged before is rejected only when another one was taken on the very connection that ended on it.
@@ -36,6 +37,9 @@ const QUIET: Duration = Duration::from_millis(500);
 const MARGIN: u32 = 20;
 /// The quiet time for a close that takes as long as may be.
 const LONGEST_QUIET: Duration = Duration::from_secs(60);
+/// So long messages are sent one at a time where none ends the connection: a window of many on a slow link would hold all
+/// else up for minutes. What is left is sent as usual, and found out by its next two connections if it is to blame.
+const LONGEST_ALONE: Duration = Duration::from_secs(5);
 /// Below twice this a message is no other kind for its size alone: few brokers have so low a limit.
 const SMALL_BYTES: usize = 1024;
 
@@ -68,6 +72,8 @@ struct Isolation {
     closes: u32,
     brokers: BTreeSet<usize>,
     quiet: Duration,
+    /// Since when this connection carries one message at a time.
+    alone_since: Option<Instant>,
     /// Another message was taken on this connection.
     vouched: bool,
     step: Step,
@@ -145,7 +151,7 @@ impl Suspicion {
         }
         (self.pinged, self.answered, self.excused) = (0, 0, false);
         let Some(isolation) = self.isolation.as_mut() else { return false };
-        isolation.vouched = false;
+        (isolation.vouched, isolation.alone_since) = (false, None);
         isolation.step = Step::Proving(None);
         true
     }
@@ -218,6 +224,10 @@ impl Suspicion {
             isolation.suspect = Some(suspect);
             isolation.closes = 0;
             isolation.brokers.clear();
+        }
+        let alone_since = *isolation.alone_since.get_or_insert(now);
+        if isolation.closes == 0 && now.saturating_duration_since(alone_since) >= LONGEST_ALONE {
+            return self.acquit();
         }
         let is_last = self.limit.is_some_and(|limit| isolation.closes.saturating_add(1) >= limit);
         let other = other.filter(|_| is_last && is_known && !isolation.vouched);
@@ -309,6 +319,7 @@ impl Isolation {
             closes: 0,
             brokers: BTreeSet::new(),
             quiet: QUIET,
+            alone_since: None,
             vouched: false,
             step: Step::Down,
         }

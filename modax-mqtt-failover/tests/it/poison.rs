@@ -18,6 +18,7 @@ const ROUND_TRIP: Duration = Duration::from_millis(1);
 /// How the broker takes a message.
 enum Answer {
     Ack,
+    AckAfter(Duration),
     CloseAfter(Duration),
     Dismiss(Reason),
 }
@@ -31,6 +32,8 @@ struct Bench {
     /// Packets of the present connection.
     sent: u64,
     takes: Box<dyn Fn(&Publish) -> Answer>,
+    /// So many first connections are closed on the first message.
+    broken: u32,
     /// After how long each connection ends, whatever it carries.
     lives: Option<Duration>,
     connections: u32,
@@ -54,6 +57,7 @@ impl Bench {
             order: 0,
             sent: 0,
             takes: Box::new(takes),
+            broken: 0,
             lives: None,
             connections: 0,
             outcomes: Vec::new(),
@@ -137,8 +141,14 @@ impl Bench {
             Packet::Publish(publish) => {
                 let wait = self.waits.last_mut().expect("a connection");
                 *wait = (*wait).min(self.now.saturating_duration_since(self.stood));
+                let id = publish.id.expect("QoS 1");
                 match (self.takes)(&publish) {
-                    Answer::Ack => Packet::PubAck { id: publish.id.expect("QoS 1"), code: 0 },
+                    _ if self.connections <= self.broken => return self.at(ROUND_TRIP, closed("broken")),
+                    Answer::Ack => Packet::PubAck { id, code: 0 },
+                    Answer::AckAfter(time) => {
+                        self.at(time, Input::Heard { attempt });
+                        return self.at(time, Input::Received { attempt, packet: Packet::PubAck { id, code: 0 } });
+                    }
                     Answer::Dismiss(reason) => Packet::Disconnect(reason),
                     Answer::CloseAfter(time) => return self.at(time, closed("closed")),
                 }
@@ -234,6 +244,24 @@ fn f29_brokers_that_take_nothing_are_full_where_they_took_the_like_before_and_pi
 
         assert_eq!(bench.outcomes.get(before), (!took_before).then(|| closes(3)).as_ref());
     }
+}
+
+#[test]
+fn f29_messages_that_are_all_taken_are_not_sent_one_at_a_time_for_long() {
+    let mut bench = Bench::new(Version::V311, |_| Answer::AckAfter(Duration::from_millis(150)));
+    bench.broken = 2;
+    for number in 0..100 {
+        bench.publish(&Message::new("a", number.to_string()));
+    }
+    let begun = bench.now;
+
+    bench.run(100, 4);
+
+    assert!(bench.outcomes.iter().all(Outcome::is_acked) && bench.outcomes.len() == 100);
+    assert_eq!(bench.connections, 3);
+    assert!(bench.waits[2] >= Duration::from_millis(500), "nothing was suspected: {:?}", bench.waits);
+    let took = bench.now - begun;
+    assert!(took < Duration::from_secs(7), "one at a time to the end: {took:?}");
 }
 
 #[test]
