@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use crate::{
     DEADLINE, acked_more, another,
-    load::Load,
+    load::{Load, Published},
     scale::{count, milliseconds, row},
     serving,
 };
@@ -32,11 +32,28 @@ const RETURN_TRIES: u32 = 3;
 
 #[derive(Default)]
 struct Seen {
-    /// First receipts by topic.
-    first: BTreeMap<String, Vec<u64>>,
+    /// First receipts by topic, each with when the connection began over which it came.
+    first: BTreeMap<String, Vec<(u64, Instant)>>,
     known: BTreeSet<u64>,
     repeats: u64,
     handled: BTreeMap<u64, u32>,
+}
+
+impl Seen {
+    /// Messages that came after a later one of their topic. Whose connection died is given again what was on its way, on
+    /// the next one and behind what was stored since: what had been acknowledged before that one began has no place.
+    fn reordered(&self, published: &Published) -> usize {
+        let mut count = 0;
+        for first in self.first.values() {
+            let mut highest = 0;
+            for (number, began) in first {
+                let placed = published.acked_at(*number).is_none_or(|acked| acked > *began);
+                count += usize::from(*number < highest && placed);
+                highest = highest.max(*number);
+            }
+        }
+        count
+    }
 }
 
 /// One subscriber with a session that the cluster keeps for it while it goes from a dead node to the next.
@@ -48,10 +65,11 @@ async fn watch(nodes: Vec<SocketAddr>, seen: Arc<Mutex<Seen>>, ready: Arc<Notify
     };
     let mut dedup = Dedup::new(100_000.try_into().expect("not zero"));
     let (client, mut events) = AsyncClient::new(options(nodes[0]), 100);
-    let mut node = 0;
+    let (mut node, mut began) = (0, Instant::now());
     loop {
         match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(ack))) => {
+                began = Instant::now();
                 if !ack.session_present {
                     client.subscribe("drill/#", QoS::AtLeastOnce).await.expect("room");
                 }
@@ -64,10 +82,7 @@ async fn watch(nodes: Vec<SocketAddr>, seen: Arc<Mutex<Seen>>, ready: Arc<Notify
                     *seen.handled.entry(number).or_default() += 1;
                 }
                 if seen.known.insert(number) {
-                    // What is delivered anew was on its way to us before, on a connection of ours that died: its place is lost.
-                    if !publish.dup {
-                        seen.first.entry(publish.topic).or_default().push(number);
-                    }
+                    seen.first.entry(publish.topic).or_default().push((number, began));
                 } else {
                     seen.repeats += 1;
                 }
@@ -162,8 +177,7 @@ async fn kills(what: &str, times: u32, selection: Selection, scouting: Scouting)
     // What is then still missing is counted below.
     let _ = wait::until(DEADLINE, "every message at the oracle", || async { lost() == 0 }).await;
     let unacknowledged = published.outcomes.iter().filter(|outcome| !outcome.is_acked()).count();
-    let reordered: usize =
-        seen().first.values().map(|first| first.windows(2).filter(|pair| pair[0] > pair[1]).count()).sum();
+    let reordered = seen().reordered(&published);
     let twice = seen().handled.values().filter(|times| **times > 1).count();
     let ours: Vec<_> = faults.iter().filter_map(|fault| published.first_after(*fault)).collect();
     let since =

@@ -1,6 +1,7 @@
 //! The publisher: numbers over four topics at a steady rate, and what became of each.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,9 +23,16 @@ pub(crate) struct Published {
     pub(crate) outcomes: Vec<Outcome>,
     /// When what was acknowledged was published, and when it was acknowledged.
     acks: Vec<(Instant, Instant)>,
+    /// The place in `acks` of each number that was acknowledged.
+    places: BTreeMap<u64, usize>,
 }
 
 impl Published {
+    /// When a message was acknowledged.
+    pub(crate) fn acked_at(&self, number: u64) -> Option<Instant> {
+        self.places.get(&number).and_then(|place| self.acks.get(*place)).map(|(_, acked)| *acked)
+    }
+
     /// The first acknowledgement of what was published after a fault.
     pub(crate) fn first_after(&self, fault: Instant) -> Option<Instant> {
         self.acks.iter().filter(|(published, _)| *published >= fault).map(|(_, acked)| *acked).min()
@@ -65,14 +73,15 @@ impl Load {
                 }
                 let message = Message::new(topic(number), number.to_string()).qos(qos);
                 let receipt = client.publish(message).await.expect("admitted");
-                hand_over.send((Instant::now(), receipt)).expect("a collector");
+                hand_over.send((number, Instant::now(), receipt)).expect("a collector");
             }
         });
         let collector = tokio::spawn(async move {
             let mut published = Published::default();
-            while let Some((admitted, receipt)) = receipts.recv().await {
+            while let Some((number, admitted, receipt)) = receipts.recv().await {
                 let outcome = receipt.acked().await;
                 if let Outcome::Acked { latency, .. } = &outcome {
+                    published.places.insert(number, published.acks.len());
                     published.acks.push((admitted, admitted + *latency));
                 }
                 published.outcomes.push(outcome);
