@@ -1,4 +1,6 @@
 //! Log lines to stderr by a thread of their own: whoever reads them slowly, or has gone away, holds up nothing.
+//!
+//! The AI layer compiles this file, too: it knows nothing of the crate it is in.
 
 use std::{
     io::{self, Write},

@@ -1,4 +1,6 @@
 //! Serves HTTP on so many connections at once, and lets go of those that ask nothing.
+//!
+//! The AI layer compiles this file, too: it knows nothing of the crate it is in.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections at once; more wait in the operating system's queue. Default 512: half of the file descriptors that a
-    /// process usually may have; the others are for brokers, database and live clients.
+    /// process usually may have; the others are for whatever else it needs.
     pub connections: u32,
     /// Longest time until the whole head of a request is there, from the start of the connection or the end of the answer
     /// before. Default 60 s: longer than load balancers keep a connection they do not use.
