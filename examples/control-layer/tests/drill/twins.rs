@@ -99,7 +99,7 @@ async fn two_layers_killed_and_frozen_with_broker_and_database_leave_an_audit_th
     let b = killed_in_the_middle(&ground, &pairs, &mut operator, &a, b).await?;
     both_safe(&a, &b).await;
     settled(&database).await?;
-    frozen_layer(&mut operator, &a, &b).await?;
+    frozen_layer(&database, &mut operator, &a, &b).await?;
     both_safe(&a, &b).await;
     settled(&database).await?;
     frozen_broker(&broker, &mut operator, &a, &b).await;
@@ -161,18 +161,39 @@ async fn killed_in_the_middle(
 }
 
 /// Layer a, who publishes by now, is frozen with a command in its hands until b has published it and more, and goes on then.
-async fn frozen_layer(operator: &mut Operator, a: &Layer, b: &Layer) -> Outcome {
+async fn frozen_layer(database: &PostgresCluster, operator: &mut Operator, a: &Layer, b: &Layer) -> Outcome {
     let executed = || async { b.counter("modax_control_commands_executed_total").await };
     let before = executed().await;
-    // Not waited for: a is to be frozen somewhere on the way.
+    slow_to_note(database).await;
     operator.give(&[a], 1).await;
-    a.process.stop();
+    frozen_noting_an_attempt(database, a).await?;
     for _ in 0..3 {
         operator.give(&[b], 20).await;
     }
     wait::until(LONG, "b publishes", || async { executed().await > before }).await?;
     a.process.cont();
     Ok(())
+}
+
+/// The next attempt that is noted takes a while, once: time to freeze who notes it.
+async fn slow_to_note(database: &PostgresCluster) {
+    let slow = "CREATE SEQUENCE attempts;
+                CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+                    IF NEW.reason IS NOT NULL AND nextval('attempts') = 1 THEN PERFORM pg_sleep(1); END IF; RETURN NEW; END $$;
+                CREATE TRIGGER slow BEFORE UPDATE ON control_commands FOR EACH ROW EXECUTE FUNCTION slow()";
+    sql(database, slow).await;
+}
+
+/// Freezes `layer` while it notes an attempt: the command is open, and its transaction, which only the layer can end, too.
+async fn frozen_noting_an_attempt(database: &PostgresCluster, layer: &Layer) -> Outcome {
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    wait::until(LONG, "the attempt is being noted", || async { sql(database, asleep).await == "1" }).await?;
+    layer.process.stop();
+    let open = "SELECT count(*) FROM control_commands WHERE status = 'accepted'";
+    assert_eq!(sql(database, open).await, "1", "the frozen layer has work in hand");
+    let holds =
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%control_commands%'";
+    wait::until(LONG, "the frozen one holds its locks", || async { sql(database, holds).await == "1" }).await
 }
 
 /// A process may be frozen anywhere; the worst place is a transaction with locks that others need.
@@ -191,20 +212,9 @@ async fn a_layer_frozen_in_the_middle_of_a_transaction_holds_nobody_up_for_good(
     assert!(device.wait_until(LONG, |status| status.acted == 1).await, "a publishes");
     let b = Layer::start(&ground, "b", &pairs).await?;
     both_safe(&a, &b).await;
-    // The next attempt that is noted takes a while, once: time to freeze who notes it.
-    let slow = "CREATE SEQUENCE attempts;
-                CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
-                    IF NEW.reason IS NOT NULL AND nextval('attempts') = 1 THEN PERFORM pg_sleep(0.5); END IF; RETURN NEW; END $$;
-                CREATE TRIGGER slow BEFORE UPDATE ON control_commands FOR EACH ROW EXECUTE FUNCTION slow()";
-    sql(&database, slow).await;
-
+    slow_to_note(&database).await;
     operator.give(&[&a], 1).await;
-    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-    wait::until(LONG, "the attempt is being noted", || async { sql(&database, asleep).await == "1" }).await?;
-    a.process.stop();
-    let holds =
-        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%control_commands%'";
-    wait::until(LONG, "the frozen one holds its locks", || async { sql(&database, holds).await == "1" }).await?;
+    frozen_noting_an_attempt(&database, &a).await?;
 
     operator.give(&[&b], 20).await;
     assert!(device.wait_until(LONG, |status| status.acted == 3).await, "{}", b.process.log_tail(20));
