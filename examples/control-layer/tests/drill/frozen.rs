@@ -1,11 +1,11 @@
 //! An instance that is frozen in the middle of a transaction.
 
 use modax_db_router::Router;
-use modax_testbed::{Ground, wait};
+use modax_testbed::wait;
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::{LONG, Layer, Outcome, single, sql};
+use crate::{LONG, Layer, Outcome, servers, sql};
 
 /// The database's sessions of this instance are not told from others: it is the only one that asks for this lock.
 const FROZEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%FROM command_order FOR UPDATE'
@@ -13,15 +13,14 @@ const FROZEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%F
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f02_an_instance_frozen_in_its_transaction_does_not_hold_up_the_commands_of_the_others() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
     let named = format!("{url}?application_name=frozen");
     let first = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", named.as_str())];
     let second = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
     let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &first), Layer::start(&ground, "b", &second))?;
     for layer in [&a, &b] {
-        layer.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
+        layer.until_ready().await;
     }
     let stop = json!({"command_type": "stop"});
     // The lock is ours until a waits for it; a is frozen before it gets it.

@@ -14,7 +14,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{LONG, Layer, Outcome, single, sql};
+use crate::{LONG, Layer, Outcome, servers, single, sql};
 
 const EXPIRED: &str = "expired; an earlier attempt may have been delivered or may still be";
 const BLOCKED: &str = "the plant is not safe; an earlier attempt may have been delivered or may still be";
@@ -41,7 +41,7 @@ async fn a_command_that_a_frozen_broker_delivers_late_is_refused_by_the_field_an
     let old = Device::start(old).await.expect("a device");
     let both = json!(["ESP32_1", "ESP32_OLD"]);
     a.until("both are known", "/devices", |_, body| *body == both).await;
-    a.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    a.until_safe().await;
     let (status, body, _) = a.command(&json!({"command_type": "start"}), None).await;
     assert_eq!(status, StatusCode::OK, "{body}");
     for device in [&newer, &old] {
@@ -82,13 +82,12 @@ async fn a_command_that_a_frozen_broker_delivers_late_is_refused_by_the_field_an
 /// An attempt that the audit cannot know of must not be made, but to stop the plant.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_whose_attempt_cannot_be_noted_does_not_leave_and_a_stop_does() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str()), ("COMMAND_TTL", "2")];
     let layer = Layer::start(&ground, "a", &pairs).await?;
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
-    layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    layer.until_safe().await;
     let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
                   CREATE TRIGGER refuse BEFORE UPDATE ON control_commands FOR EACH STATEMENT EXECUTE FUNCTION refuse()";
     sql(&database, refuse).await;
@@ -125,8 +124,7 @@ async fn under_way(database: &PostgresCluster, layer: &Layer) -> Outcome {
 /// Where brokers speak MQTT 5 they are told, too, when a command is of no use any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_mqtt_5_a_command_tells_the_broker_when_it_expires() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let _device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
     let (plain, query, url) = (broker.url(), format!("{}?version=5", broker.url()), database.url());
     for (name, pairs) in [
@@ -136,7 +134,7 @@ async fn with_mqtt_5_a_command_tells_the_broker_when_it_expires() -> Outcome {
     ] {
         let pairs = [&pairs[..], &[("DATABASE_URL", url.as_str())]].concat();
         let layer = Layer::start(&ground, name, &pairs).await?;
-        layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+        layer.until_safe().await;
         let mut socket = subscribed(broker.addr()).await;
         let (status, body, _) = layer.command(&json!({"command_type": "start"}), None).await;
         assert_eq!(status, StatusCode::OK, "{body}");

@@ -86,6 +86,16 @@ impl Layer {
         }
     }
 
+    /// Waits until it is ready.
+    pub(crate) async fn until_ready(&self) {
+        self.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
+    }
+
+    /// Waits until it is ready and the plant safe by what it hears.
+    pub(crate) async fn until_safe(&self) {
+        self.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    }
+
     /// A request byte for byte as given, on a connection of its own: the status, the JSON (null if it is none), and what was heard.
     pub(crate) async fn raw(&self, request: &[u8]) -> (u16, Value, String) {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};

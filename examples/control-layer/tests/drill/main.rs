@@ -30,6 +30,13 @@ fn single() -> PostgresOptions {
     PostgresOptions { standbys: 0, ..PostgresOptions::default() }
 }
 
+/// What most drills need: a ground of their own, one PostgreSQL, one broker.
+async fn servers() -> Result<(Ground, PostgresCluster, Mosquitto), TestbedError> {
+    let ground = Ground::start().await?;
+    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    Ok((ground, database, broker))
+}
+
 async fn sql(cluster: &PostgresCluster, statement: &str) -> String {
     cluster.nodes()[0].psql(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"))
 }
@@ -56,8 +63,8 @@ async fn two_layers_a_reboot_and_a_broker_that_redelivers_lose_nothing_and_store
     let first = [("MQTT_BROKERS", direct.as_str()), ("DATABASE_URL", url.as_str())];
     let second = [("MQTT_BROKERS", proxied.as_str()), ("DATABASE_URL", url.as_str())];
     let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &first), Layer::start(&ground, "b", &second))?;
-    a.until("a is ready", "/ready", |status, _| status == StatusCode::OK).await;
-    b.until("b is ready", "/ready", |status, _| status == StatusCode::OK).await;
+    a.until_ready().await;
+    b.until_ready().await;
 
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
     assert!(device.wait_until(LONG, |status| status.acked >= 25).await, "{:?}", device.status());
@@ -110,14 +117,13 @@ async fn two_layers_a_reboot_and_a_broker_that_redelivers_lose_nothing_and_store
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_is_taken_once_when_safe_refused_when_not_and_late_for_nobody() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
     let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &pairs), Layer::start(&ground, "b", &pairs))?;
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
     for layer in [&a, &b] {
-        layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+        layer.until_safe().await;
     }
     the_same_key_is_the_same_command(&database, &a, &b, &device).await?;
     what_is_unsafe_is_refused_and_audited(&database, &a, &b, &device).await?;
@@ -266,8 +272,7 @@ async fn a_database_that_is_away_is_said_and_not_waited_for(
 /// A command must not sleep in the MQTT client and leave when the broker is back, into a plant that is no longer safe.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_taken_while_the_broker_is_away_does_not_leave_once_the_door_is_open() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let proxy = Proxy::start(broker.addr()).await.expect("a proxy");
     let (brokers, url) = (proxy.url("mqtt"), database.url());
     let pairs = [
@@ -278,7 +283,7 @@ async fn a_command_taken_while_the_broker_is_away_does_not_leave_once_the_door_i
     ];
     let a = Layer::start(&ground, "a", &pairs).await?;
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
-    a.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    a.until_safe().await;
     let (status, body, _) = a.command(&json!({"command_type": "start"}), None).await;
     assert_eq!(status, StatusCode::OK, "{body}");
     assert!(device.wait_until(LONG, |status| status.acted == 1).await, "{}", a.process.log_tail(20));

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use modax_mqtt_failover::{Client, Message};
 use modax_testbed::{
-    Ground,
     device::{Device, DeviceConfig},
     oracle::DeviceOracle,
     wait,
@@ -12,7 +11,7 @@ use modax_testbed::{
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::{LONG, Layer, Outcome, rows, single, sql};
+use crate::{LONG, Layer, Outcome, rows, servers, sql};
 
 const UPGRADE: &str = "Connection: Upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
@@ -41,15 +40,14 @@ async fn refused(layer: &Layer, line: &str, headers: &str, body: &[u8], expected
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_over_http_is_the_callers_fault_in_the_contracts_shape() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
     let keyed = [pairs[0], pairs[1], ("API_KEY_ENABLED", "true"), ("API_KEY", "geheim")];
     let (layer, locked) = tokio::try_join!(Layer::start(&ground, "a", &pairs), Layer::start(&ground, "b", &keyed))?;
     let _device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
     for layer in [&layer, &locked] {
-        layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+        layer.until_safe().await;
     }
 
     for prefix in ["", "/api/v1"] {
@@ -234,14 +232,13 @@ async fn without_its_key(locked: &Layer) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nonsense_over_mqtt_is_counted_and_holds_up_no_reading_and_no_safety_report() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
     let layer = Layer::start(&ground, "a", &pairs).await?;
-    layer.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
+    layer.until_ready().await;
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
-    layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    layer.until_safe().await;
 
     let vandal = Client::builder("vandal").brokers([broker.url()]).expect("a URL").build().expect("a client");
     let whole = json!({"timestamp": 1, "device_id": "ESP32_1", "motor_currents": [2.5], "temperatures": [1.0],

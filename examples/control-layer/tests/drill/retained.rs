@@ -1,16 +1,15 @@
 //! What a broker keeps for whoever subscribes later.
 
 use modax_mqtt_failover::{Client, Message};
-use modax_testbed::{Ground, wait};
+use modax_testbed::wait;
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::{LONG, Layer, Outcome, single};
+use crate::{LONG, Layer, Outcome, servers};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn f34_a_retained_safety_report_of_a_dead_device_makes_no_plant_safe() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
     let device = Client::builder("dead").brokers([&brokers]).expect("a broker").build().expect("a client");
     let report = json!({
@@ -23,7 +22,7 @@ async fn f34_a_retained_safety_report_of_a_dead_device_makes_no_plant_safe() -> 
     device.close(LONG).await;
 
     let layer = Layer::start(&ground, "a", &[("MQTT_BROKERS", &brokers), ("DATABASE_URL", &url)]).await?;
-    layer.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
+    layer.until_ready().await;
 
     wait::until(LONG, "the report is there", || async {
         layer.counter("modax_control_safety_reports_retained_total").await == 1

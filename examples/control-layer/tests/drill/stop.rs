@@ -1,7 +1,6 @@
 //! Stopping waits for nothing that is held back.
 
 use modax_testbed::{
-    Ground,
     device::{Device, DeviceConfig},
     proxy::Proxy,
     wait,
@@ -9,12 +8,11 @@ use modax_testbed::{
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::{LONG, Layer, Outcome, single};
+use crate::{LONG, Layer, Outcome, servers};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_does_not_wait_behind_a_command_that_is_held_back() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let proxy = Proxy::start(broker.addr()).await.expect("a proxy");
     let (brokers, url) = (proxy.url("mqtt"), database.url());
     let pairs = [
@@ -26,7 +24,7 @@ async fn a_stop_does_not_wait_behind_a_command_that_is_held_back() -> Outcome {
     ];
     let layer = Layer::start(&ground, "a", &pairs).await?;
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
-    layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+    layer.until_safe().await;
 
     // The broker comes back without the device: whether the plant is still safe is not known.
     proxy.redirect(std::net::SocketAddr::from(([127, 0, 0, 1], ground.port())));

@@ -15,7 +15,7 @@ use modax_testbed::{
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::{LONG, Layer, Outcome, rows, single, sql};
+use crate::{LONG, Layer, Outcome, rows, servers, sql};
 
 /// Numbers commands, gives each to both layers under one key, and remembers the answers.
 #[derive(Default)]
@@ -73,14 +73,13 @@ impl Operator {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_layers_killed_and_frozen_with_broker_and_database_leave_an_audit_that_the_field_confirms() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
     let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &pairs), Layer::start(&ground, "b", &pairs))?;
     // What nobody has subscribed to yet is nobody's to store.
     for layer in [&a, &b] {
-        layer.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
+        layer.until_ready().await;
     }
     let devices = [("ESP32_1", true), ("ESP32_OLD", false)].map(|(id, refuses_expired)| {
         Device::start(DeviceConfig { refuses_expired, ..DeviceConfig::new(id, [broker.url()]) })
@@ -130,7 +129,7 @@ async fn settled(database: &PostgresCluster) -> Outcome {
 
 async fn both_safe(a: &Layer, b: &Layer) {
     for layer in [a, b] {
-        layer.until("it is safe", "/status", |status, body| status == StatusCode::OK && body["is_safe"] == true).await;
+        layer.until_safe().await;
     }
 }
 
@@ -199,12 +198,11 @@ async fn frozen_noting_an_attempt(database: &PostgresCluster, layer: &Layer) -> 
 /// A process may be frozen anywhere; the worst place is a transaction with locks that others need.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_layer_frozen_in_the_middle_of_a_transaction_holds_nobody_up_for_good() -> Outcome {
-    let ground = Ground::start().await?;
-    let (database, broker) = tokio::try_join!(ground.postgres(single()), ground.mosquitto())?;
+    let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str()), ("COMMAND_TTL", "30")];
     let a = Layer::start(&ground, "a", &pairs).await?;
-    a.until("it is ready", "/ready", |status, _| status == StatusCode::OK).await;
+    a.until_ready().await;
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
     both_safe(&a, &a).await;
     let mut operator = Operator::default();
