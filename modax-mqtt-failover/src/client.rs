@@ -165,7 +165,8 @@ impl Client {
 
     /// What [`Queue::disk`](crate::Queue::disk) held at the start, in order of admission, each with a receipt for its
     /// outcome: messages of earlier processes, which are sent before anything new. The first call, from any clone, gets
-    /// them all, whether their outcomes are known yet or not; later ones get none.
+    /// them all, whether their outcomes are known yet or not; later ones get none. Nobody knows whether an earlier process
+    /// had sent them: one that fails says `maybe_delivered`.
     ///
     /// Until then the receipts are kept, some 200 bytes for each message. A program that has no use for them drops what
     /// this returns.

@@ -303,7 +303,7 @@ impl Driver {
         while let Some(late) = state.backlog.expire(now) {
             state.admission.expired = state.admission.expired.saturating_add(1);
             state.forget(late.id);
-            state.end(late.id, Outcome::Expired { maybe_delivered: false }, &mut told);
+            state.end(late.id, Outcome::Expired { maybe_delivered: late.recovered }, &mut told);
             expired.push(late.message);
         }
         let has_room = self.links.get(self.courier.attempt()).is_some_and(Link::has_room);

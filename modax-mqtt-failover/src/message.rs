@@ -158,10 +158,11 @@ pub enum Outcome {
     },
     /// Its time to live ended first.
     Expired {
-        /// Whether it had been sent, so that a broker may have it all the same.
+        /// Whether it had been sent, so that a broker may have it all the same; always true of what a disk queue brought from
+        /// an earlier process, which may have sent it.
         maybe_delivered: bool,
     },
-    /// Dropped from a full queue by its policy; it was never sent.
+    /// Dropped from a full queue by its policy; this process never sent it.
     Shed,
     /// The broker refused it, or takes no such message. What comes after it goes on. Whether publishing it again may help
     /// says [`Rejection::is_transient`]: a broker over its quota (0x97) rejects too, because to wait for it would hold up
@@ -169,12 +170,14 @@ pub enum Outcome {
     Rejected {
         /// Why; shows as a sentence.
         reason: Rejection,
-        /// Whether it had been sent before and got no answer, so that a broker may have it all the same.
+        /// Whether it had been sent before and got no answer, so that a broker may have it all the same; always true of what
+        /// a disk queue brought from an earlier process, which may have sent it.
         maybe_delivered: bool,
     },
     /// The client was closed, or its runtime ended, first.
     Undelivered {
-        /// Whether it had been sent, so that a broker may have it all the same.
+        /// Whether it had been sent, so that a broker may have it all the same; always true of what a disk queue brought from
+        /// an earlier process, which may have sent it.
         maybe_delivered: bool,
     },
 }
@@ -195,7 +198,8 @@ pub struct Undelivered {
     pub topic: String,
     /// What it says.
     pub payload: Bytes,
-    /// Whether it had been sent, so that a broker may have it all the same.
+    /// Whether it had been sent, so that a broker may have it all the same; always true of what a disk queue brought from
+    /// an earlier process, which may have sent it.
     pub maybe_delivered: bool,
 }
 

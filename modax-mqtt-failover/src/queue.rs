@@ -129,6 +129,8 @@ pub struct Admitted {
     pub at: Instant,
     /// When it stops being worth sending.
     pub expires_at: Option<Instant>,
+    /// An earlier process admitted it, and may have sent it: nobody notes that before the outcome.
+    pub recovered: bool,
 }
 
 /// What [`Backlog::admit`] decided.
@@ -256,7 +258,7 @@ impl Backlog {
         let id = MessageId::new(self.next);
         self.next = self.next.wrapping_add(1);
         let expires_at = message.expires_in.and_then(|time| now.checked_add(time));
-        self.insert(Admitted { id, message: message.clone(), at: now, expires_at }, cost);
+        self.insert(Admitted { id, message: message.clone(), at: now, expires_at, recovered: false }, cost);
         Admission::Admitted { id, shed }
     }
 

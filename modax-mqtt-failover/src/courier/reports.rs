@@ -89,6 +89,7 @@ impl Courier {
 
     fn settled(&mut self, now: Instant, admitted: &Admitted, attempts: u32, end: &End) {
         let latency = now.saturating_duration_since(admitted.at);
+        let was_sent = attempts > 0 || admitted.recovered;
         let outcome = match *end {
             End::Acked => {
                 self.stats.acked = self.stats.acked.saturating_add(1);
@@ -101,16 +102,16 @@ impl Courier {
                 self.emit(Event::Rejected { topic: admitted.message.topic().to_owned(), reason });
                 // The one answer that counts is the last one's: what became of the others nobody said.
                 let unanswered = attempts.saturating_sub(u32::from(matches!(reason, Rejection::Broker(_))));
-                Outcome::Rejected { reason, maybe_delivered: unanswered > 0 }
+                Outcome::Rejected { reason, maybe_delivered: unanswered > 0 || admitted.recovered }
             }
             End::Expired => {
                 self.stats.expired = self.stats.expired.saturating_add(1);
                 self.emit(Event::Expired { topic: admitted.message.topic().to_owned() });
-                Outcome::Expired { maybe_delivered: attempts > 0 }
+                Outcome::Expired { maybe_delivered: was_sent }
             }
             End::Broken => {
                 self.stats.undelivered = self.stats.undelivered.saturating_add(1);
-                Outcome::Undelivered { maybe_delivered: attempts > 0 }
+                Outcome::Undelivered { maybe_delivered: was_sent }
             }
         };
         self.outputs.push_back(Output::Settled { id: admitted.id, outcome });

@@ -79,11 +79,11 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         let mut told = self.settle(&mut state);
-        let sent = self.courier.drain().into_iter().map(|(admitted, attempts)| (admitted, attempts > 0));
-        let mut left: Vec<_> = sent.collect();
-        left.extend(state.backlog.drain().into_iter().map(|admitted| (admitted, false)));
+        let mut left = self.courier.drain();
+        left.extend(state.backlog.drain().into_iter().map(|admitted| (admitted, 0)));
         let mut closed = Closed::default();
-        for (admitted, maybe_delivered) in left {
+        for (admitted, attempts) in left {
+            let maybe_delivered = attempts > 0 || admitted.recovered;
             state.backlog.settle(admitted.id);
             state.admission.undelivered = state.admission.undelivered.saturating_add(1);
             state.end(admitted.id, Outcome::Undelivered { maybe_delivered }, &mut told);

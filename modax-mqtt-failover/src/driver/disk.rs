@@ -251,7 +251,7 @@ fn restore(stored: StoredMessage, speaks: Version, now: Instant) -> Admitted {
         user_properties,
     };
     let expires_at = left.and_then(|left| now.checked_add(left));
-    Admitted { id: MessageId::new(stored.sequence), message, at: now, expires_at }
+    Admitted { id: MessageId::new(stored.sequence), message, at: now, expires_at, recovered: true }
 }
 
 fn without_identity(properties: UserProperties) -> UserProperties {
