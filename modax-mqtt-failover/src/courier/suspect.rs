@@ -215,7 +215,7 @@ impl Suspicion {
     /// Chooses the next message that is sent alone.
     fn expose(&mut self, now: Instant, session: &Session) {
         let Some(oldest) = session.ledger().unsent().next() else { return self.acquit() };
-        let (is_known, other) = (self.is_known_kind(&oldest.admitted.message), self.other(session, oldest));
+        let is_known = self.is_known_kind(&oldest.admitted.message);
         let suspect = oldest.admitted.id;
         let Some(isolation) = self.isolation.as_mut().filter(|isolation| suspect <= isolation.last) else {
             return self.acquit();
@@ -230,7 +230,9 @@ impl Suspicion {
             return self.acquit();
         }
         let is_last = self.limit.is_some_and(|limit| isolation.closes.saturating_add(1) >= limit);
-        let other = other.filter(|_| is_last && is_known && !isolation.vouched);
+        // Only here: it looks through the whole window.
+        let asks_another = is_last && is_known && !isolation.vouched;
+        let other = if asks_another { other(self.turn, session, oldest) } else { None };
         let (message, answers) = (other.unwrap_or(suspect), session.answers());
         isolation.step = Step::Exposed { message, since: now, answers };
     }
@@ -241,14 +243,6 @@ impl Suspicion {
         self.largest.iter().any(|(level, kept, largest)| {
             *level >= qos && *kept >= retained && bytes <= largest.saturating_mul(2).max(2 * SMALL_BYTES)
         })
-    }
-
-    /// A message whose acknowledgement would say that the broker takes messages. On another topic: it overtakes the suspect.
-    fn other(&self, session: &Session, suspect: &Entry) -> Option<MessageId> {
-        let mut topics = BTreeSet::from([suspect.admitted.message.topic()]);
-        let others = session.ledger().unsent().filter(|entry| topics.insert(entry.admitted.message.topic()));
-        let others: Vec<_> = others.map(|entry| entry.admitted.id).collect();
-        others.get(self.turn.checked_rem(others.len())?).copied()
     }
 
     /// The connection to this broker ended; `session` does not know it yet.
@@ -324,6 +318,14 @@ impl Isolation {
             step: Step::Down,
         }
     }
+}
+
+/// A message whose acknowledgement would say that the broker takes messages. On another topic: it overtakes the suspect.
+fn other(turn: usize, session: &Session, suspect: &Entry) -> Option<MessageId> {
+    let mut topics = BTreeSet::from([suspect.admitted.message.topic()]);
+    let others = session.ledger().unsent().filter(|entry| topics.insert(entry.admitted.message.topic()));
+    let others: Vec<_> = others.map(|entry| entry.admitted.id).collect();
+    others.get(turn.checked_rem(others.len())?).copied()
 }
 
 /// What a message asks of a broker, each of which a broker may refuse.
