@@ -61,6 +61,8 @@ pub struct Inflight {
     unsent: usize,
     /// In a session that an earlier process began: the identifiers under which it left nothing open. `None`: all.
     free: Option<BTreeSet<PacketId>>,
+    /// The identifiers of QoS 2 messages that were given up in this generation after they were sent.
+    left_open: BTreeSet<PacketId>,
     expiries: BTreeSet<(Instant, MessageId)>,
 }
 
@@ -89,15 +91,22 @@ impl Inflight {
         self.free = Some(BTreeSet::new());
     }
 
-    /// Whether an earlier process may have left a QoS 2 message open under this identifier.
-    #[must_use]
-    pub fn may_be_open(&self, id: PacketId) -> bool {
-        self.free.as_ref().is_some_and(|free| !free.contains(&id))
+    /// Notes that a message is about to be given up: what the broker may have of it (QoS 2) stays open there.
+    pub fn leave_open(&mut self, message: MessageId) {
+        let entry = self.entries.get(&message).filter(|entry| entry.admitted.message.qos == Qos::ExactlyOnce);
+        self.left_open.extend(entry.and_then(|entry| entry.id));
     }
 
-    /// Notes that the broker has released what an earlier process may have left open; true when that was not known.
+    /// Whether a QoS 2 message may be open under this identifier, left by an earlier process or given up.
+    #[must_use]
+    pub fn may_be_open(&self, id: PacketId) -> bool {
+        self.left_open.contains(&id) || self.free.as_ref().is_some_and(|free| !free.contains(&id))
+    }
+
+    /// Notes that the broker has released what may have been left open; true when that was not known.
     pub fn mark_free(&mut self, id: PacketId) -> bool {
-        self.free.as_mut().is_some_and(|free| free.insert(id))
+        let was_left = self.left_open.remove(&id);
+        self.free.as_mut().is_some_and(|free| free.insert(id)) || was_left
     }
 
     /// Takes a message in, to be sent.
@@ -209,6 +218,7 @@ impl Inflight {
     pub fn forget_packet_ids(&mut self) {
         self.ids.clear();
         self.free = None;
+        self.left_open.clear();
         for entry in self.entries.values_mut() {
             entry.id = None;
             if entry.phase == Phase::ReleasePending {

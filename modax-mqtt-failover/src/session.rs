@@ -196,7 +196,7 @@ impl Session {
             Input::Flushed(packets) => self.flushed(now, packets),
             Input::Hold(holds) => self.holds = holds,
             Input::Gate(gate) => self.set_gate(now, gate),
-            Input::Reject { message, reason } => self.settle(message, End::Rejected(reason)),
+            Input::Reject { message, reason } => self.give_up(message, reason),
             Input::Probe if self.is_up() => self.send(Packet::PingReq),
             Input::Goodbye if self.state != State::Down => self.send(Packet::Disconnect(Reason::SUCCESS)),
             Input::Probe | Input::Goodbye => {}

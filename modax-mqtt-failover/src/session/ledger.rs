@@ -47,10 +47,10 @@ impl Session {
                 let duplicate = known.is_some() && attempts > 0;
                 let publish = packet(&entry.admitted, Some(id), duplicate, self.properties(now, &entry.admitted));
                 if let Some(rejection) = self.refusal(&publish) {
-                    self.settle(message, End::Rejected(rejection));
+                    self.give_up(message, rejection);
                     continue;
                 }
-                // Brokers read in order: what an earlier process left open under this identifier is gone before ours comes.
+                // Brokers read in order: what was left open under this identifier is gone before the new one comes.
                 if publish.qos == Qos::ExactlyOnce && self.inflight.may_be_open(id) {
                     self.send(Packet::PubRel { id, code: 0 });
                 }
@@ -156,6 +156,12 @@ impl Session {
     fn conclude(&mut self, message: MessageId, code: u8) {
         self.answers = self.answers.saturating_add(1);
         self.settle(message, ending(Reason::new(code)));
+    }
+
+    /// The broker was not asked for an end, and may have it half-way.
+    pub(super) fn give_up(&mut self, message: MessageId, rejection: Rejection) {
+        self.inflight.leave_open(message);
+        self.settle(message, End::Rejected(rejection));
     }
 
     pub(super) fn settle(&mut self, message: MessageId, end: End) {

@@ -77,7 +77,14 @@ impl Player {
     }
 
     fn outputs(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| self.session.poll_output()).map(|output| show(&output)).collect()
+        let mut lines = Vec::new();
+        while let Some(output) = self.session.poll_output() {
+            if let Output::Settled { admitted, .. } = &output {
+                self.backlog.settle(admitted.id);
+            }
+            lines.push(show(&output));
+        }
+        lines
     }
 }
 
@@ -271,6 +278,64 @@ fn the_session_says_what_the_tables_say() {
         }
     }
     assert!(cases >= 20, "only {cases} cases were found");
+}
+
+/// What the session says to the first QoS 2 message under identifier 1 after `given_up`, which used it, and all others.
+fn after_all_other_identifiers(given_up: impl Fn(&mut Player) -> Vec<String>) -> Vec<String> {
+    let mut player = Player::new("v5");
+    player.play("greet 0");
+    player.play("CONNACK 0");
+    assert_eq!(player.play("publish a 2"), ["PUBLISH 1 a 2"]);
+    let outputs = given_up(&mut player);
+    assert!(outputs.iter().any(|output| output.starts_with("settled a re")), "{outputs:?}");
+    for number in 2..=u16::MAX {
+        assert_eq!(player.play("publish b 1"), [format!("PUBLISH {number} b 1")]);
+        player.play(&format!("PUBACK {number}"));
+    }
+    let mut outputs = player.play("publish c 2");
+    for answer in ["PUBCOMP 1", "PUBREC 1", "PUBCOMP 1"] {
+        outputs.extend(player.play(answer));
+    }
+    outputs
+}
+
+#[test]
+fn what_was_given_up_half_way_is_released_before_its_identifier_is_used_again() {
+    let connects = |player: &mut Player, connack: &str| {
+        player.play("lost");
+        player.play("greet 0");
+        player.play(connack)
+    };
+    let taken = ["PUBLISH 1 c 2", "PUBREL 1", "settled c acked after 1"];
+    let released = [&["PUBREL 1"][..], &taken].concat();
+
+    let closed_on = after_all_other_identifiers(|player| {
+        let message = MessageId::new(0);
+        player
+            .session
+            .handle_input(player.now, Input::Reject { message, reason: Rejection::ClosesConnection { times: 3 } });
+        let outputs = player.outputs();
+        connects(player, "CONNACK 1");
+        outputs
+    });
+    assert_eq!(closed_on, released);
+
+    let not_taken_any_more = after_all_other_identifiers(|player| {
+        let outputs = connects(player, "CONNACK 1 qos 1");
+        connects(player, "CONNACK 1");
+        outputs
+    });
+    assert_eq!(not_taken_any_more, released);
+
+    let refused = after_all_other_identifiers(|player| player.play("PUBREC 1 135"));
+    assert_eq!(refused, [&taken[..1], &["stray"], &taken[1..]].concat(), "the broker has nothing of it");
+
+    let in_another_session = after_all_other_identifiers(|player| {
+        let outputs = connects(player, "CONNACK 1 qos 1");
+        connects(player, "CONNACK 0");
+        outputs
+    });
+    assert_eq!(in_another_session, [&taken[..1], &["stray"], &taken[1..]].concat(), "it went with its session");
 }
 
 #[test]
