@@ -260,6 +260,12 @@ async fn command(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Res
             "the plant is not in a safe state; the command was not taken",
         )
         .with(json!({"command_id": command_id}))),
+        Answer::Overtaken { command_id } => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            "overtaken_by_stop",
+            "a stop arrived later and was taken sooner; the command was not taken",
+        )
+        .with(json!({"command_id": command_id}))),
         Answer::Conflict => Err(ApiError::new(
             StatusCode::CONFLICT,
             "idempotency_conflict",

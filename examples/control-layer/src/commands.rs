@@ -1,6 +1,7 @@
 //! Commands: refused when unsafe, durable before 200, once for each idempotency key, and audited to the end.
 
 mod audits;
+mod order;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 pub use audits::Audits;
-use audits::record_blocked;
+use audits::{audit_blocked, record_blocked};
 
 use crate::{
     analysis::enqueue,
@@ -53,6 +54,11 @@ pub enum Answer {
         /// The identity under which the refusal is audited.
         command_id: Uuid,
     },
+    /// A stop arrived later and was taken sooner.
+    Overtaken {
+        /// The identity under which the refusal is audited.
+        command_id: Uuid,
+    },
     /// Another request has the same idempotency key.
     Conflict,
     /// The database is away. `maybe`: a commit was under way, so the command may act all the same, within its time to live.
@@ -81,9 +87,10 @@ pub fn is_always_allowed(app: &App, command_type: &str) -> bool {
 /// # Cancel safety
 /// Dropping it leaves all or nothing of the command.
 pub async fn submit(app: &App, audits: &Audits, request: CommandRequest, key: Option<IdempotencyKey>) -> Answer {
+    let arrived = Instant::now();
     let id = MessageId::new();
     let command_id = *id.as_uuid();
-    if !is_allowed(app, &request.command_type, Instant::now()) {
+    if !is_allowed(app, &request.command_type, arrived) {
         // A repetition of a command that was taken is not another command.
         if let Some(key) = &key
             && let Ok(Ok(Some(answer))) = tokio::time::timeout(AUDIT_DEADLINE, taken_before(app, key, &request)).await
@@ -99,7 +106,7 @@ pub async fn submit(app: &App, audits: &Audits, request: CommandRequest, key: Op
         }
         return Answer::Blocked { command_id };
     }
-    let intent = match Intent::new(app, id, request, key) {
+    let intent = match Intent::new(app, id, request, key, arrived) {
         Ok(intent) => Arc::new(intent),
         Err(reason) => return Answer::Invalid(reason),
     };
@@ -167,6 +174,10 @@ fn accepted(app: &App, intent: &Intent, done: &Done, maybe: bool) -> Answer {
             app.metrics.commands_replayed.increment();
             Answer::Accepted { command_id: *command_id, command_type: intent.request.command_type.clone() }
         }
+        Done::Overtaken => {
+            app.metrics.commands_blocked.increment();
+            Answer::Overtaken { command_id: *intent.id.as_uuid() }
+        }
         Done::Conflict => Answer::Conflict,
         Done::Busy => Answer::Unavailable { command_id: *intent.id.as_uuid(), maybe },
     }
@@ -189,18 +200,29 @@ struct Intent {
     message: Message,
     instance_id: Arc<str>,
     seconds_to_live: f64,
+    arrived: Instant,
+    /// May always be given.
+    is_stop: bool,
 }
 
 enum Done {
     New(Option<EnqueueReceipt>),
     Replay(Uuid),
+    /// It is audited as blocked.
+    Overtaken,
     Conflict,
     /// The key comes and goes in other transactions; nothing was written.
     Busy,
 }
 
 impl Intent {
-    fn new(app: &App, id: MessageId, request: CommandRequest, key: Option<IdempotencyKey>) -> Result<Self, String> {
+    fn new(
+        app: &App,
+        id: MessageId,
+        request: CommandRequest,
+        key: Option<IdempotencyKey>,
+        arrived: Instant,
+    ) -> Result<Self, String> {
         let parameters: BTreeMap<String, String> = request.parameters.clone().unwrap_or_default();
         let command = Command {
             timestamp: u64::try_from(unix_now().as_millis()).unwrap_or(u64::MAX),
@@ -228,7 +250,9 @@ impl Intent {
             key,
             payload,
             message,
+            is_stop: is_always_allowed(app, &request.command_type),
             request,
+            arrived,
             instance_id: Arc::clone(&app.instance_id),
             seconds_to_live: app.config.command_ttl.as_secs_f64(),
         })
@@ -245,7 +269,9 @@ impl Intent {
 }
 
 async fn write(app: &App, tx: &Tx, intent: &Intent) -> Result<Done, tokio_postgres::Error> {
+    let age = intent.arrived.elapsed();
     if let Some(key) = &intent.key {
+        tx.batch_execute("SAVEPOINT unclaimed").await?;
         match app.keys.claim(&**tx, key, &intent.digest).await {
             Ok(Claim::New) => {}
             Ok(Claim::Replay { outcome }) => {
@@ -261,8 +287,15 @@ async fn write(app: &App, tx: &Tx, intent: &Intent) -> Result<Done, tokio_postgr
             Err(_) => return Ok(Done::Busy),
         }
     }
-    // Commands of all instances are published in the order of this lock.
-    tx.query_typed("SELECT FROM command_order FOR UPDATE", &[]).await?;
+    if order::is_overtaken(tx, intent.is_stop, age).await? {
+        if intent.key.is_some() {
+            // A repetition is another command.
+            tx.batch_execute("ROLLBACK TO unclaimed").await?;
+        }
+        let is_new =
+            audit_blocked(tx, *intent.id.as_uuid(), &intent.request, &intent.instance_id, order::OVERTAKEN).await? > 0;
+        return Ok(if is_new { Done::Overtaken } else { Done::Replay(*intent.id.as_uuid()) });
+    }
     let inserted = tx
         .query_typed(
             "INSERT INTO control_commands (command_id, command_type, parameters, status, instance_id, idempotency_key, expires_at)

@@ -19,6 +19,8 @@ pub mod topic {
     pub const SENSOR_SAFETY: &str = "modax/sensor/safety";
     /// Analyses, to the panel and to the other control layers.
     pub const AI_ANALYSIS: &str = "modax/ai/analysis";
+    /// What a control layer listens to.
+    pub const SUBSCRIBED: [&str; 3] = [SENSOR_DATA, SENSOR_SAFETY, AI_ANALYSIS];
     /// Commands, to the field.
     pub const CONTROL_COMMANDS: &str = "modax/control/commands";
 }

@@ -2,19 +2,20 @@
 //!
 //! `mqtt` and `database` are needed, and shared by all instances: their loss makes `/health` answer 503 and
 //! readiness merely degraded, because taking all instances out would help nobody. The AI layer is advisory. Private
-//! to an instance are its start (`started`: the tables are there and a broker was reached once) and its writer's life.
+//! to an instance are its start (`started`: the tables are there, and a broker has answered each subscription once: an
+//! instance that does not hear the plant yet is no help) and its writer's life.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use modax_health::{CheckConfig, CheckError, ConfigError, Need, Prober, Registry, Scope, Watchdog};
 
-use crate::app::App;
+use crate::{app::App, contract::topic};
 
 /// Longest turn of the writer that is no reason for a restart: it waits for the database in rounds of ten seconds, and at the
 /// start once for the migration of the outbox.
@@ -28,14 +29,29 @@ const _: () = assert!(
 #[derive(Debug, Default)]
 pub struct Start {
     /// The tables are there.
-    pub tables: AtomicBool,
-    /// A broker was reached.
-    pub broker: AtomicBool,
+    tables: AtomicBool,
+    /// Subscriptions that a broker has answered. A refusal is an answer: rights that are wrong for all instances must
+    /// not take all of them out.
+    subscriptions: AtomicUsize,
 }
 
 impl Start {
-    fn is_complete(&self) -> bool {
-        self.tables.load(Ordering::Relaxed) && self.broker.load(Ordering::Relaxed)
+    /// The tables are there.
+    pub fn has_tables(&self) {
+        self.tables.store(true, Ordering::Relaxed);
+    }
+
+    /// A broker has answered one more subscription.
+    pub fn is_answered(&self) {
+        self.subscriptions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn lacks(&self) -> Option<&'static str> {
+        if !self.tables.load(Ordering::Relaxed) {
+            return Some("waiting for the database");
+        }
+        let answered = self.subscriptions.load(Ordering::Relaxed);
+        (answered < topic::SUBSCRIBED.len()).then_some("waiting for a broker's subscriptions")
     }
 }
 
@@ -57,9 +73,7 @@ pub fn registry(
     let started = Arc::clone(start);
     let starting = CheckConfig::new("started", move || {
         let started = Arc::clone(&started);
-        async move {
-            if started.is_complete() { Ok(()) } else { Err(CheckError::public("waiting for the database or a broker")) }
-        }
+        async move { started.lacks().map_or(Ok(()), |what| Err(CheckError::public(what))) }
     })
     .startup_gate(true)
     .interval(Duration::from_millis(250))

@@ -16,6 +16,7 @@ use crate::{
     app::{App, unix_now, worth_a_line},
     buffer::{Item, What},
     contract::{Analysis, SafetyReport, SensorData, parse, topic},
+    health::Start,
     store,
 };
 
@@ -31,25 +32,34 @@ const PAUSE: Duration = Duration::from_millis(200);
 ///
 /// Safety reports are subscribed to with QoS 0 on purpose: a report that had to wait in a broker's queue is not
 /// news, the next one comes 50 ms later, and a queue of old ones would have to be read before it.
-pub async fn listen(app: Arc<App>, filter: &'static str, mut stop: watch::Receiver<bool>) {
+pub async fn listen(app: Arc<App>, filter: &'static str, start: Arc<Start>, mut stop: watch::Receiver<bool>) {
+    let mut is_answered = false;
     let qos = if filter == topic::SENSOR_SAFETY { Qos::AtMostOnce } else { Qos::AtLeastOnce };
     while !*stop.borrow() {
         match app.mqtt.subscribe(filter, qos).await {
-            Ok(mut subscription) => loop {
-                let received = tokio::select! {
-                    received = subscription.next() => received,
-                    _ = stop.changed() => return std::future::pending().await,
-                };
-                match received {
-                    Some(Received::Delivery(delivery)) => take(&app, filter, delivery),
-                    Some(Received::Gap { reason }) => {
-                        app.metrics.gaps.increment();
-                        tracing::info!(filter, ?reason, "messages may be missing here");
+            Ok(mut subscription) => {
+                let mut granted = std::pin::pin!(subscription.granted());
+                loop {
+                    let received = tokio::select! {
+                        received = subscription.next() => received,
+                        _ = &mut granted, if !is_answered => {
+                            is_answered = true;
+                            start.is_answered();
+                            continue;
+                        }
+                        _ = stop.changed() => return std::future::pending().await,
+                    };
+                    match received {
+                        Some(Received::Delivery(delivery)) => take(&app, filter, delivery),
+                        Some(Received::Gap { reason }) => {
+                            app.metrics.gaps.increment();
+                            tracing::info!(filter, ?reason, "messages may be missing here");
+                        }
+                        Some(_) => {}
+                        None => break,
                     }
-                    Some(_) => {}
-                    None => break,
                 }
-            },
+            }
             Err(error) => tracing::error!(filter, %error, "cannot subscribe"),
         }
         // Refused by the broker: an operator may mend its rights while we ask again.

@@ -2,7 +2,7 @@
 
 use std::{
     io::ErrorKind,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -181,10 +181,9 @@ impl Parts {
     ) -> Self {
         let (stop_sources, sources_stop) = watch::channel(false);
         let (stop_sinks, sinks_stop) = watch::channel(false);
-        let listeners = [topic::SENSOR_DATA, topic::SENSOR_SAFETY, topic::AI_ANALYSIS]
-            .into_iter()
-            .map(|filter| tokio::spawn(ingest::listen(Arc::clone(app), filter, sources_stop.clone())))
-            .collect();
+        let listen =
+            |filter| tokio::spawn(ingest::listen(Arc::clone(app), filter, Arc::clone(start), sources_stop.clone()));
+        let listeners = topic::SUBSCRIBED.into_iter().map(listen).collect();
         let mut sources = Vec::new();
         if app.config.ai_enabled {
             sources.push(tokio::spawn(analysis::run(Arc::clone(app), http, sources_stop.clone())));
@@ -202,7 +201,6 @@ impl Parts {
         let rest = vec![
             tokio::spawn(relay::log_mqtt(Arc::clone(app))),
             tokio::spawn(relay::log_database(Arc::clone(app))),
-            tokio::spawn(watch_broker(Arc::clone(app), Arc::clone(start))),
             tokio::spawn(list_devices(Arc::clone(app))),
         ];
         Self { listeners, stop_sources, sources, stop_sinks, sinks, rest }
@@ -261,7 +259,7 @@ async fn prepare_then_write(
             return;
         }
     }
-    start.tables.store(true, Ordering::Relaxed);
+    start.has_tables();
     tracing::info!("the tables are ready");
     let partitions = {
         let app = Arc::clone(&app);
@@ -277,13 +275,6 @@ async fn prepare_then_write(
     };
     ingest::write(app, writer, stop).await;
     partitions.abort();
-}
-
-async fn watch_broker(app: Arc<App>, start: Arc<Start>) {
-    while !app.mqtt.status().is_connected() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    start.broker.store(true, Ordering::Relaxed);
 }
 
 /// Reads the list of devices again and again. Its failure changes nothing: what is known stays known.

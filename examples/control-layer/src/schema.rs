@@ -2,12 +2,15 @@
 
 use std::{fmt, time::Duration};
 
-use modax_db_router::{Router, WriteError, tokio_postgres::types::Type};
+use modax_db_router::{
+    Router, Tx, WriteError,
+    tokio_postgres::{self, types::Type},
+};
 use modax_txn::MigrateError;
 use sha2::{Digest, Sha256};
 
-/// Version 1. A change of the schema is another file after it, never an edit of this one.
-const SCHEMA: &str = include_str!("schema.sql");
+/// All versions, from 1 on. A change of the schema is another file after them, never an edit of one.
+const VERSIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema_2.sql")];
 /// The advisory lock of everything that changes tables; any number that nobody else uses.
 const LOCK: i64 = 0x6d6f_6461_785f_636c;
 /// How long one attempt may take, waiting for other instances included.
@@ -74,18 +77,11 @@ pub async fn prepare(router: &Router, outbox: &modax_txn::Schema, step: impl Fn(
                      version int PRIMARY KEY, checksum bytea NOT NULL, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())",
             )
             .await?;
-            let checksum = Sha256::digest(SCHEMA.as_bytes()).to_vec();
-            let applied =
-                tx.query_typed("SELECT checksum FROM control_layer_migrations WHERE version = 1", &[]).await?;
-            if let Some(row) = applied.first() {
-                return Ok(row.try_get::<_, Vec<u8>>(0)? == checksum);
+            for (version, sql) in (1_i32..).zip(VERSIONS) {
+                if !apply(&tx, version, sql).await? {
+                    return Ok(false);
+                }
             }
-            tx.batch_execute(SCHEMA).await?;
-            tx.execute_typed(
-                "INSERT INTO control_layer_migrations (version, checksum) VALUES (1, $1)",
-                &[(&checksum, Type::BYTEA)],
-            )
-            .await?;
             Ok(true)
         })
         .await
@@ -100,6 +96,22 @@ pub async fn prepare(router: &Router, outbox: &modax_txn::Schema, step: impl Fn(
     step();
     outbox.migrate(&*connection).await.map_err(PrepareError::Outbox)?;
     Ok(())
+}
+
+/// One version, unless it is there; false if something else is.
+async fn apply(tx: &Tx, version: i32, sql: &str) -> Result<bool, tokio_postgres::Error> {
+    let checksum = Sha256::digest(sql.as_bytes()).to_vec();
+    let select = "SELECT checksum FROM control_layer_migrations WHERE version = $1";
+    if let Some(row) = tx.query_typed(select, &[(&version, Type::INT4)]).await?.first() {
+        return Ok(row.try_get::<_, Vec<u8>>(0)? == checksum);
+    }
+    tx.batch_execute(sql).await?;
+    tx.execute_typed(
+        "INSERT INTO control_layer_migrations (version, checksum) VALUES ($1, $2)",
+        &[(&version, Type::INT4), (&checksum, Type::BYTEA)],
+    )
+    .await?;
+    Ok(true)
 }
 
 /// Makes the partitions of the days around now; those that are there stay. Rows that the default partition took for such a day
@@ -146,7 +158,7 @@ pub async fn make_partitions(router: &Router) -> Result<u64, WriteError> {
     Ok(written.value)
 }
 
-async fn lock(tx: &modax_db_router::Tx) -> Result<(), tokio_postgres::Error> {
+async fn lock(tx: &Tx) -> Result<(), tokio_postgres::Error> {
     // Without it an instance that hangs in its migration would hang all others; they retry.
     tx.batch_execute("SET LOCAL lock_timeout = '10s'").await?;
     tx.execute_typed("SELECT pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)]).await?;

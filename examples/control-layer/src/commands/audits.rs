@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use modax_db_router::{WriteError, tokio_postgres::types::Type};
+use modax_db_router::{
+    Tx, WriteError,
+    tokio_postgres::{self, types::Type},
+};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -31,30 +34,38 @@ pub struct Audits(Mutex<VecDeque<(Uuid, CommandRequest)>>);
 /// # Cancel safety
 /// Dropping it leaves all or nothing of the row.
 pub(super) async fn record_blocked(app: &App, command_id: Uuid, request: &CommandRequest) -> Result<(), WriteError> {
-    let parameters = serde_json::json!(request.parameters.clone().unwrap_or_default());
-    let (command_type, instance_id) = (request.command_type.clone(), Arc::clone(&app.instance_id));
+    let (request, instance_id) = (Arc::new(request.clone()), Arc::clone(&app.instance_id));
     app.router
         .writer()
         .deadline(DEADLINE)
         .run(|tx| {
-            let (parameters, command_type) = (parameters.clone(), command_type.clone());
-            let instance_id = Arc::clone(&instance_id);
-            async move {
-                tx.execute_typed(
-                    "INSERT INTO control_commands (command_id, command_type, parameters, status, reason, instance_id, settled_at)
-                     VALUES ($1, $2, $3, 'blocked', 'the plant is not safe', $4, clock_timestamp()) ON CONFLICT DO NOTHING",
-                    &[
-                        (&command_id, Type::UUID),
-                        (&command_type, Type::TEXT),
-                        (&parameters, Type::JSONB),
-                        (&&*instance_id, Type::TEXT),
-                    ],
-                )
-                .await
-            }
+            let (request, instance_id) = (Arc::clone(&request), Arc::clone(&instance_id));
+            async move { audit_blocked(&tx, command_id, &request, &instance_id, "the plant is not safe").await }
         })
         .await
         .map(|_| ())
+}
+
+/// Notes a command that is not taken; 0 if this identity is there already.
+pub(super) async fn audit_blocked(
+    tx: &Tx,
+    command_id: Uuid,
+    request: &CommandRequest,
+    instance_id: &str,
+    reason: &str,
+) -> Result<u64, tokio_postgres::Error> {
+    tx.execute_typed(
+        "INSERT INTO control_commands (command_id, command_type, parameters, status, reason, instance_id, settled_at)
+         VALUES ($1, $2, $3, 'blocked', $4, $5, clock_timestamp()) ON CONFLICT DO NOTHING",
+        &[
+            (&command_id, Type::UUID),
+            (&request.command_type, Type::TEXT),
+            (&serde_json::json!(request.parameters.clone().unwrap_or_default()), Type::JSONB),
+            (&reason, Type::TEXT),
+            (&instance_id, Type::TEXT),
+        ],
+    )
+    .await
 }
 
 impl Audits {

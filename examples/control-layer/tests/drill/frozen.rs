@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{LONG, Layer, Outcome, servers, sql};
 
 /// The database's sessions of this instance are not told from others: it is the only one that asks for this lock.
-const FROZEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%FROM command_order FOR UPDATE'
+const FROZEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%command_order%'
                       AND state = 'idle in transaction' AND application_name = 'frozen'";
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ mod frozen;
 mod late;
 mod layer;
 mod nonsense;
+mod ready;
 mod retained;
 mod stop;
 mod tls;

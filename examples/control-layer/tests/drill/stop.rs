@@ -1,14 +1,15 @@
-//! Stopping waits for nothing that is held back.
+//! Stopping waits for nothing that is held back, and nothing older follows it.
 
+use modax_db_router::Router;
 use modax_testbed::{
-    device::{Device, DeviceConfig},
+    device::{Device, DeviceConfig, Entry},
     proxy::Proxy,
     wait,
 };
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::{LONG, Layer, Outcome, servers};
+use crate::{LONG, Layer, Outcome, servers, sql};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_does_not_wait_behind_a_command_that_is_held_back() -> Outcome {
@@ -49,6 +50,55 @@ async fn a_stop_does_not_wait_behind_a_command_that_is_held_back() -> Outcome {
     let overtaken = layer.until("the other is settled", &path(&held), |_, body| body["audit"] != "accepted").await;
     assert_eq!(overtaken["audit"], "blocked", "{overtaken}");
     assert!(overtaken["reason"].as_str().is_some_and(|reason| reason.contains("a stop was taken")), "{overtaken}");
+    ground.stop().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_could_not_be_stored_before_a_later_stop_does_not_follow_it() -> Outcome {
+    let (ground, database, broker) = servers().await?;
+    let (brokers, url) = (broker.url(), database.url());
+    let named = format!("{url}?application_name=held");
+    let layer =
+        Layer::start(&ground, "a", &[("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", named.as_str())]).await?;
+    let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
+    layer.until_safe().await;
+
+    // Its key is ours, so that the transaction of the older command waits.
+    let router = Router::builder(&url).expect("a URL").build().expect("a router");
+    let ours = router.primary().await.expect("a connection");
+    let claim = "BEGIN; INSERT INTO modax_txn.idempotency (key, digest, expires_at) VALUES ('older', 'x', now() + interval '1 hour')";
+    ours.batch_execute(claim).await.expect("claimed");
+    let older = json!({"command_type": "set_speed", "parameters": {"value": "1"}});
+    let stopped = async {
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'held' AND wait_event_type = 'Lock'";
+        wait::until(LONG, "the older command waits", || async { sql(&database, waits).await == "1" }).await?;
+        let stop = layer.command(&json!({"command_type": "stop"}), None).await;
+        ours.batch_execute("ROLLBACK").await.expect("given back");
+        Ok::<_, modax_testbed::TestbedError>(stop)
+    };
+
+    let ((status, answer, _), stop) = tokio::join!(layer.command(&older, Some("older")), stopped);
+
+    let stop = stop?;
+    assert_eq!(stop.0, StatusCode::OK);
+    assert_eq!((status, &answer["error"]), (StatusCode::CONFLICT, &json!("overtaken_by_stop")), "{answer}");
+    let path = format!("/control/commands/{}", answer["details"]["command_id"].as_str().expect("an id"));
+    let (_, audit) = layer.get(&path).await;
+    assert_eq!((&audit["audit"], &audit["maybe_delivered"]), (&json!("blocked"), &json!(false)), "{audit}");
+    // The same request again is a command after the stop.
+    let (status, again, _) = layer.command(&older, Some("older")).await;
+    assert_eq!(status, StatusCode::OK, "{again}");
+    let path = format!("/control/commands/{}", again["command_id"].as_str().expect("an id"));
+    layer.until("it is out", &path, |_, body| body["status"] == "acknowledged").await;
+    let received = device.finish(LONG).await.entries.into_iter().filter_map(|entry| match entry {
+        Entry::Received { command_id, .. } => command_id,
+        _ => None,
+    });
+    let ids = [&stop.1, &again].map(|answer| answer["command_id"].as_str().expect("an id").to_owned());
+    assert_eq!(received.collect::<Vec<_>>(), ids, "the stop, then what was asked for after it");
+    router.close(LONG).await;
     ground.stop().await;
     Ok(())
 }
