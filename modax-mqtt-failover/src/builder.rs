@@ -154,7 +154,7 @@ impl ClientBuilder {
     /// After how many connections in a row that brokers closed on one message, sent alone, that message is
     /// [rejected](crate::Rejection::ClosesConnection); `None` for never: then it is sent until it expires, what is
     /// behind it waits, and from the third connection on it may look like another client with our identity
-    /// ([`Event::DuplicateClientId`](crate::Event::DuplicateClientId): one try in 30 s). Default 3: one may be a broker that happens to die, three, each after a quiet time, are none; and
+    /// ([`Event::DuplicateClientId`](crate::Event::DuplicateClientId): few tries then, in the end one in 30 s). Default 3: one may be a broker that happens to die, three, each after a quiet time, are none; and
     /// what is behind waits for some seconds only. The crate's section *A message on which brokers close the connection*
     /// says what has to be true of those connections.
     pub fn reject_after_closes(mut self, connections: impl Into<Option<u32>>) -> Self {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_core::Stream;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use crate::{
     builder::ClientBuilder,
@@ -120,11 +120,12 @@ impl Client {
         check_filter(filter).map_err(|reason| SubscribeError::Filter { reason })?;
         let filter: Arc<str> = Arc::from(filter);
         let (reader, items) = mpsc::channel(SUBSCRIPTION_BUFFER);
-        let command = Command::Subscribe { filter: Arc::clone(&filter), qos, reader };
+        let (grant, granted) = watch::channel(None);
+        let command = Command::Subscribe { filter: Arc::clone(&filter), qos, reader, granted: grant };
         if !self.handle.shared.command(command) {
             return Err(SubscribeError::Closed);
         }
-        Ok(Subscription::new(filter, items, Arc::clone(&self.handle)))
+        Ok(Subscription::new(filter, items, granted, Arc::clone(&self.handle)))
     }
 
     /// Withdraws the wish for `filter`; all its streams end after what they have buffered.

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     event::{Filter, GapReason},
@@ -35,13 +35,19 @@ use crate::{
 pub struct Subscription {
     filter: Filter,
     items: mpsc::Receiver<Received>,
+    granted: watch::Receiver<Option<Qos>>,
     auto_ack: bool,
     handle: Arc<Handle>,
 }
 
 impl Subscription {
-    pub(crate) const fn new(filter: Filter, items: mpsc::Receiver<Received>, handle: Arc<Handle>) -> Self {
-        Self { filter, items, auto_ack: false, handle }
+    pub(crate) const fn new(
+        filter: Filter,
+        items: mpsc::Receiver<Received>,
+        granted: watch::Receiver<Option<Qos>>,
+        handle: Arc<Handle>,
+    ) -> Self {
+        Self { filter, items, granted, auto_ack: false, handle }
     }
 
     /// Acknowledges each delivery as [`next`](Self::next) hands it out. Without it the program calls
@@ -55,6 +61,19 @@ impl Subscription {
     #[must_use]
     pub fn filter(&self) -> &str {
         &self.filter
+    }
+
+    /// Waits until a broker has granted the filter once: what is published from then on is delivered, or a gap is told.
+    /// The level it granted; `None` when the filter was refused or unsubscribed, or the client closed. At once where
+    /// that is so already, and also while no broker is connected now.
+    ///
+    /// The future does not borrow the stream, so that it can be awaited beside [`next`](Self::next); it ends with it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it takes nothing.
+    pub fn granted(&self) -> impl Future<Output = Option<Qos>> + Send + use<> {
+        let mut granted = self.granted.clone();
+        async move { *granted.wait_for(Option::is_some).await.ok()? }
     }
 
     /// The next item; `None` when the client was closed, the filter unsubscribed or refused.

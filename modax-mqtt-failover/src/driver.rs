@@ -251,6 +251,7 @@ impl Driver {
                 Output::HangUp { attempt } => self.hang_up(attempt),
                 Output::Settled { id, outcome } => self.settled.push((id, outcome)),
                 Output::Deliver { publish, serial } => self.deliver(&publish, serial),
+                Output::Granted { filter, qos } => self.readers.granted(&filter, qos),
                 Output::Gap { filter, reason } => {
                     self.readers.gap(&filter, reason);
                     if let GapReason::Refused { .. } = reason {
@@ -352,8 +353,8 @@ impl Driver {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Subscribe { filter, qos, reader } => {
-                self.readers.add(Arc::clone(&filter), reader);
+            Command::Subscribe { filter, qos, reader, granted } => {
+                self.readers.add(Arc::clone(&filter), reader, granted);
                 // The handle has noted it, and an older stream that was dropped before may have struck it out since.
                 self.shared.lock().filters.insert(Arc::clone(&filter));
                 for waiting in self.readers.unclaimed.claim(&filter, self.courier.attempt()) {

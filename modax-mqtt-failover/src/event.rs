@@ -88,7 +88,7 @@ pub enum Event {
         reason: String,
     },
     /// Another client uses our identity: brokers close our connection soon after accepting it, again and again.
-    /// From here on there is one try each 30 s.
+    /// From here on there is one try after 4 s, then after 8 s, and so on up to one each 30 s.
     DuplicateClientId {
         /// Where it was seen last.
         broker: Broker,

@@ -40,8 +40,11 @@ const LAST_DEADLINE: Duration = Duration::from_secs(30);
 /// A node that elects holds a CONNECT for 4 s and then closes. While scouts are out it is waited for that long: the
 /// identity is held there, and one more CONNECT elsewhere would have it held there too.
 const HELD: Duration = Duration::from_millis(4500);
-/// Takeovers are counted within this time, and after too many there is one try in it.
+/// Takeovers are counted within this time, and in the end there is one try in it.
 const TAKEOVER_WINDOW: Duration = Duration::from_secs(30);
+/// The first wait after too many of them, doubled with each further one: a link that breaks again and again looks the
+/// same until it holds.
+const FIRST_HOLD: Duration = Duration::from_secs(4);
 /// So many takeovers say that another client uses our identity.
 const TAKEOVERS: usize = 3;
 /// A connection that the broker closes sooner than this after accepting it may have been taken over. Less than the 4 s
@@ -106,6 +109,10 @@ pub struct Failover {
     /// Connections that nodes of a cluster ended soon after accepting them.
     short_lived: VecDeque<Instant>,
     contested: bool,
+    /// Waits since it is contested.
+    holds: u32,
+    /// Whether a broker says so when another client takes our place (MQTT 5, 3.1.4-3).
+    tells: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -142,6 +149,8 @@ impl Failover {
             takeovers: VecDeque::new(),
             short_lived: VecDeque::new(),
             contested: false,
+            holds: 0,
+            tells: config.speaks() == Version::V5,
             outputs: VecDeque::new(),
         }
     }

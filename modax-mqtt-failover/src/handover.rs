@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use self::sync::{AtomicBool, Mutex, MutexGuard, Notify};
 
@@ -39,6 +39,7 @@ pub(crate) enum Command {
         filter: Filter,
         qos: Qos,
         reader: mpsc::Sender<Received>,
+        granted: watch::Sender<Option<Qos>>,
     },
     /// For all its readers.
     Unsubscribe {

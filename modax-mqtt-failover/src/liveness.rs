@@ -30,6 +30,8 @@ const ELECTION: Duration = Duration::from_millis(2500);
 /// holds a broker up now and then, for longer than a mean over the last few answers would tell.
 const REMEMBERED: Duration = Duration::from_secs(15);
 const SLOWEST_ASKS: Duration = Duration::from_millis(500);
+/// Each verdict in vain doubles all deadlines, so often at most.
+const MOST_DOUBLINGS: u32 = 6;
 /// Shortest time without any progress in writing that counts as a stall.
 const SHORTEST_STALL: Duration = Duration::from_secs(1);
 
@@ -95,6 +97,9 @@ pub struct Liveness {
     /// On the wire and unanswered.
     probes: VecDeque<Instant>,
     slow: bool,
+    /// Verdicts since anything was last answered that we waited for. A link or a broker that needs longer than its
+    /// deadline would be left for ever, and given the same again each time.
+    in_vain: u32,
     paused: bool,
     outputs: VecDeque<Output>,
 }
@@ -119,13 +124,15 @@ impl Liveness {
             probe_due: false,
             probes: VecDeque::new(),
             slow: false,
+            in_vain: 0,
             paused: false,
             outputs: VecDeque::new(),
         }
     }
 
     /// How long an answer may take now: srtt + 8 · rttvar above the floor, twice the slowest answer of the last
-    /// half minute (at most 500 ms), and more while this process is itself late.
+    /// half minute (at most 500 ms); twice that after each verdict since which nothing was acknowledged; and more while
+    /// this process is itself late.
     #[must_use]
     pub fn deadline(&self) -> Duration {
         let measured = match self.rtt {
@@ -135,7 +142,11 @@ impl Liveness {
             }
             None => self.config.first,
         };
-        measured.saturating_add(self.lateness.saturating_mul(4)).min(LONGEST)
+        measured.saturating_mul(self.leniency()).saturating_add(self.lateness.saturating_mul(4)).min(LONGEST)
+    }
+
+    fn leniency(&self) -> u32 {
+        2_u32.saturating_pow(self.in_vain.min(MOST_DOUBLINGS))
     }
 
     /// Takes in what was seen.
@@ -157,6 +168,9 @@ impl Liveness {
             }
             Input::ProbeAnswered => {
                 self.hear(now);
+                if self.waiting.is_none() {
+                    self.in_vain = 0;
+                }
                 if let Some(sent) = self.probes.pop_front() {
                     self.compare(now, sent);
                     self.measure(now, now.saturating_duration_since(sent));
@@ -169,6 +183,7 @@ impl Liveness {
             }
             Input::Acknowledged(took) => {
                 self.acked = now;
+                self.in_vain = 0;
                 // Whatever was being elected has been.
                 self.grace = self.grace.min(now);
                 self.measure(now, took);
@@ -300,9 +315,10 @@ impl Liveness {
 
     fn slow_at(&self) -> Option<Instant> {
         let since = self.waiting?.max(self.grace);
+        let slow_after = self.config.slow_after.saturating_mul(self.leniency());
         // Later packets are acknowledged and this one is not: its acknowledgement was lost, and will not come.
-        let skipped = since + self.config.slow_after * SKIPPED;
-        Some((since.max(self.acked) + self.config.slow_after).min(skipped))
+        let skipped = since + slow_after * SKIPPED;
+        Some((since.max(self.acked) + slow_after).min(skipped))
     }
 
     fn stall_at(&self) -> Option<Instant> {
@@ -361,6 +377,7 @@ impl Liveness {
 
     fn condemn(&mut self, reason: Reason, since: Instant) {
         self.phase = Phase::Dead;
+        self.in_vain = self.in_vain.saturating_add(1);
         self.outputs.push_back(Output::Dead { reason, since });
     }
 }

@@ -30,6 +30,7 @@ impl Courier {
                 self.stats.received = self.stats.received.saturating_add(1);
                 self.outputs.push_back(Output::Deliver { publish, serial });
             }
+            session::Output::Granted { filter, qos } => self.outputs.push_back(Output::Granted { filter, qos }),
             session::Output::Gap { filter, reason } => self.outputs.push_back(Output::Gap { filter, reason }),
             session::Output::Refused { filter, code } => {
                 self.emit(Event::SubscriptionRefused { filter: filter.to_string(), code });

@@ -124,6 +124,13 @@ pub enum Output {
         /// Binds the acknowledgement to this delivery.
         serial: Option<u64>,
     },
+    /// A broker granted this filter.
+    Granted {
+        /// Which filter.
+        filter: Filter,
+        /// The level.
+        qos: Qos,
+    },
     /// Readers of this filter may have missed messages, or will get none.
     Gap {
         /// Which filter.

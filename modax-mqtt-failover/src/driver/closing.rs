@@ -54,7 +54,7 @@ impl Driver {
                 Output::HangUp { attempt } => self.hang_up(attempt),
                 Output::Settled { id, outcome } => self.settled.push((id, outcome)),
                 Output::Event(event) => self.shared.emit(event),
-                Output::Dial { .. } | Output::Deliver { .. } | Output::Gap { .. } => {}
+                Output::Dial { .. } | Output::Deliver { .. } | Output::Granted { .. } | Output::Gap { .. } => {}
             }
         }
         if let Some(mut link) = link {

@@ -11,7 +11,10 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    watch,
+};
 
 use super::unclaimed::Unclaimed;
 use crate::{
@@ -30,6 +33,7 @@ const STOP_ABOVE_BYTES: usize = 32 << 20;
 
 struct Reader {
     sender: mpsc::Sender<Received>,
+    granted: watch::Sender<Option<Qos>>,
     overflow: VecDeque<Received>,
 }
 
@@ -50,8 +54,20 @@ impl Readers {
         Self { unclaimed: Unclaimed::new(now), staying, leaving, overflow_bytes: 0, dropped: 0 }
     }
 
-    pub(crate) fn add(&mut self, filter: Filter, sender: mpsc::Sender<Received>) {
-        self.staying.entry(filter).or_default().push(Reader { sender, overflow: VecDeque::new() });
+    pub(crate) fn add(&mut self, filter: Filter, sender: mpsc::Sender<Received>, granted: watch::Sender<Option<Qos>>) {
+        let readers = self.staying.entry(filter).or_default();
+        // What one of them was granted holds for the next: the broker is not asked again.
+        if let Some(first) = readers.first() {
+            granted.send_replace(*first.granted.borrow());
+        }
+        readers.push(Reader { sender, granted, overflow: VecDeque::new() });
+    }
+
+    /// Tells the readers of a filter that a broker granted it.
+    pub(crate) fn granted(&self, filter: &Filter, qos: Qos) {
+        for reader in self.staying.get(filter).into_iter().flatten() {
+            reader.granted.send_replace(Some(qos));
+        }
     }
 
     /// Ends the streams of a filter after what they are owed.

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use super::{Failover, Ousted, Output, State, TAKEOVER_LIFE, TAKEOVER_WINDOW, TAKEOVERS};
+use super::{FIRST_HOLD, Failover, Ousted, Output, State, TAKEOVER_LIFE, TAKEOVER_WINDOW, TAKEOVERS};
 use crate::{breaker::Failure, config::Topology, packet::ConnectCode};
 
 impl Failover {
@@ -33,9 +33,14 @@ impl Failover {
             if alone {
                 self.takeovers.clear();
                 self.short_lived.clear();
-                self.contested = false;
+                self.uncontested();
             }
         }
+    }
+
+    const fn uncontested(&mut self) {
+        self.contested = false;
+        self.holds = 0;
     }
 
     /// A connection ended soon after it was accepted. Nodes of a cluster that die under us one after the other look as if
@@ -51,8 +56,10 @@ impl Failover {
         }
         if self.contested {
             // One try in this time: two clients that fight over one identity disturb each other and the brokers.
+            let hold = FIRST_HOLD.saturating_mul(2_u32.saturating_pow(self.holds)).min(TAKEOVER_WINDOW);
+            self.holds = self.holds.saturating_add(1);
             for breaker in &mut self.breakers {
-                breaker.hold(now + TAKEOVER_WINDOW);
+                breaker.hold(now + hold);
             }
         }
     }
@@ -85,7 +92,7 @@ impl Failover {
                 let lived = now.saturating_duration_since(since);
                 let told = std::mem::take(&mut self.taken_over);
                 if lived >= TAKEOVER_WINDOW {
-                    self.contested = false;
+                    self.uncontested();
                     self.takeovers.clear();
                 }
                 let failure = if by_peer { Failure::Dropped } else { Failure::Silent };
@@ -96,7 +103,7 @@ impl Failover {
                 self.cancel_return();
                 self.blame(now, broker, failure);
                 let on_message = std::mem::take(&mut self.ends_on_message);
-                if told || (by_peer && lived < TAKEOVER_LIFE && !on_message) {
+                if told || (by_peer && lived < TAKEOVER_LIFE && !on_message && !self.tells) {
                     self.ousted(now, Ousted { broker, told });
                 }
                 self.choose(now);

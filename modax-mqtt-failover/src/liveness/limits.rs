@@ -27,7 +27,8 @@ impl Default for LivenessConfig {
 
 impl LivenessConfig {
     /// The shortest deadline for an answer; default 100 ms, because 50 ms were seen to condemn healthy brokers on a
-    /// busy machine. Above it the deadline is srtt + 8 · rttvar, or twice the slowest answer of the last half minute.
+    /// busy machine. Above it the deadline is srtt + 8 · rttvar, or twice the slowest answer of the last half minute, and
+    /// double after each verdict since which nothing was acknowledged, up to 10 s.
     pub fn floor(mut self, floor: Duration) -> Self {
         self.floor = floor;
         self

@@ -102,11 +102,12 @@ impl Session {
         }
         for ((filter, requested), code) in filters.into_iter().zip(codes.iter().copied()) {
             let Some(wish) = self.subscriptions.get(&filter).copied() else { continue };
-            if Qos::from_level(code).is_none() {
+            let Some(qos) = Qos::from_level(code) else {
                 self.subscriptions.drop_wish(&filter);
                 self.outputs.push_back(Output::Refused { filter, code });
                 continue;
-            }
+            };
+            self.outputs.push_back(Output::Granted { filter: Arc::clone(&filter), qos });
             // A wish that was raised meanwhile has a SUBSCRIBE of its own.
             if wish.qos <= requested {
                 self.subscriptions.granted(&filter);

@@ -123,6 +123,13 @@ pub enum Output {
         /// Why.
         reason: GapReason,
     },
+    /// The broker granted this filter.
+    Granted {
+        /// Which filter.
+        filter: Filter,
+        /// The level.
+        qos: Qos,
+    },
     /// The broker refused this filter; it is not wanted any more.
     Refused {
         /// Which filter.

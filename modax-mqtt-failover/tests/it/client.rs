@@ -6,7 +6,7 @@ use modax_mqtt_failover::{
     Client, ClientBuilder, ConfigError, Event, Message, Outcome, PublishError, Qos, Queue, Received, SubscribeError,
     WhenFull,
 };
-use modax_testbed::broker::{Script, ScriptedBroker};
+use modax_testbed::broker::{Script, ScriptedBroker, Suback};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -286,4 +286,29 @@ async fn a_close_without_an_end_waits_for_what_is_on_its_way() {
 
     assert!(within("an outcome", receipt.acked()).await.is_acked());
     assert!(within("the end", closing).await.unwrap().undelivered.is_empty());
+}
+
+#[tokio::test]
+async fn a_subscription_tells_when_a_broker_has_granted_it_and_that_none_will() {
+    let silent = ScriptedBroker::start(Script::new().suback(Suback::Never)).await.unwrap();
+    let client = builder(&silent).build().unwrap();
+    let subscription = client.subscribe("a", Qos::AtLeastOnce).await.unwrap();
+    let granted = tokio::spawn(subscription.granted());
+    assert!(silent.wait_until(DEADLINE, |broker| !broker.subscribes().is_empty()).await);
+    assert!(!granted.is_finished(), "nobody has granted it");
+    client.unsubscribe("a").await.unwrap();
+    assert_eq!(within("the end of the wish", granted).await.unwrap(), None);
+
+    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
+    let client = builder(&broker).build().unwrap();
+    let first = client.subscribe("a", Qos::AtLeastOnce).await.unwrap();
+    assert_eq!(within("a grant", first.granted()).await, Some(Qos::AtLeastOnce));
+    let second = client.subscribe("a", Qos::AtMostOnce).await.unwrap();
+    assert_eq!(within("the same grant", second.granted()).await, Some(Qos::AtLeastOnce));
+    assert_eq!(broker.subscribes().len(), 1, "asked once");
+
+    let refusing = ScriptedBroker::start(Script::new().suback(Suback::Refuse)).await.unwrap();
+    let client = builder(&refusing).build().unwrap();
+    let subscription = client.subscribe("a", Qos::AtLeastOnce).await.unwrap();
+    assert_eq!(within("a refusal", subscription.granted()).await, None);
 }

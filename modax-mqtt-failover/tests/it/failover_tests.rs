@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use modax_mqtt_failover::{
-    Backoff, Scouting, Selection, Standby, Topology,
+    Backoff, Scouting, Selection, Standby, Topology, Version,
     config::Config,
     failover::{Failover, Input, Output},
     packet::ConnectCode,
@@ -226,15 +226,15 @@ fn a_stale_session_of_another_independent_broker_is_thrown_away_first() {
 #[test]
 fn f24_takeovers_of_one_identity_are_counted_only_where_the_broker_lives_on() {
     let mut fight = Bench::new(1, |_| {});
-    for _ in 0..4 {
+    for _ in 0..8 {
         fight.accept();
         fight.now += Duration::from_millis(100);
         fight.lose(true);
         fight.wait();
     }
     assert!(fight.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })));
-    let gap = fight.dials[4].0.saturating_sub(fight.dials[3].0);
-    assert!(gap >= Duration::from_secs(30), "it fights on: {gap:?}");
+    let gaps = fight.dials.windows(2).skip(3).map(|pair| pair[1].0.saturating_sub(pair[0].0).as_secs());
+    assert_eq!(gaps.collect::<Vec<_>>(), [4, 8, 16, 30, 30], "it fights on");
 
     // Three brokers that die one after the other are no twin, nor is one that is started again and again.
     for (brokers, topology) in [(3, Topology::Independent), (3, Topology::Cluster), (1, Topology::Independent)] {
@@ -415,4 +415,17 @@ fn f24_a_takeover_that_the_broker_tells_counts_however_long_the_connection_stood
     }
 
     assert!(fight.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })), "{:?}", fight.said);
+}
+
+#[test]
+fn f08_a_link_that_is_cut_soon_again_and_again_is_no_twin_where_brokers_would_tell() {
+    let mut bench = Bench::new(1, |config| config.version = Some(Version::V5));
+    for _ in 0..8 {
+        bench.accept();
+        bench.now += Duration::from_millis(100);
+        bench.lose(true);
+        bench.wait();
+    }
+
+    assert!(!bench.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })), "{:?}", bench.said);
 }

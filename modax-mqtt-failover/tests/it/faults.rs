@@ -419,7 +419,7 @@ async fn f29_switched_off_a_message_is_sent_again_however_often_brokers_close_on
     let mut events = client.events();
     let odd = client.publish(Message::new("faults/odd", "x")).await.unwrap();
 
-    // The third looks like a twin's doing, and there is one try in 30 s from then on: as without this feature.
+    // The third looks like a twin's doing, and there are few tries from then on: as without this feature.
     event(&mut events, "the suspected twin", |event| matches!(event, Event::DuplicateClientId { .. })).await;
 
     assert_eq!(client.stats().rejected, 0);

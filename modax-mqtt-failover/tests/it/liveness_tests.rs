@@ -263,3 +263,32 @@ fn a_welcome_that_took_long_or_came_after_a_measure_changes_no_deadline() {
     bench.tell(Input::Accepted(150 * MS));
     assert_eq!(bench.liveness.deadline(), measured);
 }
+
+#[test]
+fn f12_a_link_slower_than_every_deadline_is_borne_in_the_end_and_a_fast_one_is_judged_as_before() {
+    // Answers come 5 s after their question, also to probes: only patience that grows ever hears one.
+    let answer = Duration::from_secs(5);
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    let mut verdicts = Vec::new();
+    loop {
+        bench.tell(Input::Waiting(Some(bench.now)));
+        let Some((at, _)) = verdict(&bench.pass(answer)) else { break };
+        verdicts.push(at);
+        assert!(verdicts.len() < 20, "never acknowledged: {verdicts:?}");
+        bench.tell(Input::Closed);
+        bench.tell(Input::Opened { same_broker: true, electing: false });
+    }
+    assert!(verdicts.len() > 1 && verdicts.is_sorted(), "{verdicts:?}");
+
+    bench.tell(Input::Heard);
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+    bench.pass(Duration::from_secs(60));
+    bench.tell(Input::Closed);
+    bench.tell(Input::Opened { same_broker: false, electing: false });
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+    let (at, _) = verdict(&bench.pass(Duration::from_secs(2))).expect("a verdict");
+    assert_eq!(at, 200 * MS);
+}

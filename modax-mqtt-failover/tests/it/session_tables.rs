@@ -164,6 +164,7 @@ fn show(output: &Output) -> String {
             }
             line
         }
+        Output::Granted { filter, qos } => format!("filter {filter} granted {}", qos.level()),
         Output::Gap { filter, reason } => format!("gap {filter} {reason:?}"),
         Output::Refused { filter, code } => format!("filter {filter} refused {code}"),
         Output::QosLowered { filter: None, requested, granted } => {

@@ -230,6 +230,7 @@ pub(crate) struct World {
     commands: BTreeSet<u64>,
     delivered: BTreeSet<u64>,
     must_arrive: BTreeSet<u64>,
+    granted: bool,
 }
 
 #[derive(Debug)]
@@ -303,6 +304,7 @@ impl World {
             commands: BTreeSet::new(),
             delivered: BTreeSet::new(),
             must_arrive: BTreeSet::new(),
+            granted: false,
             numbers,
             plan,
         }
@@ -510,6 +512,10 @@ impl World {
                         let wait = self.below(Duration::from_millis(20));
                         self.at(wait, Happening::Acknowledge { id, serial });
                     }
+                }
+                Output::Granted { qos, .. } => {
+                    assert_eq!(qos, Qos::AtLeastOnce);
+                    self.granted = true;
                 }
                 Output::Gap { reason, .. } => {
                     assert!(!matches!(reason, GapReason::Refused { .. }), "no broker refused anything");
@@ -845,6 +851,7 @@ impl World {
         let open: Vec<_> = self.admitted.iter().filter(|(id, _)| !self.outcomes.contains_key(id)).collect();
         assert!(open.is_empty(), "no outcome after healing: {open:?}, {:?}", self.courier.status());
         assert!(self.courier.status().is_connected(), "not connected after healing");
+        assert!(self.granted, "nobody was told that the filter is granted");
         assert!(self.must_arrive.is_empty(), "commands {:?} never arrived", self.must_arrive);
         assert_eq!(self.backlog.messages(), 0, "the account of the queue is not balanced");
         assert_eq!(self.backlog.bytes(), 0, "the account of the queue is not balanced");
