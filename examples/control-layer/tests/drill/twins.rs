@@ -7,7 +7,7 @@ use std::{
 };
 
 use modax_testbed::{
-    Ground, Mosquitto, PostgresCluster,
+    Ground, Mosquitto, PostgresCluster, TestbedError,
     device::{Device, DeviceConfig, DeviceLog, Entry},
     oracle::{DeviceOracle, FieldOracle, IssuedCommand},
     wait,
@@ -74,9 +74,11 @@ impl Operator {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_layers_killed_and_frozen_with_broker_and_database_leave_an_audit_that_the_field_confirms() -> Outcome {
     let (ground, database, broker) = servers().await?;
-    let (brokers, url) = (broker.url(), database.url());
-    let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
-    let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &pairs), Layer::start(&ground, "b", &pairs))?;
+    let brokers = broker.url();
+    let [of_a, of_b] = ["a", "b"].map(|name| format!("{}?application_name={name}", database.url()));
+    let [pairs_a, pairs] =
+        [&of_a, &of_b].map(|url| [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())]);
+    let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &pairs_a), Layer::start(&ground, "b", &pairs))?;
     // What nobody has subscribed to yet is nobody's to store.
     for layer in [&a, &b] {
         layer.until_ready().await;
@@ -140,7 +142,7 @@ async fn killed_in_the_middle(
     operator: &mut Operator,
     a: &Layer,
     b: Layer,
-) -> Result<Layer, modax_testbed::TestbedError> {
+) -> Result<Layer, TestbedError> {
     let before = operator.count(200);
     let kill = async {
         wait::until(LONG, "b has taken one", || async { b.counter("modax_control_commands_accepted_total").await > 0 })
@@ -159,18 +161,20 @@ async fn killed_in_the_middle(
     Layer::start(ground, "b", pairs).await
 }
 
-/// Layer a, who publishes by now, is frozen with a command in its hands until b has published it and more, and goes on then.
+/// The layer that publishes by now is frozen with a command in its hands until the other has published it and more, and
+/// goes on then.
 async fn frozen_layer(database: &PostgresCluster, operator: &mut Operator, a: &Layer, b: &Layer) -> Outcome {
-    let executed = || async { b.counter("modax_control_commands_executed_total").await };
-    let before = executed().await;
     slow_to_note(database).await;
     operator.give(&[a], 1).await;
-    frozen_noting_an_attempt(database, a).await?;
+    let frozen = frozen_noting_an_attempt(database, &[("a", a), ("b", b)]).await?;
+    let other = if std::ptr::eq(frozen, a) { b } else { a };
+    let executed = || async { other.counter("modax_control_commands_executed_total").await };
+    let before = executed().await;
     for _ in 0..3 {
-        operator.give(&[b], 20).await;
+        operator.give(&[other], 20).await;
     }
-    wait::until(LONG, "b publishes", || async { executed().await > before }).await?;
-    a.process.cont();
+    wait::until(LONG, "the other publishes", || async { executed().await > before }).await?;
+    frozen.process.cont();
     Ok(())
 }
 
@@ -183,16 +187,25 @@ async fn slow_to_note(database: &PostgresCluster) {
     sql(database, slow).await;
 }
 
-/// Freezes `layer` while it notes an attempt: the command is open, and its transaction, which only the layer can end, too.
-async fn frozen_noting_an_attempt(database: &PostgresCluster, layer: &Layer) -> Outcome {
-    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-    wait::until(LONG, "the attempt is being noted", || async { sql(database, asleep).await == "1" }).await?;
+/// Freezes whichever layer notes an attempt, by the name of its sessions: the command is open, and its transaction, which only
+/// that layer can end, too.
+async fn frozen_noting_an_attempt<'l>(
+    database: &PostgresCluster,
+    layers: &[(&str, &'l Layer)],
+) -> Result<&'l Layer, TestbedError> {
+    let asleep = "SELECT application_name FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    let layer = wait::until(LONG, "the attempt is being noted", || async {
+        let name = sql(database, asleep).await;
+        layers.iter().find(|(known, _)| *known == name).map(|(_, layer)| *layer)
+    })
+    .await?;
     layer.process.stop();
     let open = "SELECT count(*) FROM control_commands WHERE status = 'accepted'";
     assert_eq!(sql(database, open).await, "1", "the frozen layer has work in hand");
     let holds =
         "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%control_commands%'";
-    wait::until(LONG, "the frozen one holds its locks", || async { sql(database, holds).await == "1" }).await
+    wait::until(LONG, "the frozen one holds its locks", || async { sql(database, holds).await == "1" }).await?;
+    Ok(layer)
 }
 
 /// A process may be frozen anywhere; the worst place is a transaction with locks that others need.
@@ -200,8 +213,10 @@ async fn frozen_noting_an_attempt(database: &PostgresCluster, layer: &Layer) -> 
 async fn a_layer_frozen_in_the_middle_of_a_transaction_holds_nobody_up_for_good() -> Outcome {
     let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
+    let named = format!("{url}?application_name=a");
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str()), ("COMMAND_TTL", "30")];
-    let a = Layer::start(&ground, "a", &pairs).await?;
+    let pairs_a = [pairs[0], ("DATABASE_URL", named.as_str()), pairs[2]];
+    let a = Layer::start(&ground, "a", &pairs_a).await?;
     a.until_ready().await;
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
     both_safe(&a, &a).await;
@@ -212,7 +227,7 @@ async fn a_layer_frozen_in_the_middle_of_a_transaction_holds_nobody_up_for_good(
     both_safe(&a, &b).await;
     slow_to_note(&database).await;
     operator.give(&[&a], 1).await;
-    frozen_noting_an_attempt(&database, &a).await?;
+    frozen_noting_an_attempt(&database, &[("a", &a)]).await?;
 
     operator.give(&[&b], 20).await;
     assert!(device.wait_until(LONG, |status| status.acted == 3).await, "{}", b.process.log_tail(20));
