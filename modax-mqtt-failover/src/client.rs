@@ -9,12 +9,12 @@ use std::{
 };
 
 use futures_core::Stream;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
     builder::ClientBuilder,
     config::{TopicError, check_filter, check_topic},
-    delivery::Subscription,
+    delivery::{Subscription, buffer},
     driver,
     event::{Event, Stats, Status},
     handover::{Command, Handle, lagged, patience},
@@ -23,9 +23,6 @@ use crate::{
     queue::{Admission, WhenFull},
     receipt::{Receipt, Recovered},
 };
-
-/// Items a subscription buffers by itself; more waits in the client.
-const SUBSCRIPTION_BUFFER: usize = 256;
 
 /// The disk's answer to one admission.
 type Written = oneshot::Receiver<Result<(), String>>;
@@ -119,7 +116,7 @@ impl Client {
     pub async fn subscribe(&self, filter: &str, qos: Qos) -> Result<Subscription, SubscribeError> {
         check_filter(filter).map_err(|reason| SubscribeError::Filter { reason })?;
         let filter: Arc<str> = Arc::from(filter);
-        let (reader, items) = mpsc::channel(SUBSCRIPTION_BUFFER);
+        let (reader, items) = buffer();
         let (grant, granted) = watch::channel(None);
         let command = Command::Subscribe { filter: Arc::clone(&filter), qos, reader, granted: grant };
         if !self.handle.shared.command(command) {

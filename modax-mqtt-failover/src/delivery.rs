@@ -1,5 +1,7 @@
 //! What a subscriber reads: deliveries, and gaps where something may be missing.
 
+mod buffer;
+
 use std::{
     fmt,
     pin::Pin,
@@ -12,8 +14,9 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
+pub(crate) use self::buffer::{ItemReceiver, ItemSender, buffer};
 use crate::{
     event::{Filter, GapReason},
     handover::{Acknowledged, Command, Handle, Shared},
@@ -27,14 +30,15 @@ use crate::{
 /// because a broker whose window is full of it would send nothing else. To leave it to the next session of the same
 /// client, call [`Client::close`](crate::Client::close) before dropping the stream.
 ///
-/// What a reader that falls behind has not taken waits in the client. Above 16 MiB QoS 0 messages are dropped, with a
+/// A stream buffers up to 256 items and 1 MiB, or one item that is larger. What a reader that falls behind has not taken
+/// beyond that waits in the client. Above 16 MiB there, of all streams together, QoS 0 messages are dropped, with a
 /// [`GapReason::Overflowed`] and a count; above 32 MiB the client stops reading from the broker until there is room
 /// again, while sending and probing go on. QoS 1 comes to that only where a broker sends much without waiting for
 /// acknowledgements.
 #[must_use = "dropping it unsubscribes"]
 pub struct Subscription {
     filter: Filter,
-    items: mpsc::Receiver<Received>,
+    items: ItemReceiver,
     granted: watch::Receiver<Option<Qos>>,
     auto_ack: bool,
     handle: Arc<Handle>,
@@ -43,7 +47,7 @@ pub struct Subscription {
 impl Subscription {
     pub(crate) const fn new(
         filter: Filter,
-        items: mpsc::Receiver<Received>,
+        items: ItemReceiver,
         granted: watch::Receiver<Option<Qos>>,
         handle: Arc<Handle>,
     ) -> Self {
@@ -106,8 +110,7 @@ impl Stream for Subscription {
 impl Drop for Subscription {
     /// What is not wanted any more is acknowledged: a broker that waits for it sends nothing else once its window is full.
     fn drop(&mut self) {
-        self.items.close();
-        while let Ok(item) = self.items.try_recv() {
+        for item in self.items.drain() {
             if let Received::Delivery(delivery) = item {
                 delivery.decline();
             }

@@ -11,13 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 
 use self::sync::{AtomicBool, Mutex, MutexGuard, Notify};
 
 use crate::{
     config::Config,
-    delivery::Received,
+    delivery::ItemSender,
     driver::Disk,
     event::{Event, Filter, Stats, Status},
     message::{Closed, MessageId, Outcome},
@@ -38,7 +38,7 @@ pub(crate) enum Command {
     Subscribe {
         filter: Filter,
         qos: Qos,
-        reader: mpsc::Sender<Received>,
+        reader: ItemSender,
         granted: watch::Sender<Option<Qos>>,
     },
     /// For all its readers.

@@ -11,17 +11,13 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::{
-    mpsc::{self, error::TrySendError},
-    watch,
-};
+use tokio::sync::{mpsc::error::TrySendError, watch};
 
 use super::unclaimed::Unclaimed;
 use crate::{
-    delivery::{AckToken, Delivery, Received},
+    delivery::{AckToken, Delivery, ItemSender, Received},
     event::{Filter, GapReason},
     handover::Shared,
-    message::Message,
     packet::{Publish, Qos},
     subscription::matches,
 };
@@ -32,7 +28,7 @@ const DROP_ABOVE_BYTES: usize = 16 << 20;
 const STOP_ABOVE_BYTES: usize = 32 << 20;
 
 struct Reader {
-    sender: mpsc::Sender<Received>,
+    sender: ItemSender,
     granted: watch::Sender<Option<Qos>>,
     overflow: VecDeque<Received>,
 }
@@ -54,7 +50,7 @@ impl Readers {
         Self { unclaimed: Unclaimed::new(now), staying, leaving, overflow_bytes: 0, dropped: 0 }
     }
 
-    pub(crate) fn add(&mut self, filter: Filter, sender: mpsc::Sender<Received>, granted: watch::Sender<Option<Qos>>) {
+    pub(crate) fn add(&mut self, filter: Filter, sender: ItemSender, granted: watch::Sender<Option<Qos>>) {
         let readers = self.staying.entry(filter).or_default();
         // What one of them was granted holds for the next: the broker is not asked again.
         if let Some(first) = readers.first() {
@@ -146,9 +142,13 @@ impl Readers {
             return;
         }
         for reader in self.staying.values_mut().flatten().chain(&mut self.leaving) {
-            for item in std::mem::take(&mut reader.overflow) {
-                self.overflow_bytes = self.overflow_bytes.saturating_sub(cost(&item));
-                reader.hand_over(item, &mut self.overflow_bytes);
+            while let Some(item) = reader.overflow.pop_front() {
+                let cost = item.cost();
+                if let Some(item) = reader.offer(item) {
+                    reader.overflow.push_front(item);
+                    break;
+                }
+                self.overflow_bytes = self.overflow_bytes.saturating_sub(cost);
             }
         }
         self.leaving.retain(|reader| !reader.overflow.is_empty());
@@ -157,19 +157,27 @@ impl Readers {
 
 impl Reader {
     fn hand_over(&mut self, item: Received, overflow_bytes: &mut usize) {
-        if !self.overflow.is_empty() {
-            return self.keep(item, overflow_bytes);
+        let left = if self.overflow.is_empty() { self.offer(item) } else { Some(item) };
+        if let Some(item) = left {
+            self.keep(item, overflow_bytes);
         }
+    }
+
+    /// Gives the item back when there is no room.
+    fn offer(&self, item: Received) -> Option<Received> {
         match self.sender.try_send(item) {
-            Err(TrySendError::Full(item)) => self.keep(item, overflow_bytes),
+            Ok(()) | Err(TrySendError::Closed(Received::Gap { .. })) => None,
+            Err(TrySendError::Full(item)) => Some(item),
             // It unsubscribed: the broker need not wait for it.
-            Err(TrySendError::Closed(Received::Delivery(delivery))) => delivery.decline(),
-            Ok(()) | Err(TrySendError::Closed(Received::Gap { .. })) => {}
+            Err(TrySendError::Closed(Received::Delivery(delivery))) => {
+                delivery.decline();
+                None
+            }
         }
     }
 
     fn keep(&mut self, item: Received, overflow_bytes: &mut usize) {
-        *overflow_bytes = overflow_bytes.saturating_add(cost(&item));
+        *overflow_bytes = overflow_bytes.saturating_add(item.cost());
         self.overflow.push_back(item);
     }
 
@@ -180,15 +188,4 @@ impl Reader {
             self.keep(Received::Gap { reason: GapReason::Overflowed }, overflow_bytes);
         }
     }
-}
-
-fn cost(item: &Received) -> usize {
-    let bytes = match item {
-        Received::Delivery(delivery) => {
-            let beside = delivery.topic().len().saturating_add(delivery.user_properties().encoded_bytes());
-            beside.saturating_add(delivery.payload().len())
-        }
-        Received::Gap { .. } => 0,
-    };
-    bytes.saturating_add(Message::OVERHEAD_BYTES)
 }
