@@ -4,15 +4,18 @@
 //! reader of the pipe sees each line at once and a burst costs one system call.
 
 use std::io::Write as _;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// Lines waiting for a slow reader of our stdout; beyond it the commands wait too.
 const WAITING_LINES: usize = 1024;
+/// And their bytes. One line always fits, however long.
+const WAITING_BYTES: u32 = 4 << 20;
 
 /// Runs once its line is flushed.
 type Flushed = Box<dyn FnOnce() + Send>;
@@ -21,12 +24,15 @@ struct Line {
     /// With its line end, or nothing.
     text: String,
     flushed: Option<Flushed>,
+    /// Its share of what may wait, until it is flushed.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 /// The way to stdout.
 #[derive(Clone)]
 pub(crate) struct Output {
     lines: mpsc::Sender<Line>,
+    room: Arc<Semaphore>,
     gone: watch::Receiver<bool>,
 }
 
@@ -47,7 +53,11 @@ impl Output {
         let (tell_gone, gone) = watch::channel(false);
         // Ends with the process at the latest.
         std::thread::spawn(move || watch_stdout(&tell_gone));
-        (Self { lines, gone }, OutputEnd { writer })
+        (Self::new(lines, gone), OutputEnd { writer })
+    }
+
+    fn new(lines: mpsc::Sender<Line>, gone: watch::Receiver<bool>) -> Self {
+        Self { lines, room: Arc::new(Semaphore::new(WAITING_BYTES as usize)), gone }
     }
 
     /// Writes one object as one line.
@@ -75,7 +85,7 @@ impl Output {
 
     /// Runs `flushed` once every line so far has left the process.
     pub(crate) async fn then(&self, flushed: impl FnOnce() + Send + 'static) -> Result<(), OutputClosed> {
-        let nothing = Line { text: String::new(), flushed: Some(Box::new(flushed)) };
+        let nothing = Line { text: String::new(), flushed: Some(Box::new(flushed)), room: None };
         self.lines.send(nothing).await.map_err(|_| OutputClosed)
     }
 
@@ -83,7 +93,10 @@ impl Output {
         // What is printed has string keys and finite numbers.
         let mut text = serde_json::to_string(value).unwrap_or_default();
         text.push('\n');
-        let line = Line { text, flushed };
+        let bytes = u32::try_from(text.len()).unwrap_or(WAITING_BYTES).min(WAITING_BYTES);
+        // The semaphore is never closed. A writer that ends drops the lines, and with them makes room.
+        let room = self.room.clone().acquire_many_owned(bytes).await.ok();
+        let line = Line { text, flushed, room };
         self.lines.send(line).await.map_err(|_| OutputClosed)
     }
 }
@@ -138,6 +151,7 @@ fn write_lines(mut receiver: mpsc::Receiver<Line>) -> std::io::Result<()> {
             if let Some(flushed) = line.flushed {
                 flushed();
             }
+            drop(line.room);
         }
     }
     Ok(())
@@ -188,7 +202,25 @@ fn news(told: &str, cause: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::news;
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_bound_what_waits_and_one_line_always_fits() {
+        let (lines, mut receiver) = mpsc::channel(WAITING_LINES);
+        let output = Output::new(lines, watch::channel(false).1);
+        let long = "x".repeat(2 * WAITING_BYTES as usize);
+        assert!(output.line(&long).now_or_never().is_some(), "one fits");
+        let mut second = Box::pin(output.line(&"y"));
+        assert!(second.as_mut().now_or_never().is_none(), "the first is not written yet");
+        drop(receiver.recv().await);
+        assert!(second.now_or_never().is_some());
+        assert_eq!(receiver.recv().await.map(|line| line.text), Some("\"y\"\n".to_owned()));
+        let half = "z".repeat(WAITING_BYTES as usize / 2);
+        assert!(output.line(&half).now_or_never().is_some());
+        assert!(output.line(&half).now_or_never().is_none(), "two of them with their quotes");
+    }
 
     #[test]
     fn a_cause_is_told_once() {
