@@ -169,8 +169,8 @@ pub(crate) struct SubArgs {
     pub(crate) count: Option<u64>,
     /// Print each message once: repeats are acknowledged and told on stderr only.
     ///
-    /// With FIELD: two messages are the same when topic and all of these fields of their JSON payloads are, such as
-    /// device,boot,timestamp; a payload without the fields is always printed.
+    /// With FIELD: two messages are the same when topic and all of these fields of their JSON payloads are, letter for
+    /// letter, such as device,boot,timestamp; a payload without the fields is always printed.
     ///
     /// Without FIELD: when they carry the same modax-id (--mqtt5, and `pub --stamp` on the other side); those that carry
     /// none, when topic and payload are the same.

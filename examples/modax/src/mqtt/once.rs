@@ -1,12 +1,13 @@
 //! `modax sub --dedup`: what makes two deliveries the same.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroUsize;
 
 use bytes::Bytes;
 use modax_mqtt_failover::dedup::{Dedup, Identity};
 use modax_mqtt_failover::{Delivery, UserProperties};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// Remembers what was printed: by these fields of the payload, or without any by what the message says that it is, else
 /// by topic and payload.
@@ -30,12 +31,13 @@ impl KnownBy {
         if self.fields.is_empty() {
             return Identity::of(properties).or_else(|| Some(self.hashed(topic, &[], payload)));
         }
-        let payload: Value = serde_json::from_slice(payload).ok()?;
-        let fields = self.fields.iter().map(|field| payload.get(field).map(Value::to_string));
+        // As they are written: read as a number, two ids beyond 64 bits could become one.
+        let payload: BTreeMap<String, &RawValue> = serde_json::from_slice(payload).ok()?;
+        let fields = self.fields.iter().map(|field| payload.get(field).map(|value| value.get()));
         Some(self.hashed(topic, &fields.collect::<Option<Vec<_>>>()?, &[]))
     }
 
-    fn hashed(&self, topic: &str, fields: &[String], payload: &[u8]) -> Identity {
+    fn hashed(&self, topic: &str, fields: &[&str], payload: &[u8]) -> Identity {
         let halves = self.keys.iter().map(|key| key.hash_one((topic, fields, payload)));
         Identity::Opaque(Bytes::from(halves.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()))
     }
@@ -82,6 +84,28 @@ mod tests {
         assert_ne!(plain(&by, "t", br#"{"device":"d","at":"1"}"#), known);
         for other in [&b"no json"[..], br#"{"device":"d"}"#, b"7"] {
             assert_eq!(plain(&by, "t", other), None);
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_machine_holds_are_told_apart() {
+        let by = known_by(&["id"]);
+        let of = |id: &str| plain(&by, "t", format!("{{\"id\": {id} }}").as_bytes());
+        let ids = [
+            "18446744073709551616",
+            "18446744073709551617",
+            "-9223372036854775809",
+            "-9223372036854775810",
+            "0.1234567890123456789",
+            "0.1234567890123456788",
+            "1e400",
+            "[18446744073709551616]",
+            "[18446744073709551617]",
+        ];
+        for (place, id) in ids.iter().enumerate() {
+            assert!(of(id).is_some(), "{id}");
+            assert_eq!(of(id), of(id));
+            assert!(ids.iter().skip(place + 1).all(|other| of(other) != of(id)), "{id}");
         }
     }
 }
