@@ -13,6 +13,10 @@ pub enum TopicError {
     /// A NUL character (MQTT 3.1.1, 4.7.3).
     #[error("holds a NUL character")]
     Nul,
+    /// A control character or a non-character in a filter. Brokers may close the connection on one (MQTT 3.1.1, 1.5.3), and
+    /// a wish is asked for again on each connection: none would last. A topic may hold them.
+    #[error("holds a control character or a non-character")]
+    Control,
     /// A wildcard in a topic, or one in the wrong place of a filter (MQTT 3.1.1, 4.7.1).
     #[error("has a wildcard where none is allowed")]
     Wildcard,
@@ -36,6 +40,9 @@ pub fn check_topic(topic: &str) -> Result<(), TopicError> {
 /// [`TopicError`] says what is wrong.
 pub fn check_filter(filter: &str) -> Result<(), TopicError> {
     check_text(filter)?;
+    if filter.contains(|character: char| character.is_control() || is_non_character(character)) {
+        return Err(TopicError::Control);
+    }
     let filter = match filter.strip_prefix("$share/").map(|shared| shared.split_once('/')) {
         None => filter,
         Some(Some((group, shared))) if !group.is_empty() && !group.contains(['+', '#']) && !shared.is_empty() => shared,
@@ -50,6 +57,11 @@ pub fn check_filter(filter: &str) -> Result<(), TopicError> {
         }
     }
     Ok(())
+}
+
+/// Unicode's own: 32 in a row, and the last two of each plane.
+fn is_non_character(character: char) -> bool {
+    matches!(character, '\u{fdd0}'..='\u{fdef}') || u32::from(character) & 0xfffe == 0xfffe
 }
 
 fn check_text(text: &str) -> Result<(), TopicError> {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use modax_mqtt_failover::{
     Client, ConfigError, Event, Message, Outcome, Qos, Queue, Reason, Received, Rejection, Version,
-    config::{Config, TopicError, check_filter},
+    config::{Config, TopicError, check_filter, check_topic},
     courier::{Courier, Input, Output},
     packet::{ConnectCode, Limits, Packet},
 };
@@ -150,6 +150,21 @@ async fn settings_of_mqtt_5_are_refused_by_name_on_3_1_1_and_where_they_contradi
         let error = refused(builder).to_string();
         assert!(error.starts_with(named), "{error} does not begin with {named}");
     }
+}
+
+#[test]
+fn a_filter_on_which_a_broker_may_close_is_refused_and_a_topic_is_not() {
+    let all = ['\u{1}', '\u{1f}', '\u{7f}', '\u{9f}', '\u{fdd0}', '\u{fdef}', '\u{fffe}', '\u{ffff}', '\u{10ffff}'];
+    for bad in all {
+        for filter in [format!("a/{bad}/+"), format!("$share/{bad}/a"), format!("$share/g/{bad}")] {
+            assert_eq!(check_filter(&filter), Err(TopicError::Control), "{filter:?}");
+        }
+        assert_eq!(check_topic(&format!("a/{bad}")), Ok(()), "{bad:?}");
+    }
+    for good in [' ', '~', '\u{a0}', '\u{fdcf}', '\u{fdf0}', '\u{fffd}', '\u{10000}', '\u{10fffd}'] {
+        assert_eq!(check_filter(&format!("a/{good}/#")), Ok(()), "{good:?}");
+    }
+    assert_eq!(check_filter("\0"), Err(TopicError::Nul));
 }
 
 #[test]
