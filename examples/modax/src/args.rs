@@ -233,7 +233,8 @@ pub(crate) struct DatabaseArgs {
 pub(crate) struct WriteArgs {
     #[command(flatten)]
     pub(crate) database: DatabaseArgs,
-    /// How long one line may wait for a primary, such as 30s.
+    /// How long one line may wait for a primary, such as 30s. A COMMIT that has no answer by then is waited for and asked after
+    /// for up to 20 s more, so that the outcome is known wherever it can be.
     #[arg(long, default_value = "30s", value_parser = value::some_time, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) deadline: Duration,
     /// Lines in work at once; more than 1 gives up their order.
