@@ -92,6 +92,7 @@ async fn a_command_that_could_not_be_stored_before_a_later_stop_does_not_follow_
     assert_eq!(status, StatusCode::OK, "{again}");
     let path = format!("/control/commands/{}", again["command_id"].as_str().expect("an id"));
     layer.until("it is out", &path, |_, body| body["status"] == "acknowledged").await;
+    assert!(device.wait_until(LONG, |status| status.acted == 2).await, "the broker has it, and the device not yet");
     let received = device.finish(LONG).await.entries.into_iter().filter_map(|entry| match entry {
         Entry::Received { command_id, .. } => command_id,
         _ => None,
