@@ -94,6 +94,8 @@ pub(super) struct Suspicion {
     answered: u64,
     /// Which other message is asked for a word first; moves on when that one is refused too.
     turn: usize,
+    /// The broker of the present connection.
+    serving: usize,
     /// The largest message acknowledged of each level, retained or not.
     largest: Vec<(Qos, bool, usize)>,
 }
@@ -119,6 +121,7 @@ impl Suspicion {
             pinged: 0,
             answered: 0,
             turn: 0,
+            serving: 0,
             largest: Vec::new(),
         }
     }
@@ -150,6 +153,7 @@ impl Suspicion {
             *unreachable = false;
         }
         (self.pinged, self.answered, self.excused) = (0, 0, false);
+        self.serving = broker;
         let Some(isolation) = self.isolation.as_mut() else { return false };
         (isolation.vouched, isolation.alone_since) = (false, None);
         isolation.step = Step::Proving(None);
@@ -230,8 +234,9 @@ impl Suspicion {
             return self.acquit();
         }
         let is_last = self.limit.is_some_and(|limit| isolation.closes.saturating_add(1) >= limit);
-        // Only here: it looks through the whole window.
-        let asks_another = is_last && is_known && !isolation.vouched;
+        // Only where this close would decide: it looks through the whole window, and there may be one such message only.
+        let decides = is_last && isolation.is_everywhere(&self.unreachable, Some(self.serving));
+        let asks_another = decides && is_known && !isolation.vouched;
         let other = if asks_another { other(self.turn, session, oldest) } else { None };
         let (message, answers) = (other.unwrap_or(suspect), session.answers());
         isolation.step = Step::Exposed { message, since: now, answers };
@@ -292,8 +297,7 @@ impl Suspicion {
         isolation.closes = isolation.closes.saturating_add(1);
         isolation.brokers.insert(broker);
         let (closes, vouched) = (isolation.closes, isolation.vouched);
-        let mut others = self.unreachable.iter().enumerate();
-        let everywhere = others.all(|(index, unreachable)| *unreachable || isolation.brokers.contains(&index));
+        let everywhere = isolation.is_everywhere(&self.unreachable, None);
         if self.limit.is_none_or(|limit| closes < limit) || !everywhere {
             return ending;
         }
@@ -317,6 +321,12 @@ impl Isolation {
             vouched: false,
             step: Step::Down,
         }
+    }
+
+    /// Whether every broker that can be reached has closed on the suspect, or is this one.
+    fn is_everywhere(&self, unreachable: &[bool], here: Option<usize>) -> bool {
+        let mut brokers = unreachable.iter().enumerate();
+        brokers.all(|(index, away)| *away || here == Some(index) || self.brokers.contains(&index))
     }
 }
 

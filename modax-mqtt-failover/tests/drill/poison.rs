@@ -53,11 +53,11 @@ async fn between_others(client: &Client, oracles: &Oracles, refused: Vec<Message
 
     for (receipt, topic) in bad {
         let outcome = outcome(receipt).await;
-        assert_eq!(
-            outcome,
-            Outcome::Rejected { reason: Rejection::ClosesConnection { times: 3 }, maybe_delivered: true },
-            "{topic}"
-        );
+        // More than three times where scouts lead to a node that has closed on it before the last one has.
+        let Outcome::Rejected { reason: Rejection::ClosesConnection { times }, maybe_delivered: true } = outcome else {
+            panic!("{topic}: {outcome:?}")
+        };
+        assert!(times >= 3, "{topic} after {times}");
     }
     for receipt in good {
         assert!(outcome(receipt).await.is_acked());
