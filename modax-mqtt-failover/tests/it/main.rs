@@ -1,5 +1,6 @@
 //! Fast tests: no servers, no waiting but for events.
 
+mod agenda;
 mod breaker_tests;
 mod client;
 mod damage;

@@ -1,9 +1,6 @@
 //! What counts against a message on which a connection ends, and what does not: one broker in virtual time.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use modax_mqtt_failover::{
     Event, Message, Outcome, Queue, Reason, Rejection, Version,
@@ -12,6 +9,8 @@ use modax_mqtt_failover::{
     packet::{ConnectCode, Limits, Packet, Publish},
     queue::{Admission, Backlog},
 };
+
+use crate::agenda::Agenda;
 
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 
@@ -26,9 +25,7 @@ enum Answer {
 struct Bench {
     courier: Courier,
     backlog: Backlog,
-    now: Instant,
-    agenda: BTreeMap<(Instant, u64), Input>,
-    order: u64,
+    agenda: Agenda,
     /// Packets of the present connection.
     sent: u64,
     takes: Box<dyn Fn(&Publish) -> Answer>,
@@ -48,13 +45,12 @@ impl Bench {
     fn new(version: Version, takes: impl Fn(&Publish) -> Answer + 'static) -> Self {
         let mut config = Config::from_urls("poison", ["mqtt://a"]).unwrap();
         config.version = Some(version);
-        let now = Instant::now();
+        let agenda = Agenda::new();
+        let now = agenda.now;
         Self {
             courier: Courier::new(&config, now),
             backlog: Backlog::new(Queue::memory()),
-            now,
-            agenda: BTreeMap::new(),
-            order: 0,
+            agenda,
             sent: 0,
             takes: Box::new(takes),
             broken: 0,
@@ -68,12 +64,7 @@ impl Bench {
     }
 
     fn publish(&mut self, message: &Message) {
-        assert!(matches!(self.backlog.admit(self.now, message), Admission::Admitted { .. }));
-    }
-
-    fn at(&mut self, wait: Duration, input: Input) {
-        self.order += 1;
-        self.agenda.insert((self.now + wait, self.order), input);
+        assert!(matches!(self.backlog.admit(self.agenda.now, message), Admission::Admitted { .. }));
     }
 
     /// Runs until there are so many outcomes or connections.
@@ -82,21 +73,18 @@ impl Bench {
             self.tell(Input::Start);
         }
         while self.outcomes.len() < outcomes && self.connections < connections {
-            let next = self.agenda.keys().next().map(|(at, _)| *at);
-            let due = self.courier.poll_timeout();
-            self.now = [next, due].into_iter().flatten().min().expect("something is due").max(self.now);
-            if let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 <= self.now) {
-                let input = entry.remove();
+            let input = self.agenda.advance(self.courier.poll_timeout());
+            if let Some(input) = input {
                 self.tell(input);
             } else {
-                self.courier.handle_timeout(self.now);
+                self.courier.handle_timeout(self.agenda.now);
                 self.perform();
             }
         }
     }
 
     fn tell(&mut self, input: Input) {
-        self.courier.handle_input(self.now, input);
+        self.courier.handle_input(self.agenda.now, input);
         self.perform();
     }
 
@@ -104,7 +92,7 @@ impl Bench {
         loop {
             while let Some(output) = self.courier.poll_output() {
                 match output {
-                    Output::Dial { attempt, .. } => self.at(ROUND_TRIP, Input::Opened { attempt }),
+                    Output::Dial { attempt, .. } => self.agenda.at(ROUND_TRIP, Input::Opened { attempt }),
                     Output::Send { attempt, packet } => self.answer(attempt, packet),
                     Output::Settled { id, outcome } => {
                         self.backlog.settle(id);
@@ -117,22 +105,22 @@ impl Bench {
             if self.courier.room() == 0 {
                 return;
             }
-            let Some(admitted) = self.backlog.take(self.now) else { return };
-            self.courier.handle_input(self.now, Input::Publish(admitted));
+            let Some(admitted) = self.backlog.take(self.agenda.now) else { return };
+            self.courier.handle_input(self.agenda.now, Input::Publish(admitted));
         }
     }
 
     fn answer(&mut self, attempt: u64, packet: Packet) {
         self.sent = if matches!(packet, Packet::Connect(_)) { 1 } else { self.sent + 1 };
-        self.at(Duration::ZERO, Input::Written { attempt, packets: self.sent, stalled: None });
+        self.agenda.at(Duration::ZERO, Input::Written { attempt, packets: self.sent, stalled: None });
         let closed = |reason: &str| Input::Closed { attempt, reason: reason.to_owned(), by_peer: true };
         let reply = match packet {
             Packet::Connect(_) => {
                 self.connections += 1;
-                self.stood = self.now + ROUND_TRIP;
+                self.stood = self.agenda.now + ROUND_TRIP;
                 self.waits.push(Duration::MAX);
                 if let Some(lives) = self.lives {
-                    self.at(ROUND_TRIP + lives, closed("cut"));
+                    self.agenda.at(ROUND_TRIP + lives, closed("cut"));
                 }
                 let (code, limits) = (ConnectCode::Accepted, Limits::default());
                 Packet::ConnAck { session_present: self.connections > 1, code, limits }
@@ -140,23 +128,25 @@ impl Bench {
             Packet::PingReq => Packet::PingResp,
             Packet::Publish(publish) => {
                 let wait = self.waits.last_mut().expect("a connection");
-                *wait = (*wait).min(self.now.saturating_duration_since(self.stood));
+                *wait = (*wait).min(self.agenda.now.saturating_duration_since(self.stood));
                 let id = publish.id.expect("QoS 1");
                 match (self.takes)(&publish) {
-                    _ if self.connections <= self.broken => return self.at(ROUND_TRIP, closed("broken")),
+                    _ if self.connections <= self.broken => return self.agenda.at(ROUND_TRIP, closed("broken")),
                     Answer::Ack => Packet::PubAck { id, code: 0 },
                     Answer::AckAfter(time) => {
-                        self.at(time, Input::Heard { attempt });
-                        return self.at(time, Input::Received { attempt, packet: Packet::PubAck { id, code: 0 } });
+                        self.agenda.at(time, Input::Heard { attempt });
+                        return self
+                            .agenda
+                            .at(time, Input::Received { attempt, packet: Packet::PubAck { id, code: 0 } });
                     }
                     Answer::Dismiss(reason) => Packet::Disconnect(reason),
-                    Answer::CloseAfter(time) => return self.at(time, closed("closed")),
+                    Answer::CloseAfter(time) => return self.agenda.at(time, closed("closed")),
                 }
             }
             _ => return,
         };
-        self.at(ROUND_TRIP, Input::Heard { attempt });
-        self.at(ROUND_TRIP, Input::Received { attempt, packet: reply });
+        self.agenda.at(ROUND_TRIP, Input::Heard { attempt });
+        self.agenda.at(ROUND_TRIP, Input::Received { attempt, packet: reply });
     }
 
     fn has_twin(&self) -> bool {
@@ -253,14 +243,14 @@ fn f29_messages_that_are_all_taken_are_not_sent_one_at_a_time_for_long() {
     for number in 0..100 {
         bench.publish(&Message::new("a", number.to_string()));
     }
-    let begun = bench.now;
+    let begun = bench.agenda.now;
 
     bench.run(100, 4);
 
     assert!(bench.outcomes.iter().all(Outcome::is_acked) && bench.outcomes.len() == 100);
     assert_eq!(bench.connections, 3);
     assert!(bench.waits[2] >= Duration::from_millis(500), "nothing was suspected: {:?}", bench.waits);
-    let took = bench.now - begun;
+    let took = bench.agenda.now - begun;
     assert!(took < Duration::from_secs(7), "one at a time to the end: {took:?}");
 }
 

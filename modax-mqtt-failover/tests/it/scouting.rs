@@ -13,6 +13,8 @@ use modax_mqtt_failover::{
     queue::{Admission, Backlog},
 };
 
+use crate::agenda::Agenda;
+
 const ROUND_TRIP: Duration = Duration::from_millis(1);
 /// Within this everything has to be over.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -21,9 +23,7 @@ struct Bench {
     courier: Courier,
     backlog: Backlog,
     start: Instant,
-    now: Instant,
-    agenda: BTreeMap<(Instant, u64), Input>,
-    order: u64,
+    agenda: Agenda,
     /// Whose connection it is, and how many packets it carried.
     links: BTreeMap<u64, (bool, usize, u64)>,
     /// After how long a node acknowledges a message of the client: by node and time since the start.
@@ -38,14 +38,13 @@ impl Bench {
         let mut config = Config::from_urls("scouting", ["mqtt://a", "mqtt://b"]).unwrap();
         config.topology = Topology::Cluster;
         config.scouting = Scouting::probing();
-        let now = Instant::now();
+        let agenda = Agenda::new();
+        let now = agenda.now;
         Self {
             courier: Courier::new(&config, now),
             backlog: Backlog::new(Queue::memory()),
             start: now,
-            now,
-            agenda: BTreeMap::new(),
-            order: 0,
+            agenda,
             links: BTreeMap::new(),
             stores_in: Box::new(stores_in),
             scouts: 0,
@@ -56,7 +55,7 @@ impl Bench {
 
     fn publish(&mut self) {
         let message = Message::new("plant/1", "x");
-        assert!(matches!(self.backlog.admit(self.now, &message), Admission::Admitted { .. }));
+        assert!(matches!(self.backlog.admit(self.agenda.now, &message), Admission::Admitted { .. }));
     }
 
     /// The node that serves the client dies with all its connections.
@@ -66,33 +65,25 @@ impl Bench {
         self.tell(Input::Closed { attempt, reason: "killed".to_owned(), by_peer: true });
     }
 
-    fn at(&mut self, wait: Duration, input: Input) {
-        self.order += 1;
-        self.agenda.insert((self.now + wait, self.order), input);
-    }
-
     /// Runs until so many messages are acknowledged.
     fn run(&mut self, acked: u32) {
         if self.links.is_empty() {
             self.tell(Input::Start);
         }
         while self.acked < acked {
-            let next = self.agenda.keys().next().map(|(at, _)| *at);
-            let due = self.courier.poll_timeout();
-            self.now = [next, due].into_iter().flatten().min().expect("something is due").max(self.now);
-            assert!(self.now < self.start + LONGEST, "{} acknowledged after {} moves", self.acked, self.moves);
-            if let Some(entry) = self.agenda.first_entry().filter(|entry| entry.key().0 <= self.now) {
-                let input = entry.remove();
+            let input = self.agenda.advance(self.courier.poll_timeout());
+            assert!(self.agenda.now < self.start + LONGEST, "{} acknowledged after {} moves", self.acked, self.moves);
+            if let Some(input) = input {
                 self.tell(input);
             } else {
-                self.courier.handle_timeout(self.now);
+                self.courier.handle_timeout(self.agenda.now);
                 self.perform();
             }
         }
     }
 
     fn tell(&mut self, input: Input) {
-        self.courier.handle_input(self.now, input);
+        self.courier.handle_input(self.agenda.now, input);
         self.perform();
     }
 
@@ -102,7 +93,7 @@ impl Bench {
                 match output {
                     Output::Dial { attempt, broker, .. } => {
                         self.links.insert(attempt, (false, broker, 0));
-                        self.at(ROUND_TRIP, Input::Opened { attempt });
+                        self.agenda.at(ROUND_TRIP, Input::Opened { attempt });
                     }
                     Output::Send { attempt, packet } => self.answer(attempt, packet),
                     Output::Settled { id, outcome } => {
@@ -118,8 +109,8 @@ impl Bench {
             if self.courier.room() == 0 {
                 return;
             }
-            let Some(admitted) = self.backlog.take(self.now) else { return };
-            self.courier.handle_input(self.now, Input::Publish(admitted));
+            let Some(admitted) = self.backlog.take(self.agenda.now) else { return };
+            self.courier.handle_input(self.agenda.now, Input::Publish(admitted));
         }
     }
 
@@ -127,7 +118,7 @@ impl Bench {
         let link = self.links.get_mut(&attempt).expect("dialled");
         link.2 += 1;
         let (aside, broker, packets) = *link;
-        self.at(Duration::ZERO, Input::Written { attempt, packets, stalled: None });
+        self.agenda.at(Duration::ZERO, Input::Written { attempt, packets, stalled: None });
         let (wait, packet) = match packet {
             Packet::Connect(connect) => {
                 let aside = connect.client_id.contains("~scout");
@@ -139,12 +130,12 @@ impl Bench {
             Packet::PingReq => (Duration::ZERO, Packet::PingResp),
             Packet::Publish(publish) => {
                 let id = publish.id.expect("QoS 1");
-                let wait = if aside { Duration::ZERO } else { (self.stores_in)(broker, self.now - self.start) };
+                let wait = if aside { Duration::ZERO } else { (self.stores_in)(broker, self.agenda.now - self.start) };
                 (wait, Packet::PubAck { id, code: 0 })
             }
             _ => return,
         };
-        self.at(ROUND_TRIP + wait, Input::Received { attempt, packet });
+        self.agenda.at(ROUND_TRIP + wait, Input::Received { attempt, packet });
     }
 }
 
@@ -156,12 +147,12 @@ fn a_node_that_holds_us_is_left_for_the_one_that_served_a_scout() {
     bench.run(1);
     bench.kill();
     bench.publish();
-    let died = bench.now;
+    let died = bench.agenda.now;
     bench.run(2);
     assert!(bench.scouts > 0, "no scout left");
     assert_eq!(bench.moves, 1, "moves");
     // A head start of 100 ms, and a scout each 150 ms over two nodes.
-    assert!(bench.now - died < Duration::from_millis(600), "{:?}", bench.now - died);
+    assert!(bench.agenda.now - died < Duration::from_millis(600), "{:?}", bench.agenda.now - died);
 }
 
 #[test]
@@ -170,7 +161,7 @@ fn a_cluster_that_serves_scouts_at_once_and_us_late_is_waited_for_in_the_end() {
     let mut bench = Bench::new(slow);
     bench.publish();
     bench.run(1);
-    bench.now += Duration::from_secs(1);
+    bench.agenda.now += Duration::from_secs(1);
     bench.kill();
     bench.publish();
     bench.run(2);
