@@ -94,12 +94,17 @@ fn admits(topology: &Topology, id: &NodeId, question: &Question<'_>) -> bool {
 impl Shared {
     /// Who would answer now; the chosen one first.
     pub(crate) fn plan(&self, request: &ReadRequest) -> Plan {
+        self.plan_for(request, self.turn())
+    }
+
+    /// `turn` counts reads: one that went up several times for each would choose the same of two servers every time.
+    fn plan_for(&self, request: &ReadRequest, turn: u64) -> Plan {
         let mut plan = plan(&self.topology(), request, now());
         let outstanding = |id: &NodeId| {
             self.index_of(id).and_then(|node| self.servers.get(node)).map_or(0, |server| server.pool.outstanding())
         };
         for rank in &mut plan.ranks {
-            choose(rank, self.config.selection, outstanding, self.random(), self.turn());
+            choose(rank, self.config.selection, outstanding, self.random(), turn);
         }
         plan
     }
@@ -136,14 +141,15 @@ impl Shared {
             if self.is_closed() {
                 return Err(ReadError::Closed);
             }
-            let plan = self.plan(request);
+            let turn = self.turn();
+            let plan = self.plan_for(request, turn);
             match plan.token {
                 TokenFate::Kept | TokenFate::Ahead => {}
                 TokenFate::Lost => return Err(ReadError::TokenLost),
                 TokenFate::Unproven => return Err(ReadError::TokenUnproven),
                 TokenFate::Foreign => return Err(ReadError::TokenForeign),
             }
-            for (id, proof) in order(&plan, request, self.turn()) {
+            for (id, proof) in order(&plan, request, turn) {
                 let Some(node) = self.index_of(id) else { continue };
                 let question = Question { request, sql, params, proof, deadline };
                 if let Some(rows) = self.ask(node, &question, &mut met).await? {
