@@ -89,10 +89,11 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// The disk queue could not be opened, and nothing of it was sent: another process has it, or it cannot be written to.
+    /// The disk queue could not be opened, and nothing of it was sent: another process has it, it cannot be written to,
+    /// or it holds messages with user properties and this client speaks MQTT 3.1.1, which cannot carry them.
     #[error("queue: {reason}")]
     Queue {
-        /// Which directory, and what the operating system says.
+        /// Which directory, and what stands in the way.
         reason: String,
     },
     /// TLS cannot be had as asked for. Names the file, or the broker; never shows what is in a key.

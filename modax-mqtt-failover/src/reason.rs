@@ -135,7 +135,8 @@ pub enum Rejection {
         /// Connections in a row.
         times: u32,
     },
-    /// A message out of a disk queue has user properties, and the client that opened the queue speaks 3.1.1.
+    /// It has user properties, and the session speaks 3.1.1. A client refuses such a message, and a disk queue that holds
+    /// one, before it comes to that.
     NeedsVersion5,
 }
 

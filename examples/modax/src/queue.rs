@@ -111,8 +111,8 @@ async fn print_files(survey: &Survey, output: &Output) -> Result<(), OutputClose
 
 fn describe_file(file: &FileSurvey) -> Value {
     let damage = file.damage.iter().map(|stretch| {
-        let (offset, bytes, at_end) = (stretch.offset, stretch.bytes, stretch.at_end);
-        json!({ "offset": offset, "bytes": bytes, "at_end": at_end })
+        let (offset, bytes, cut_short) = (stretch.offset, stretch.bytes, stretch.cut_short);
+        json!({ "offset": offset, "bytes": bytes, "cut_short": cut_short })
     });
     let damage: Vec<Value> = damage.collect();
     json!({

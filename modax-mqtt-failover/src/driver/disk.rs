@@ -82,6 +82,16 @@ pub(crate) fn attach(config: &Config, shared: &Arc<Shared>) -> Result<(), Config
     let failed = |error: io::Error| ConfigError::Queue { reason: format!("{}: {error}", path.display()) };
     let directory = Directory::open(path).map_err(failed)?;
     let (log, found) = Log::open(directory, SEGMENT_BYTES, Box::new(super::seed)).map_err(failed)?;
+    // Refused now, they wait for a client that can carry them; sent to the session, they would be gone.
+    let only_v5 = |stored: &&StoredMessage| {
+        let properties = &stored.user_properties;
+        !properties.is_empty() && !without_identity(properties.clone()).is_empty()
+    };
+    let beyond = found.messages.iter().filter(only_v5).count();
+    if beyond > 0 && config.speaks() == Version::V311 {
+        let reason = format!("{}: {beyond} of its messages have user properties, for MQTT 5 alone", path.display());
+        return Err(ConfigError::Queue { reason });
+    }
     let (jobs, todo) = mpsc::channel();
     let (fsync_every, shared_with) = (config.queue.fsync_every, Arc::downgrade(shared));
     let writer = Writer { log, todo, fsync_every, unwritten: 0, shared: shared_with };

@@ -17,8 +17,9 @@ pub struct Damage {
     pub offset: u64,
     /// How long it is.
     pub bytes: u64,
-    /// Whether it reaches the end of the file: then it may be no more than a write that a crash cut short.
-    pub at_end: bool,
+    /// Whether it may be no more than a write that a crash cut short: the file ends in the beginning of a record, or in
+    /// zeros. A last record that is all there and does not hold is damage like any other.
+    pub cut_short: bool,
 }
 
 /// What a file holds, in the order of the file.
@@ -80,6 +81,16 @@ impl Scan {
         decode(&self.bytes.slice(start..start.checked_add(length)?), &mut self.topic)
     }
 
+    /// Whether what follows `at` can be the beginning of a record, or room for one: a crash leaves both.
+    fn is_cut_short(&self, at: usize) -> bool {
+        let Some(rest) = self.bytes.get(at..) else { return true };
+        let mark = FRAME_MARK.get(..rest.len()).unwrap_or(&FRAME_MARK);
+        match self.length_at(at) {
+            Some(length) => rest.len() < FRAME_BYTES.saturating_add(length),
+            None => rest.iter().all(|byte| *byte == 0) || (rest.len() < FRAME_BYTES && rest.starts_with(mark)),
+        }
+    }
+
     /// Where the next frame begins, from `from` on.
     fn next_frame(&self, from: usize) -> Option<usize> {
         let rest = self.bytes.get(from..)?;
@@ -107,7 +118,8 @@ impl Iterator for Scan {
         let end = self.next_frame(start.saturating_add(1)).unwrap_or(self.bytes.len());
         self.at = end;
         let bytes = u64::try_from(end.saturating_sub(start)).ok()?;
-        Some(Found::Damage(Damage { offset, bytes, at_end: end >= self.bytes.len() }))
+        let cut_short = end >= self.bytes.len() && self.is_cut_short(start);
+        Some(Found::Damage(Damage { offset, bytes, cut_short }))
     }
 }
 

@@ -346,7 +346,7 @@ mod tests {
 
             prop_assert_eq!(&read[..], &records[..whole]);
             prop_assert_eq!(damage.iter().map(|d| d.bytes).sum::<u64>(), torn as u64);
-            prop_assert!(damage.iter().all(|d| d.at_end));
+            prop_assert!(damage.iter().all(|d| d.cut_short));
         }
 
         #[test]
@@ -361,6 +361,7 @@ mod tests {
             let expected = if at < HEADER_BYTES { records.len() } else { records.len() - 1 };
             prop_assert_eq!(read.len(), expected);
             prop_assert_eq!(damage.is_empty(), at < HEADER_BYTES);
+            prop_assert!(damage.iter().all(|d| !d.cut_short), "all of it is there");
         }
 
         #[test]

@@ -42,7 +42,7 @@ impl Survey {
     /// it was on disk.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.files.iter().all(|file| file.damage.iter().all(|damage| damage.at_end))
+        self.files.iter().all(|file| file.damage.iter().all(|damage| damage.cut_short))
     }
 
     /// Bytes that are no record.

@@ -17,7 +17,7 @@ use modax_mqtt_failover::{
     Client, ConfigError, Event, Message, Observer, Outcome, PublishError, Queue, Rejection, UserProperties, disk,
     queue::segment::{Record, SegmentId, StoredMessage, encode},
 };
-use modax_testbed::broker::{Script, ScriptedBroker};
+use modax_testbed::broker::{Limits, Script, ScriptedBroker};
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -105,12 +105,12 @@ async fn what_a_closed_client_could_not_deliver_is_sent_by_the_next_in_order_and
 #[tokio::test]
 async fn what_was_recovered_has_receipts_that_know_each_outcome_whenever_they_are_asked_for() {
     let folder = Folder::new("recovered");
-    let before = client("mqtt://127.0.0.1:1?version=5", &folder.queue()).unwrap();
+    let before = client("mqtt://127.0.0.1:1", &folder.queue()).unwrap();
     assert!(before.recovered().is_empty(), "there was nothing");
     let messages = [
         Message::new("acked", "0"),
         Message::new("expired", "1").expires_in(Duration::from_millis(1)),
-        Message::new("refused", "2").user_property("only", "in 5"),
+        Message::new("refused", vec![b'2'; 400]),
         Message::new("acked", "3"),
     ];
     for message in messages {
@@ -133,8 +133,9 @@ async fn what_was_recovered_has_receipts_that_know_each_outcome_whenever_they_ar
         );
     }
 
-    let broker = ScriptedBroker::start(Script::new()).await.unwrap();
-    let after = client(&broker.url(), &folder.queue()).unwrap();
+    let limits = Limits { max_packet_bytes: Some(300), ..Limits::default() };
+    let broker = ScriptedBroker::start(Script::new().limits(limits)).await.unwrap();
+    let after = client(&format!("{}?version=5", broker.url()), &folder.queue()).unwrap();
     let new = within("on disk", after.publish(Message::new("new", "4"))).await.unwrap();
     let new_id = new.id();
     assert!(within("an outcome", new.acked()).await.is_acked());
@@ -157,7 +158,10 @@ async fn what_was_recovered_has_receipts_that_know_each_outcome_whenever_they_ar
         match topic.as_str() {
             "acked" => assert!(matches!(outcome, Outcome::Acked { attempts: 1, .. }), "{outcome:?}"),
             "expired" => assert_eq!(*outcome, Outcome::Expired { maybe_delivered: true }),
-            _ => assert_eq!(*outcome, Outcome::Rejected { reason: Rejection::NeedsVersion5, maybe_delivered: true }),
+            _ => {
+                let Outcome::Rejected { reason, maybe_delivered } = outcome else { panic!("{outcome:?}") };
+                assert!(matches!(reason, Rejection::TooLarge { limit_bytes: 300, .. }) && *maybe_delivered);
+            }
         }
     }
     within("the close", after.close(DEADLINE)).await;
@@ -325,18 +329,11 @@ async fn user_properties_survive_the_process_and_are_never_cut_off_by_an_older_p
     assert_eq!(kept, [("one", "1"), ("one", "2")]);
 
     let broker = ScriptedBroker::start(Script::new()).await.unwrap();
-    let old = client(&broker.url(), &folder.queue()).unwrap();
-    let mut events = old.events();
-    let rejected = within("the word on it", async {
-        loop {
-            if let Some(Event::Rejected { topic, reason }) = events.next().await {
-                return (topic, reason);
-            }
-        }
-    });
-    assert_eq!(rejected.await, ("disk".to_owned(), Rejection::NeedsVersion5));
-    emptied(&old).await;
-    assert_eq!((old.stats().rejected, broker.publishes().len()), (1, 0));
+    let refused = client(&broker.url(), &folder.queue()).expect_err("3.1.1 cannot carry them").to_string();
+    assert!(refused.contains("1 of its messages have user properties"), "{refused}");
+    let survey = disk::inspect(folder.queue()).unwrap();
+    assert_eq!((survey.waiting.len(), survey.is_sound()), (1, true), "it waits for a client that can");
+    assert_eq!(broker.connections(), 0);
 }
 
 #[tokio::test]
