@@ -67,6 +67,11 @@ pub(crate) async fn up(args: LayerArgs, output: Output) -> Exit {
 
 /// Breaks everything in six ways and reports what came of it.
 pub(crate) async fn run(args: DemoArgs, _output: Output) -> Exit {
+    // Now, and not after five minutes that nobody will read of.
+    if let Err(error) = std::fs::create_dir_all(&args.out) {
+        output::event("bad_usage", json!({ "error": format!("--out: {}: {error}", args.out.display()) }));
+        return Exit::Usage;
+    }
     let Ok(mut interrupt) = Interrupt::listen() else { return Exit::Failed };
     let Ok(ground) = Ground::start().await.map_err(|error| failed(&error.into())) else { return Exit::Failed };
     let exit = tokio::select! {

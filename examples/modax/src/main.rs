@@ -74,11 +74,9 @@ async fn run(command: Command) -> Exit {
         Command::Up(args) => demo::up(args, output).await,
         Command::Demo(args) => demo::run(args, output).await,
     };
-    if end.finish().await || exit != Exit::Done {
-        return exit;
-    }
-    output::event("failed", json!({ "error": "stdout was closed before the last line" }));
-    Exit::Failed
+    let Err(error) = end.finish().await else { return exit };
+    output::event("failed", json!({ "error": error }));
+    if exit == Exit::Done { Exit::Failed } else { exit }
 }
 
 /// Prints help where it was asked for, else one line that names what is wrong.

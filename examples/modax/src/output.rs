@@ -6,16 +6,22 @@
 use std::io::Write as _;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use crate::signal::{self, Interrupt};
+
 /// Lines waiting for a slow reader of our stdout; beyond it the commands wait too.
 const WAITING_LINES: usize = 1024;
 /// And their bytes. One line always fits, however long.
 const WAITING_BYTES: u32 = 4 << 20;
+
+/// For whom we are to end and who reads our stdout only slowly.
+const UNREAD: Duration = Duration::from_secs(2);
 
 /// Runs once its line is flushed.
 type Flushed = Box<dyn FnOnce() + Send>;
@@ -49,8 +55,15 @@ impl Output {
     /// Starts the thread that owns stdout.
     pub(crate) fn start() -> (Self, OutputEnd) {
         let (lines, receiver) = mpsc::channel(WAITING_LINES);
-        let writer = std::thread::spawn(move || write_lines(receiver));
         let (tell_gone, gone) = watch::channel(false);
+        let tell_failed = tell_gone.clone();
+        let writer = std::thread::spawn(move || {
+            let written = write_lines(receiver);
+            if written.is_err() {
+                tell_failed.send_replace(true);
+            }
+            written
+        });
         // Ends with the process at the latest.
         std::thread::spawn(move || watch_stdout(&tell_gone));
         (Self::new(lines, gone), OutputEnd { writer })
@@ -65,11 +78,11 @@ impl Output {
         self.send(value, None).await
     }
 
-    /// Waits until nobody reads stdout any more. Of a file nobody ever learns that.
+    /// Waits until nobody reads stdout any more, or it takes nothing more.
     pub(crate) async fn closed(&self) {
         let mut gone = self.gone.clone();
         if gone.wait_for(|gone| *gone).await.is_err() {
-            // The thread that looks could not.
+            // The threads that look could not, and all was written.
             std::future::pending::<()>().await;
         }
     }
@@ -102,12 +115,32 @@ impl Output {
 }
 
 impl OutputEnd {
-    /// Waits until every line is written; false when stdout was closed before that. Every [`Output`] must be
-    /// dropped first.
-    pub(crate) async fn finish(self) -> bool {
-        let written = tokio::task::spawn_blocking(move || matches!(self.writer.join(), Ok(Ok(())))).await;
-        written.unwrap_or(false) && !was_never_open()
+    /// Waits until every line is written, or says why one is not. Every [`Output`] must be dropped first.
+    ///
+    /// A slow reader is waited for, but not past a signal.
+    pub(crate) async fn finish(self) -> Result<(), String> {
+        let joined = tokio::task::spawn_blocking(move || self.writer.join());
+        tokio::select! {
+            joined = joined => match joined {
+                Ok(Ok(Ok(()))) if was_never_open() => Err("stdout is closed".to_owned()),
+                Ok(Ok(Ok(()))) => Ok(()),
+                Ok(Ok(Err(error))) => Err(format!("stdout, before the last line: {error}")),
+                Ok(Err(_)) | Err(_) => Err("stdout: its thread ended early".to_owned()),
+            },
+            () = asked_to_leave() => Err("stdout takes nothing more: the last lines are not written".to_owned()),
+        }
     }
+}
+
+/// Ends [`UNREAD`] after a signal; one that came before counts.
+async fn asked_to_leave() {
+    if !signal::has_come() {
+        match Interrupt::listen() {
+            Ok(mut interrupt) => interrupt.wait().await,
+            Err(_) => std::future::pending().await,
+        }
+    }
+    tokio::time::sleep(UNREAD).await;
 }
 
 /// Whether the process was started with stdout closed. Rust's runtime opens `/dev/null` in its place, for reading too;

@@ -1,6 +1,16 @@
 //! SIGINT and SIGTERM as one thing to wait for.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Set for good by the first signal.
+static HAS_COME: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal that somebody waited for has come.
+pub(crate) fn has_come() -> bool {
+    HAS_COME.load(Ordering::Relaxed)
+}
 
 /// Waits for the user or the service manager to ask for the end.
 pub(crate) struct Interrupt {
@@ -20,5 +30,6 @@ impl Interrupt {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
         }
+        HAS_COME.store(true, Ordering::Relaxed);
     }
 }

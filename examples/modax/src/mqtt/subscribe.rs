@@ -1,11 +1,9 @@
 //! `modax sub`: one line for each message, acknowledged once the line is flushed.
 
-use std::sync::Arc;
-
-use modax_mqtt_failover::dedup::{DedupStats, Verdict};
-use modax_mqtt_failover::{Delivery, Received};
+use modax_mqtt_failover::dedup::{Dedup, DedupStats, Verdict};
+use modax_mqtt_failover::{Delivery, Qos, Received, Subscription};
 use serde_json::json;
-use tokio::sync::Notify;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::once::once;
@@ -32,40 +30,14 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
         }
     };
     tokio::spawn(event::print(events));
+    tokio::spawn(tell_granted(args.filter.clone(), subscription.granted()));
     let mut dedup = args.dedup.map(|fields| once(fields, args.dedup_window));
-    let mut received = 0;
-    let last_flushed = Arc::new(Notify::new());
-    let exit = loop {
-        let item = tokio::select! {
-            item = subscription.next() => item,
-            // The message that would find it out may never come.
-            () = output.closed() => break Exit::Failed,
-            () = interrupt.wait() => break if args.count.is_none() { Exit::Done } else { Exit::Failed },
-        };
-        match item {
-            Some(Received::Delivery(delivery)) => {
-                let verdict = dedup.as_mut().map(|dedup| dedup.check_delivery(&delivery));
-                if verdict == Some(Verdict::Repeat) {
-                    if skip(delivery, &output).await {
-                        continue;
-                    }
-                    break Exit::Failed;
-                }
-                received += 1;
-                let is_last = args.count == Some(received);
-                if !print(delivery, &output, is_last.then(|| last_flushed.clone())).await {
-                    break Exit::Failed;
-                }
-                if is_last {
-                    last_flushed.notified().await;
-                    break Exit::Done;
-                }
-            }
-            Some(Received::Gap { reason, .. }) => output::event("gap", json!({ "reason": format!("{reason:?}") })),
-            Some(_) => {}
-            // The broker refused the subscription; the event said so.
-            None => break Exit::Failed,
-        }
+    let exit = tokio::select! {
+        exit = print_all(&mut subscription, &mut dedup, args.count, &output) => exit,
+        // The message that would find it out may never come.
+        () = output.closed() => Exit::Failed,
+        // Also while a line waits for whoever reads our stdout.
+        () = interrupt.wait() => if args.count.is_none() { Exit::Done } else { Exit::Failed },
     };
     if let Some(dedup) = dedup {
         report(dedup.stats());
@@ -75,6 +47,45 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
     let _ = timeout(GOODBYE * 2, client.close(GOODBYE)).await;
     drop(subscription);
     exit
+}
+
+/// Until `count` lines are flushed. Cancel safe: a message that is not printed stays unacknowledged.
+async fn print_all(
+    subscription: &mut Subscription,
+    dedup: &mut Option<Dedup>,
+    count: Option<u64>,
+    output: &Output,
+) -> Exit {
+    let mut received = 0;
+    while let Some(item) = subscription.next().await {
+        match item {
+            Received::Delivery(delivery) => {
+                let verdict = dedup.as_mut().map(|dedup| dedup.check_delivery(&delivery));
+                if verdict == Some(Verdict::Repeat) {
+                    if skip(delivery, output).await {
+                        continue;
+                    }
+                    return Exit::Failed;
+                }
+                received += 1;
+                let Some(flushed) = print(delivery, output).await else { return Exit::Failed };
+                if count == Some(received) {
+                    return if flushed.await.is_ok() { Exit::Done } else { Exit::Failed };
+                }
+            }
+            Received::Gap { reason, .. } => output::event("gap", json!({ "reason": format!("{reason:?}") })),
+            _ => {}
+        }
+    }
+    // The broker refused the subscription; the event said so.
+    Exit::Failed
+}
+
+/// What is published from now on is printed, or a gap is told.
+async fn tell_granted(filter: String, granted: impl Future<Output = Option<Qos>>) {
+    if let Some(qos) = granted.await {
+        output::event("subscribed", json!({ "filter": filter, "qos": level(qos) }));
+    }
 }
 
 /// What could not be told apart was printed: it is counted here, so that nobody takes it for known.
@@ -91,8 +102,8 @@ fn report(stats: DedupStats) {
     );
 }
 
-/// False when nobody reads our stdout any more: then the message stays unacknowledged.
-async fn print(delivery: Delivery, output: &Output, last: Option<Arc<Notify>>) -> bool {
+/// Tells when the line is flushed; `None` when nobody reads our stdout any more. Then the message stays unacknowledged.
+async fn print(delivery: Delivery, output: &Output) -> Option<oneshot::Receiver<()>> {
     let mut line = json!({
         "topic": delivery.topic(),
         "qos": level(delivery.qos()),
@@ -100,13 +111,12 @@ async fn print(delivery: Delivery, output: &Output, last: Option<Arc<Notify>>) -
     });
     put_properties(&mut line, delivery.user_properties());
     put_payload(&mut line, delivery.payload());
-    let flushed = move || {
+    let (flushed, is_flushed) = oneshot::channel();
+    let done = move || {
         delivery.ack();
-        if let Some(last) = last {
-            last.notify_one();
-        }
+        let _ = flushed.send(());
     };
-    output.line_then(&line, flushed).await.is_ok()
+    output.line_then(&line, done).await.is_ok().then_some(is_flushed)
 }
 
 /// Acknowledges a repeat, but not before the line of its first copy is flushed: a crash in between would lose both.

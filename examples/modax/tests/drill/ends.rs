@@ -6,7 +6,7 @@ use std::time::Duration;
 use modax_testbed::Ground;
 use rustix::process::Signal;
 use serde_json::json;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -89,6 +89,52 @@ async fn a_command_that_waits_ends_once_nobody_reads_it_any_more() {
         // Its input stays open, and nothing that it could print ever comes.
         assert_eq!(Running::start(args).end_unread().await, 1, "{args:?}");
     }
+    ground.stop().await;
+}
+
+/// A session that holds `count` messages of a kilobyte each for the subscriber `ends`.
+async fn keep_for_the_subscriber(broker: &str, count: usize) {
+    let subscriber = Running::start(&["sub", "--brokers", broker, "--client-id", "ends", "--filter", "plant/#"]);
+    subscriber.event("subscribed").await;
+    subscriber.signal(Signal::TERM);
+    assert_eq!(subscriber.rest().await, (vec![], 0));
+    let mut publisher = Running::start(&["pub", "--brokers", broker, "--client-id", "p", "--topic", "plant/x"]);
+    for _ in 0..count {
+        publisher.send(&"x".repeat(1000)).await;
+    }
+    publisher.end_input();
+    assert_eq!(publisher.rest().await.1, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_whose_lines_nobody_takes_ends_all_the_same() {
+    let ground = Ground::start().await.unwrap();
+    let broker = ground.mosquitto().await.unwrap();
+    // More than a pipe takes.
+    keep_for_the_subscriber(&broker.url(), 200).await;
+    let subscribe = ["sub", "--brokers", &broker.url(), "--client-id", "ends", "--filter", "plant/#"];
+
+    let mut unread = Running::start(&subscribe);
+    unread.until_unread(60_000).await;
+    unread.signal(Signal::TERM);
+    let failed = unread.event("failed").await;
+    assert!(failed["error"].as_str().unwrap().contains("stdout takes nothing more"), "{failed}");
+    assert_eq!(unread.end_unread().await, 1);
+
+    // A disk without room for the line that was to be the last.
+    let mut full = Command::new(env!("CARGO_BIN_EXE_modax"))
+        .args(subscribe)
+        .args(["--count", "1"])
+        .stdout(std::fs::File::create("/dev/full").unwrap())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let stderr = full.stderr.take().unwrap();
+    let ended = timeout(PATIENCE, full.wait()).await.expect("an end in time").unwrap();
+    let mut told = String::new();
+    tokio::io::BufReader::new(stderr).read_to_string(&mut told).await.unwrap();
+    assert!(ended.code() == Some(1) && told.contains("No space left on device"), "{told}");
     ground.stop().await;
 }
 

@@ -71,6 +71,13 @@ impl Running {
         stdin.flush().await.expect("the binary reads");
     }
 
+    /// Waits until its stdout holds so many bytes that nobody has read.
+    pub(crate) async fn until_unread(&mut self, bytes: u64) {
+        let stdout = self.lines.get_ref().get_ref();
+        let waiting = || async { rustix::io::ioctl_fionread(stdout).is_ok_and(|waiting| waiting >= bytes) };
+        modax_testbed::wait::until(PATIENCE, "a pipe that is full", waiting).await.expect("it fills");
+    }
+
     pub(crate) fn end_input(&mut self) {
         self.stdin = None;
     }

@@ -25,6 +25,7 @@ fn a_command_that_is_missing_or_unknown_is_told() {
         (vec!["--verbose"], "--verbose"),
         (vec!["queue", "salvage"], "<DIR>"),
         (vec!["up", "extra"], "extra"),
+        (vec!["demo", "--out", "/dev/null/demo"], "--out: /dev/null/demo"),
     ] {
         refused(&args, named);
     }
