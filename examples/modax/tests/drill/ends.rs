@@ -92,16 +92,14 @@ async fn a_command_that_waits_ends_once_nobody_reads_it_any_more() {
     ground.stop().await;
 }
 
-/// A session that holds `count` messages of a kilobyte each for the subscriber `ends`.
-async fn keep_for_the_subscriber(broker: &str, count: usize) {
+/// A session that holds a message of so many bytes for the subscriber `ends`.
+async fn keep_for_the_subscriber(broker: &str, bytes: usize) {
     let subscriber = Running::start(&["sub", "--brokers", broker, "--client-id", "ends", "--filter", "plant/#"]);
     subscriber.event("subscribed").await;
     subscriber.signal(Signal::TERM);
     assert_eq!(subscriber.rest().await, (vec![], 0));
     let mut publisher = Running::start(&["pub", "--brokers", broker, "--client-id", "p", "--topic", "plant/x"]);
-    for _ in 0..count {
-        publisher.send(&"x".repeat(1000)).await;
-    }
+    publisher.send(&"x".repeat(bytes)).await;
     publisher.end_input();
     assert_eq!(publisher.rest().await.1, 0);
 }
@@ -110,12 +108,12 @@ async fn keep_for_the_subscriber(broker: &str, count: usize) {
 async fn a_subscriber_whose_lines_nobody_takes_ends_all_the_same() {
     let ground = Ground::start().await.unwrap();
     let broker = ground.mosquitto().await.unwrap();
-    // More than a pipe takes.
-    keep_for_the_subscriber(&broker.url(), 200).await;
+    // More than a pipe takes: once its line has begun, it is stuck.
+    keep_for_the_subscriber(&broker.url(), 1_000_000).await;
     let subscribe = ["sub", "--brokers", &broker.url(), "--client-id", "ends", "--filter", "plant/#"];
 
     let mut unread = Running::start(&subscribe);
-    unread.until_unread(60_000).await;
+    unread.until_line_has_begun().await;
     unread.signal(Signal::TERM);
     let failed = unread.event("failed").await;
     assert!(failed["error"].as_str().unwrap().contains("stdout takes nothing more"), "{failed}");

@@ -71,11 +71,11 @@ impl Running {
         stdin.flush().await.expect("the binary reads");
     }
 
-    /// Waits until its stdout holds so many bytes that nobody has read.
-    pub(crate) async fn until_unread(&mut self, bytes: u64) {
+    /// Waits until its stdout holds something that nobody has read.
+    pub(crate) async fn until_line_has_begun(&mut self) {
         let stdout = self.lines.get_ref().get_ref();
-        let waiting = || async { rustix::io::ioctl_fionread(stdout).is_ok_and(|waiting| waiting >= bytes) };
-        modax_testbed::wait::until(PATIENCE, "a pipe that is full", waiting).await.expect("it fills");
+        let begun = || async { rustix::io::ioctl_fionread(stdout).is_ok_and(|unread| unread > 0) };
+        modax_testbed::wait::until(PATIENCE, "the beginning of a line", begun).await.expect("it begins");
     }
 
     pub(crate) fn end_input(&mut self) {
