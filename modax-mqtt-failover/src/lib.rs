@@ -72,6 +72,9 @@
 //!
 //! # Back to a preferred broker, and connections beside
 //!
+//! A node of a cluster that has no leader may drop what it is given and keep what follows. On each connection to one, the
+//! first message therefore goes alone, and the others once it is acknowledged.
+//!
 //! In a [cluster](Topology::Cluster), and there alone, [`Scouting`] (default [`Scouting::probing`]) finds the node that
 //! acknowledges by short connections under derived identities, with empty messages to `modax/probe`. All else that opens a
 //! connection beside the one that carries messages is off by default:

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::{Session, UNWRITTEN_LIMIT};
 use crate::{
+    config::Topology,
     inflight::{Inflight, Phase},
     message::MessageId,
 };
@@ -57,6 +58,13 @@ impl Session {
         self.written_at(sequence).is_none_or(|at| now.saturating_duration_since(at) <= ago)
     }
 
+    /// Whether this node of a cluster has answered for nothing yet. While its cluster elects a leader it may drop what it is
+    /// given and, once there is one, keep what follows: sent together, later messages would come to stand before earlier
+    /// ones.
+    fn is_unproven(&self) -> bool {
+        self.topology == Topology::Cluster && self.answers == 0
+    }
+
     pub(super) fn set_gate(&mut self, now: Instant, gate: Gate) {
         self.gate = gate;
         if self.is_up() {
@@ -66,7 +74,8 @@ impl Session {
 
     /// The window counts messages, and a PUBREL is none (MQTT 5, 4.9).
     pub(super) fn next_to_send(&self) -> Option<MessageId> {
-        let has_room = self.inflight.on_the_wire().saturating_add(self.announcing()) < self.window();
+        let window = if self.is_unproven() { 1 } else { self.window() };
+        let has_room = self.inflight.on_the_wire().saturating_add(self.announcing()) < window;
         match self.gate {
             Gate::Open if has_room => self.inflight.next_pending(),
             Gate::Only(message) if has_room && self.inflight.is_unsent(message) => Some(message),

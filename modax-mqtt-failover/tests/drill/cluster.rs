@@ -44,11 +44,17 @@ impl Seen {
     /// the next one and behind what was stored since: what had been acknowledged before that one began has no place.
     fn reordered(&self, published: &Published) -> usize {
         let mut count = 0;
-        for first in self.first.values() {
+        for (topic, first) in &self.first {
             let mut highest = 0;
             for (number, began) in first {
                 let placed = published.acked_at(*number).is_none_or(|acked| acked > *began);
-                count += usize::from(*number < highest && placed);
+                if *number < highest && placed {
+                    eprintln!(
+                        "{number} of {topic} came after {highest}; acknowledged at {:?}",
+                        published.acked_at(*number)
+                    );
+                    count += 1;
+                }
                 highest = highest.max(*number);
             }
         }
