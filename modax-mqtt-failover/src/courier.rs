@@ -183,6 +183,12 @@ impl Courier {
         self.attempt
     }
 
+    /// The attempt that is not read while readers are full. One whose CONNACK is to come is read in any case.
+    #[must_use]
+    pub fn unread_attempt(&self) -> Option<u64> {
+        (self.serving.is_some() || self.stopped).then_some(self.attempt)
+    }
+
     /// The state now.
     #[must_use]
     pub const fn status(&self) -> &Status {

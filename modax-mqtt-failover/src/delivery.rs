@@ -33,8 +33,8 @@ use crate::{
 /// A stream buffers up to 256 items and 1 MiB, or one item that is larger. What a reader that falls behind has not taken
 /// beyond that waits in the client. Above 16 MiB there, of all streams together, QoS 0 messages are dropped, with a
 /// [`GapReason::Overflowed`] and a count; above 32 MiB the client stops reading from the broker until there is room
-/// again, while sending and probing go on. QoS 1 comes to that only where a broker sends much without waiting for
-/// acknowledgements.
+/// again, probes go on, and publishes only until so many wait for their acknowledgement as may: a reader must not wait for
+/// one of its own then. QoS 1 comes to that only where a broker sends much without waiting for acknowledgements.
 #[must_use = "dropping it unsubscribes"]
 pub struct Subscription {
     filter: Filter,

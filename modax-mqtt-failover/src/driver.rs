@@ -142,7 +142,7 @@ impl Driver {
         let Self { courier, shared, links, readers, closing, expiry, .. } = self;
         let deadline = closing.as_ref().map(|closing| closing.deadline);
         let due = [courier.poll_timeout(), deadline, *expiry, readers.unclaimed.due()].into_iter().flatten().min();
-        let unread = readers.is_full().then(|| courier.attempt());
+        let unread = courier.unread_attempt().filter(|_| readers.is_full());
         // Outcomes to be told make room for more to send: not before the sockets were looked at, or a producer that never
         // rests would keep us from reading.
         let is_busy = !self.settled.is_empty();
@@ -173,7 +173,7 @@ impl Driver {
 
     /// Reads what is there before anybody judges by the clock: our own delay is not the broker's.
     fn look_at_links(&mut self) {
-        let unread = self.readers.is_full().then(|| self.courier.attempt());
+        let unread = self.courier.unread_attempt().filter(|_| self.readers.is_full());
         // Each of the few at most once; a busy one must not keep us here. A dial that has just failed knows better why
         // than its deadline.
         for _ in 0..self.links.len() {
@@ -218,7 +218,7 @@ impl Driver {
     /// Gives the packets that have arrived to the courier, until a reader is full.
     fn decode(&mut self, attempt: u64) {
         let now = now();
-        while !(self.readers.is_full() && attempt == self.courier.attempt()) {
+        while !(self.readers.is_full() && Some(attempt) == self.courier.unread_attempt()) {
             let Some(link) = self.links.get_mut(attempt) else { break };
             match link.receive() {
                 Ok(Some(packet)) => {

@@ -277,29 +277,22 @@ impl Inflight {
         self.entries.values().rev().find(|entry| matches!(entry.phase, Phase::Sent { .. }))
     }
 
-    /// Takes out one message whose time to live has ended and that is not on its way. One that a broker may hold half
-    /// of (QoS 2, sent) is brought to its end instead.
+    /// Takes out one message whose time to live has ended and that is not on its way. What the broker received (QoS 2,
+    /// PUBREC) is brought to its end instead; what it may have of another stays open there.
     pub fn expire(&mut self, now: Instant) -> Option<Entry> {
-        let message = self.expiries.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).find(|id| {
-            self.entries.get(id).is_some_and(|entry| {
-                entry.phase == Phase::Pending && (entry.attempts == 0 || entry.admitted.message.qos < Qos::ExactlyOnce)
-            })
-        })?;
+        let ended = self.expiries.iter().take_while(|(at, _)| *at <= now);
+        let message = ended.map(|(_, id)| *id).find(|id| self.is_unsent(*id))?;
+        self.leave_open(message);
         self.remove(message)
     }
 
     /// When the next message expires, if any can.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Instant> {
-        let can = |id: &MessageId| {
-            self.entries.get(id).is_some_and(|entry| {
-                entry.phase == Phase::Pending && (entry.attempts == 0 || entry.admitted.message.qos < Qos::ExactlyOnce)
-            })
-        };
-        if self.pending.is_empty() {
+        if self.unsent == 0 {
             return None;
         }
-        self.expiries.iter().find(|(_, id)| can(id)).map(|(at, _)| *at)
+        self.expiries.iter().find(|(_, id)| self.is_unsent(*id)).map(|(at, _)| *at)
     }
 
     /// Takes everything out, in order of admission.

@@ -53,8 +53,9 @@ impl Session {
     pub(super) fn properties(&self, now: Instant, admitted: &Admitted) -> PublishProperties {
         let left = admitted.expires_at.filter(|_| self.version == Version::V5).map(|at| {
             let left = at.saturating_duration_since(now);
-            // Rounded up: a broker that drops it a moment late does no harm, one that drops it early loses it.
-            let seconds = left.as_secs().saturating_add(u64::from(left.subsec_nanos() > 0));
+            // Rounded up: a broker that drops it a moment late does no harm, one that drops it early loses it. And never
+            // zero, which some take for no end at all.
+            let seconds = left.as_secs().saturating_add(u64::from(left.subsec_nanos() > 0)).max(1);
             u32::try_from(seconds).unwrap_or(u32::MAX)
         });
         PublishProperties { user: admitted.message.user_properties.clone(), expiry_seconds: left }

@@ -39,10 +39,8 @@ impl Session {
         for (filter, reason) in self.subscriptions.gaps(certain, reason) {
             self.outputs.push_back(Output::Gap { filter, reason });
         }
-        // A session of the same broker and process is known to hold what it granted; nothing else is.
-        if !(certain && same_broker) {
-            self.subscriptions.forget_grants();
-        }
+        // Also a session of the same broker: one that was restored from an older copy may lack what it granted since.
+        self.subscriptions.forget_grants();
         self.apply_subscriptions();
         self.withdraw();
         self.pump(now);

@@ -350,6 +350,30 @@ async fn f30_a_flood_of_qos_1_stops_reading_and_pings_go_on() {
 }
 
 #[tokio::test]
+async fn f30_a_connection_lost_while_reading_rests_is_replaced_at_once() {
+    let only = broker(Script::new()).await;
+    // Who does not read learns of the loss when it writes.
+    let client = client_of(&[&only]).keep_alive(Duration::from_secs(2)).build().unwrap();
+    let unread = client.subscribe("flood", Qos::AtLeastOnce).await.unwrap();
+    assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+    flood(&only, &client, 550, 500, 1).await;
+    assert!(client.stats().received < 550, "reading never stopped");
+
+    only.stop();
+    only.restart().unwrap();
+
+    assert!(only.wait_until(DEADLINE, |broker| broker.connects().len() == 2).await, "the connection was lost");
+    within("a connection", async {
+        while client.stats().connects < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(unread);
+    assert!(acked(&client, "afterwards").await.is_acked());
+}
+
+#[tokio::test]
 async fn f29_a_broker_of_3_1_1_that_closes_on_a_message_is_told_of_until_the_message_expires() {
     let only = broker(Script::new().closes_after_publishes(1)).await;
     let client = client_of(&[&only]).build().unwrap();
