@@ -207,7 +207,7 @@ pub struct Stats {
     pub shed: u64,
     /// Messages refused, by a broker or because they could not be encoded.
     pub rejected: u64,
-    /// Messages left undelivered by `close`.
+    /// Messages left undelivered by `close`, and those of QoS 0 whose connection ended while they were being written.
     pub undelivered: u64,
     /// Messages received from brokers.
     pub received: u64,

@@ -174,7 +174,8 @@ pub enum Outcome {
         /// a disk queue brought from an earlier process, which may have sent it.
         maybe_delivered: bool,
     },
-    /// The client was closed, or its runtime ended, first.
+    /// The client was closed, or its runtime ended, first; or its connection ended while it was being written (QoS 0, which
+    /// is not sent again).
     Undelivered {
         /// Whether it had been sent, so that a broker may have it all the same; always true of what a disk queue brought from
         /// an earlier process, which may have sent it.

@@ -52,11 +52,14 @@ impl UserProperties {
         self.iter().map(bytes).fold(0, usize::saturating_add)
     }
 
-    /// Whether each fits a packet.
+    /// Whether each fits a packet, and a disk queue all of them: up to 65535.
     ///
     /// # Errors
-    /// [`TopicError::TooLong`] or [`TopicError::Nul`], the rules for every text of MQTT (MQTT 5, 1.5.4).
+    /// [`TopicError::TooMany`], [`TopicError::TooLong`] or [`TopicError::Nul`], the rules for every text of MQTT (MQTT 5, 1.5.4).
     pub fn check(&self) -> Result<(), TopicError> {
+        if self.len() > usize::from(u16::MAX) {
+            return Err(TopicError::TooMany);
+        }
         for text in self.iter().flat_map(|(name, value)| [name, value]) {
             if text.len() > usize::from(u16::MAX) {
                 return Err(TopicError::TooLong);

@@ -10,6 +10,9 @@ pub enum TopicError {
     /// More than 65535 bytes.
     #[error("is longer than 65535 bytes")]
     TooLong,
+    /// One of more than 65535 user properties.
+    #[error("is one of more than 65535")]
+    TooMany,
     /// A NUL character (MQTT 3.1.1, 4.7.3).
     #[error("holds a NUL character")]
     Nul,

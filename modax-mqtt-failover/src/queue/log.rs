@@ -317,6 +317,8 @@ impl<S: Storage> Log<S> {
             return Err(CommitError::Write(error));
         }
         if let Err(error) = self.storage.sync() {
+            // The same. It may fail as well; until all is written anew, nothing more is appended here.
+            let _tried = self.storage.truncate(before);
             self.closed = true;
             return Err(CommitError::Sync(error));
         }

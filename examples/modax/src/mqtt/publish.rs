@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,6 +54,7 @@ pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
         open: BTreeSet::new(),
         writing: FuturesOrdered::new(),
         outcomes: JoinSet::new(),
+        leaves: Arc::default(),
         all_acked: true,
         end: None,
     };
@@ -131,6 +133,9 @@ struct Run {
     open: BTreeSet<Whose>,
     writing: FuturesOrdered<Publishing>,
     outcomes: JoinSet<Told>,
+    /// Set when the client is closed: what it leaves then stays on disk. A QoS 0 message that went down with its connection
+    /// before does not.
+    leaves: Arc<AtomicBool>,
     all_acked: bool,
     /// After a signal: when outcomes are waited for no longer.
     end: Option<Instant>,
@@ -151,8 +156,8 @@ impl Run {
     }
 
     fn tell(&mut self, whose: Whose, receipt: Receipt) {
-        let (output, is_on_disk) = (self.output.clone(), self.args.queue.is_some());
-        self.outcomes.spawn(tell(whose, receipt, is_on_disk, output));
+        let leaves = self.args.queue.is_some().then(|| Arc::clone(&self.leaves));
+        self.outcomes.spawn(tell(whose, receipt, leaves, self.output.clone()));
     }
 
     /// Reads as fast as the queue admits, until the end of input or a signal.
@@ -322,6 +327,7 @@ impl Run {
             }
         }
         // Nothing waits any more, or nothing may wait any longer: what is left resolves as undelivered.
+        self.leaves.store(true, Ordering::Relaxed);
         let patience = if self.open.is_empty() { GOODBYE } else { Duration::ZERO };
         let _ = timeout(LAST_COMMIT, self.client.close(patience)).await;
         while let Ok(Some(step)) = timeout(GOODBYE, self.step()).await {
@@ -343,10 +349,11 @@ impl Run {
 }
 
 /// Waits for the outcome and tells it. A message that is left on disk says so: the next start sends it.
-async fn tell(whose: Whose, receipt: Receipt, is_on_disk: bool, output: Output) -> Told {
+async fn tell(whose: Whose, receipt: Receipt, leaves_on_disk: Option<Arc<AtomicBool>>, output: Output) -> Told {
     let outcome = receipt.acked().await;
     let mut line = describe(whose.head(), &outcome);
-    if is_on_disk && matches!(outcome, Outcome::Undelivered { .. }) {
+    let is_left = leaves_on_disk.is_some_and(|leaves| leaves.load(Ordering::Relaxed));
+    if is_left && matches!(outcome, Outcome::Undelivered { .. }) {
         line["on_disk"] = json!(true);
     }
     Told { whose, output: output.line(&line).await, outcome }
