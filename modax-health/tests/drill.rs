@@ -146,6 +146,9 @@ fn server(ground: &Ground, port: u16, dependency: &Path) -> Process {
 /// `forgiving`: a failed GET is sent to the other server, as one should where methods are idempotent. Without it every
 /// request that meets a dead server is a failure the client sees.
 fn configuration(front: u16, stats: u16, [one, two]: [u16; 2], forgiving: bool) -> String {
+    // A session that is cut when its server is marked down is a request that fails, and an unforgiving balancer has no
+    // second try: a server that drains is given the time to answer what it has begun.
+    let cut = if forgiving { " on-marked-down shutdown-sessions" } else { "" };
     let forgiveness = if forgiving {
         "  retries 2\n  option redispatch 1\n  retry-on conn-failure empty-response response-timeout\n"
     } else {
@@ -157,8 +160,7 @@ fn configuration(front: u16, stats: u16, [one, two]: [u16; 2], forgiving: bool) 
          frontend front\n  bind 127.0.0.1:{front}\n  default_backend servers\n\
          frontend stats\n  bind 127.0.0.1:{stats}\n  stats enable\n  stats uri /stats\n\
          backend servers\n  balance roundrobin\n  option httpchk GET /ready\n  http-check expect status 200\n  \
-         default-server check inter 500ms fastinter 100ms downinter 200ms fall 2 rise 2 \
-         on-marked-down shutdown-sessions\n  \
+         default-server check inter 500ms fastinter 100ms downinter 200ms fall 2 rise 2{cut}\n  \
          server one 127.0.0.1:{one}\n  server two 127.0.0.1:{two}\n"
     )
 }
