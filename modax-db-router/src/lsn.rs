@@ -6,6 +6,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// PostgreSQL's page of the log, the header a page begins with, and that of a file's first page.
+const PAGE: u64 = 8192;
+const PAGE_HEADER: u64 = 24;
+const FILE_HEADER: u64 = 40;
+
 /// A write position in PostgreSQL's log, in bytes. Ordered within one [`Timeline`] only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(u64);
@@ -21,6 +26,19 @@ impl Lsn {
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self.0
+    }
+
+    /// Where the last record before this *insert* position ends. At the beginning of a page that position lies behind the
+    /// page's header, or a file's longer one, and a replica that has replayed everything stands before it.
+    ///
+    /// The step back hides nothing: no record ends in a header, nor sixteen bytes behind one if another ended before it,
+    /// because a record has at least 24 bytes.
+    #[must_use]
+    pub const fn end_of_record(self) -> Self {
+        match self.0 % PAGE {
+            into @ (PAGE_HEADER | FILE_HEADER) => Self(self.0.saturating_sub(into)),
+            _ => self,
+        }
     }
 
     /// Bytes from `earlier` to `self`; zero if `earlier` is ahead.

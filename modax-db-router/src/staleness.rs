@@ -12,10 +12,6 @@ use crate::lsn::Lsn;
 /// Samples kept. At the calm pace two minutes; a replica further behind has no age that anybody asks for.
 const CAPACITY: usize = 128;
 
-/// PostgreSQL's page of the log, and the header a page begins with.
-const PAGE: u64 = 8192;
-const PAGE_HEADER: u64 = 24;
-
 /// Positions of the primary over time.
 #[derive(Clone, Debug, Default)]
 pub struct Samples {
@@ -31,7 +27,7 @@ impl Samples {
 
     /// Notes that the primary, asked at `sent`, had written up to `position`.
     pub fn push(&mut self, sent: Instant, position: Lsn) {
-        let position = without_header(position);
+        let position = position.end_of_record();
         if let Some((at, last)) = self.ring.back_mut() {
             if sent < *at || position < *last {
                 return;
@@ -76,10 +72,4 @@ impl Samples {
             self.ring.extend(newest);
         }
     }
-}
-
-/// The *insert* position at the beginning of a page lies behind the page's header, where a replica that has replayed
-/// everything stands before it. No record can end inside of a header, so the step back hides nothing.
-fn without_header(position: Lsn) -> Lsn {
-    if position.bytes() % PAGE == PAGE_HEADER { Lsn::new(position.bytes() - PAGE_HEADER) } else { position }
 }

@@ -7,7 +7,7 @@ use super::evidence::columns;
 use super::{Shared, now};
 use crate::commit::{Evidence, Settled, UnknownBecause, Verdict, judge, read_status};
 use crate::error::AcquireError;
-use crate::lsn::WriteToken;
+use crate::lsn::{Lsn, WriteToken};
 
 /// Pause before asking again about a transaction in progress.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -59,6 +59,7 @@ impl Shared {
                     let Some([status, position]) = columns::<2>(&messages) else { continue };
                     let token = position
                         .and_then(|text| text.parse().ok())
+                        .map(Lsn::end_of_record)
                         .map(|lsn| WriteToken::new(acquired.incarnation.system, acquired.incarnation.timeline, lsn));
                     (read_status(status.as_deref(), believe_committed), token)
                 }

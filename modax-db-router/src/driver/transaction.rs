@@ -295,7 +295,7 @@ impl Shared {
             return self.settle_commit(place, &before.evidence, None, value).await;
         }
         let [position, synchronous, loaded] = after.unwrap_or_default();
-        let lsn: Option<Lsn> = position.and_then(|text| text.parse().ok());
+        let lsn = position.and_then(|text| text.parse().ok()).map(Lsn::end_of_record);
         let token = lsn.map(|lsn| WriteToken::new(place.incarnation.system, place.incarnation.timeline, lsn));
         let synchronous = synchronous.map(|text| text == "t");
         let unchanged = loaded.is_some() && loaded == before.loaded;

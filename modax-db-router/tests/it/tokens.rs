@@ -98,6 +98,12 @@ fn an_idle_primary_keeps_its_replicas_fresh_also_at_the_beginning_of_a_page() {
     samples.push(later, Lsn::new(8192 + 24));
     assert_eq!(samples.fresh_at(Lsn::new(8192)), Some(later));
     assert_eq!(samples.fresh_at(Lsn::new(8191)), None);
+    // And behind a longer one at the beginning of a file, which an idle primary begins by its timeout.
+    let file = 16 << 20;
+    let much_later = later + Duration::from_secs(60);
+    samples.push(much_later, Lsn::new(file + 40));
+    assert_eq!(samples.fresh_at(Lsn::new(file)), Some(much_later));
+    assert_eq!(samples.fresh_at(Lsn::new(file - 1)), Some(later));
 }
 
 #[test]
