@@ -6,6 +6,9 @@ use crate::error::ConfigError;
 use crate::policy::selection::Selection;
 use crate::topology::NodeId;
 
+/// Longest time that a setting or a call may name: beyond it a clock could overflow, and nobody means it.
+pub(crate) const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 /// Settings of a router; each has a default with its reason.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -79,6 +82,9 @@ impl Config {
         ] {
             if value.is_zero() {
                 return Err(zero(setting));
+            }
+            if value > LONGEST {
+                return Err(ConfigError::Setting { setting, reason: "must be 366 days at most" });
             }
         }
         if self.fall == 0 {

@@ -23,7 +23,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, broadcast, mpsc, watch};
 use tokio::task::AbortHandle;
 
-use crate::config::{Config, Target};
+use crate::config::{Config, LONGEST, Target};
 use crate::error::ConfigError;
 use crate::event::Event;
 use crate::monitor::{Input, Monitor, Output, Pace};
@@ -41,6 +41,11 @@ const INPUTS: usize = 256;
 /// The one place that reads the clock; `tokio`'s, so that a test can move it.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// The end of a time that a caller named; one that is longer than anybody means ends in a year.
+pub(crate) fn after(time: Duration) -> Instant {
+    now() + time.min(LONGEST)
 }
 
 /// One server as the driver knows it.
@@ -254,7 +259,7 @@ impl Driver {
 
     /// Refuses new calls, waits for running ones, then cuts.
     pub(crate) async fn close(&self, deadline: Duration) {
-        let end = tokio::time::Instant::now() + deadline;
+        let end = tokio::time::Instant::from_std(after(deadline));
         self.shared.closed.store(true, Ordering::Release);
         // Whoever waits for a change finds the router closed.
         self.shared.routing.send_modify(|moves| *moves += 1);

@@ -19,7 +19,8 @@ impl StartTime {
     }
 }
 
-/// One life of one primary: its cluster, its timeline and its start. A restart or a promotion makes another.
+/// One life of one primary: its cluster, its timeline, its start and where its recovery ended. A restart or a promotion
+/// makes another, and so does the crash of a single backend: the server recovers in place then, and keeps its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Incarnation {
     /// Which database cluster.
@@ -28,6 +29,8 @@ pub struct Incarnation {
     pub timeline: Timeline,
     /// When it started.
     pub started: StartTime,
+    /// Where recovery ended when it began; `None` after a clean start.
+    pub floor: Option<Lsn>,
 }
 
 /// What the server was doing.
@@ -82,8 +85,8 @@ impl Observation {
     #[must_use]
     pub const fn incarnation(&self) -> Option<Incarnation> {
         match self.activity {
-            Activity::Writing { timeline, .. } => {
-                Some(Incarnation { system: self.system, timeline, started: self.started })
+            Activity::Writing { timeline, floor, .. } => {
+                Some(Incarnation { system: self.system, timeline, started: self.started, floor })
             }
             Activity::Replaying { .. } => None,
         }

@@ -65,9 +65,9 @@ impl<'a> Read<'a> {
 
     /// Runs one statement and returns its rows.
     ///
-    /// Tries one server after the other within the deadline. On the primary it runs in a read-only transaction. The
-    /// session is not reset afterwards: a statement that changes it (`SET`, `set_config(…, false)`, a session-level
-    /// advisory lock) leaks to the next user of the connection.
+    /// Tries one server after the other within the deadline. It runs in a read-only transaction
+    /// that is rolled back, and what it leaves in its session (a session-level advisory lock) is taken away before the
+    /// connection's next user.
     ///
     /// # Errors
     /// - [`ReadError::NoNode`]: nobody was allowed to answer; it says why each was left out.

@@ -227,7 +227,7 @@ impl Router {
     /// # Cancel safety
     /// Cancel safe: nothing was sent for the caller.
     pub async fn primary_within(&self, deadline: Duration) -> Result<Connection, AcquireError> {
-        let deadline = crate::driver::now() + deadline;
+        let deadline = crate::driver::after(deadline);
         loop {
             let acquired = self.shared().acquire(deadline, Whom::Call).await?;
             if matches!(tokio::time::timeout_at(deadline.into(), acquired.checkout.is_fresh()).await, Ok(true)) {

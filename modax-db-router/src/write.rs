@@ -143,7 +143,7 @@ impl Writer {
         T: Send,
     {
         let shared = self.router.shared();
-        let deadline = driver::now() + self.deadline;
+        let deadline = driver::after(self.deadline);
         let most = self.attempts.max(1);
         let mut last = None;
         let mut forgot = false;

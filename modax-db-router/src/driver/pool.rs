@@ -19,7 +19,7 @@ use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage, Statement};
 
 use super::evidence::BeforeRow;
 use super::reset::{Reset, Sent, discard};
-use crate::lsn::SystemId;
+use crate::lsn::{Lsn, SystemId};
 use crate::observation::{Incarnation, StartTime};
 
 /// Longest time to make or to clean a connection. Far above what a reachable server needs; a server that is in doubt
@@ -31,18 +31,24 @@ const RECYCLE_DEADLINE: Duration = Duration::from_secs(1);
 const STATEMENTS: usize = 256;
 
 const IDENTITY: &str = "SELECT (SELECT system_identifier FROM pg_control_system()), \
-    (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint";
+    (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, \
+    CASE WHEN pg_is_in_recovery() THEN 'recovering' ELSE coalesce(pg_last_wal_replay_lsn()::text, 'clean') END";
 
 /// Which life of which server a connection belongs to. A server that is promoted keeps it, a restarted one does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) system: SystemId,
     pub(crate) started: StartTime,
+    /// Made to a server in recovery, whose floor is not known yet. No connection outlives a recovery in place.
+    recovering: bool,
+    /// Where the server's recovery had ended.
+    floor: Option<Lsn>,
 }
 
 impl Identity {
     pub(crate) fn is_of(self, incarnation: &Incarnation) -> bool {
-        self.system == incarnation.system && self.started == incarnation.started
+        let same_floor = self.recovering || self.floor == incarnation.floor;
+        self.system == incarnation.system && self.started == incarnation.started && same_floor
     }
 }
 
@@ -181,7 +187,12 @@ fn read_identity(rows: &[SimpleQueryMessage]) -> Option<Identity> {
     let column = |index| row.try_get(index).ok().flatten();
     let system = SystemId::new(column(0)?.parse().ok()?);
     let started = StartTime::from_micros(column(1)?.parse().ok()?);
-    Some(Identity { system, started })
+    let (recovering, floor) = match column(2)? {
+        "recovering" => (true, None),
+        "clean" => (false, None),
+        position => (false, Some(position.parse().ok()?)),
+    };
+    Some(Identity { system, started, recovering, floor })
 }
 
 /// All connections to one server.

@@ -11,7 +11,7 @@ use futures_util::future::{join, join3};
 use super::evidence::columns;
 use super::pool::Checkout;
 use super::transaction::broke;
-use super::{Shared, now};
+use super::{Shared, after, now};
 use crate::error::ReadError;
 use crate::lsn::WriteToken;
 use crate::plan::{LeftOut, Plan, ReadRequest, TokenFate, plan};
@@ -117,7 +117,7 @@ impl Shared {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Rows, ReadError> {
         let _running = self.run();
-        let result = self.query_until(request, now() + limit, sql, params).await;
+        let result = self.query_until(request, after(limit), sql, params).await;
         let counter = if result.is_ok() { &self.counters.reads } else { &self.counters.reads_failed };
         counter.fetch_add(1, Ordering::Relaxed);
         result

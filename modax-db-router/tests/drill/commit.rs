@@ -67,6 +67,40 @@ async fn f38_commits_under_way_in_a_crash_restart_in_place_are_settled() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f38_commits_under_way_in_the_crash_of_one_backend_are_settled() {
+    let ground = Ground::start().await.expect("ground");
+    let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
+    let cluster = ground.postgres(options).await.expect("server");
+    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
+    let mut events = router.events();
+    prepare(&router).await;
+    let writers = Writers::start(&router, 8);
+    let start = "SELECT pg_postmaster_start_time()";
+    let started = cluster.nodes()[0].psql(start).await.expect("start");
+    for _ in 0..3 {
+        writers.progress(100).await.expect("writes before");
+        let floor = "SELECT pg_last_wal_replay_lsn()";
+        let before = cluster.nodes()[0].psql(floor).await.expect("floor");
+        // The server recovers in place and keeps its start.
+        cluster.nodes()[0].kill_backend("modax").await.expect("killed");
+        wait::until(LONG, "the recovery", || async {
+            cluster.nodes()[0].psql(floor).await.is_ok_and(|floor| floor != before)
+        })
+        .await
+        .expect("the fault fired");
+        event(&mut events, "word of it", |event| matches!(event, Event::FailedOver { .. })).await;
+    }
+    assert_eq!(cluster.nodes()[0].psql(start).await.expect("start"), started);
+    writers.progress(100).await.expect("writes after");
+    let ledger = writers.stop().await;
+    let (committed, unknown) = compare(&cluster.nodes()[0], &ledger).await;
+    assert!(committed >= 400);
+    assert_eq!(unknown, 0, "every floor was seen, so every commit is settled");
+    router.close(LONG).await;
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f38_a_cut_commit_is_settled_while_new_writes_are_held() {
     let ground = Ground::start().await.expect("ground");
     let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };

@@ -59,6 +59,7 @@ fn life(number: i64, timeline: u32, floor: Floor) -> Life {
         system: SystemId::new(1),
         timeline: Timeline::new(timeline),
         started: StartTime::from_micros(number),
+        floor: None,
     };
     Life::new(NodeId::new("db", 1), incarnation, floor)
 }

@@ -1,5 +1,7 @@
 //! Configurations that cannot work are named at the start, and passwords never.
 
+use std::time::Duration;
+
 use modax_db_router::{ConfigError, Router};
 
 fn refused(url: &str) -> ConfigError {
@@ -57,6 +59,8 @@ fn what_cannot_be_routed_is_named() {
     assert!(matches!(outside, Err(ConfigError::NoRuntime)));
     let zero = Router::builder("postgresql://a@127.0.0.1/x").expect("url").pool_size(0).build();
     assert!(matches!(zero, Err(ConfigError::Setting { setting: "pool_size", .. })));
+    let endless = Router::builder("postgresql://a@127.0.0.1/x").expect("url").probe_deadline(Duration::MAX).build();
+    assert!(matches!(endless, Err(ConfigError::Setting { setting: "probe_deadline", .. })));
 }
 
 #[test]

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use super::{START, loopback};
+use crate::process::tree::Id;
 use crate::servers::{Restartable, ready};
 use crate::{Ground, Process, Spawn, TestbedError, bring};
 
@@ -159,6 +161,21 @@ impl PostgresNode {
     pub async fn synchronous(&self, names: &str) -> Result<(), TestbedError> {
         self.psql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{}'", names.replace('\'', "''"))).await?;
         self.psql("SELECT pg_reload_conf()").await.map(drop)
+    }
+
+    /// Kills one backend of this role (SIGKILL). The server ends all others, recovers in place, and keeps its start.
+    ///
+    /// # Errors
+    /// [`TestbedError::Server`] if the role has none.
+    ///
+    /// # Cancel safety
+    /// Not safe: the backend may or may not have been killed.
+    pub async fn kill_backend(&self, role: &str) -> Result<(), TestbedError> {
+        let found = self.psql(&format!("SELECT pid FROM pg_stat_activity WHERE usename = '{role}' LIMIT 1")).await?;
+        let backend = found.parse().ok().and_then(Id::of);
+        let backend = backend.ok_or_else(|| TestbedError::server(self.name(), format!("no backend of {role}")))?;
+        backend.signal(Signal::KILL);
+        Ok(())
     }
 
     /// Runs SQL as superuser in database `modax`; answers as `psql -tA` would: a line a row, columns parted by `|`.
