@@ -1,5 +1,7 @@
 //! Writing messages in the caller's transaction.
 
+use std::collections::BTreeSet;
+
 use tokio_postgres::{GenericClient, types::Type};
 
 use crate::{
@@ -149,24 +151,26 @@ impl Outbox {
             message.validate()?;
         }
         let ids: Vec<MessageId> = messages.iter().map(|m| m.id.unwrap_or_else(MessageId::new)).collect();
-        let written = self.insert(tx, &ids, &messages).await.map_err(EnqueueError::Database)?;
+        let mut written = self.insert(tx, &ids, &messages).await.map_err(EnqueueError::Database)?;
         let mut receipts = Vec::with_capacity(messages.len());
         for (id, message) in ids.into_iter().zip(&messages) {
-            receipts.push(match written.binary_search(&id) {
-                Ok(_) => EnqueueReceipt { id, duplicate: false },
-                Err(_) => self.existing(tx, id, message).await?,
+            // Once: a second message of this call with the same identity was not written.
+            receipts.push(if written.remove(&id) {
+                EnqueueReceipt { id, duplicate: false }
+            } else {
+                self.existing(tx, id, message).await?
             });
         }
         Ok(receipts)
     }
 
-    /// Runs the insert; the answer is sorted.
+    /// Runs the insert; the answer is what was written.
     async fn insert<C>(
         &self,
         tx: &C,
         ids: &[MessageId],
         messages: &[Message],
-    ) -> Result<Vec<MessageId>, tokio_postgres::Error>
+    ) -> Result<BTreeSet<MessageId>, tokio_postgres::Error>
     where
         C: GenericClient + Sync,
     {
@@ -191,12 +195,7 @@ impl Outbox {
                 ],
             )
             .await?;
-        let mut written = Vec::with_capacity(rows.len());
-        for row in &rows {
-            written.push(MessageId::from_uuid(row.try_get(0)?));
-        }
-        written.sort_unstable();
-        Ok(written)
+        rows.iter().map(|row| Ok(MessageId::from_uuid(row.try_get(0)?))).collect()
     }
 
     /// Looks at the message that stood in the way.

@@ -181,7 +181,8 @@ impl Relay {
     /// # Cancel safety
     /// Dropping the future ends the relay at once, as dropping the relay does.
     pub async fn stop(mut self, deadline: Duration) -> Stopped {
-        let until = tokio::time::Instant::now() + deadline;
+        // Longer than a year nobody means, and a clock could overflow.
+        let until = tokio::time::Instant::now() + deadline.min(Duration::from_secs(366 * 24 * 60 * 60));
         self.stop.send_replace(Some(until));
         let clean = match self.task.as_mut() {
             // The task watches the deadline itself; the second is for a runtime that is busy.

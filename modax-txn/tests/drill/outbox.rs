@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use modax_txn::{EnqueueError, InvalidMessage, Message, MessageId, Outbox, State, tokio_postgres::GenericClient};
+use modax_txn::{
+    EnqueueError, EnqueueReceipt, InvalidMessage, Message, MessageId, Outbox, State, tokio_postgres::GenericClient,
+};
 
 use crate::plant::{connect, schema, shared_url};
 
@@ -74,6 +76,16 @@ async fn a_repeated_idempotency_key_writes_once_and_another_message_under_it_is_
     let once = outbox.enqueue(&client, Message::to("t").id(id)).await.expect("enqueued");
     let again = outbox.enqueue(&client, Message::to("t").id(id)).await.expect("enqueued");
     assert!(!once.is_duplicate() && again.is_duplicate());
+
+    // Also twice in one call.
+    let id = MessageId::new();
+    let both = ["one", "two"].map(|payload| Message::to("t").id(id).payload(payload));
+    let other = outbox.enqueue_all(&client, both.to_vec()).await;
+    assert!(matches!(other, Err(EnqueueError::Conflict { existing }) if existing == id), "{other:?}");
+    let id = MessageId::new();
+    let both = vec![Message::to("t").id(id).payload("one"), Message::to("t").id(id).payload("one")];
+    let receipts = outbox.enqueue_all(&client, both).await.expect("enqueued");
+    assert_eq!(receipts.iter().map(EnqueueReceipt::is_duplicate).collect::<Vec<_>>(), [false, true]);
 }
 
 #[tokio::test]
