@@ -25,9 +25,10 @@ async fn f38_no_acknowledged_write_is_lost_or_doubled_when_the_primary_is_killed
     event(&mut events, "loss of the primary", |event| matches!(event, Event::PrimaryLost { .. })).await;
     let chosen = promote_best(&cluster).await;
 
-    let followed = event(&mut events, "failover", |event| matches!(event, Event::FailedOver { .. })).await;
-    let Event::FailedOver { to, .. } = followed else { unreachable!() };
-    assert_eq!(to.to_string(), cluster.nodes()[chosen].addr().to_string());
+    // A busy machine may have had the old one doubted, and followed again, before.
+    let chosen_address = cluster.nodes()[chosen].addr().to_string();
+    let follows = |event: &Event| matches!(event, Event::FailedOver { to, .. } if to.to_string() == chosen_address);
+    event(&mut events, "failover", follows).await;
     writers.progress(100).await.expect("writes after");
     let ledger = writers.stop().await;
     let (committed, unknown) = compare(&cluster.nodes()[chosen], &ledger).await;

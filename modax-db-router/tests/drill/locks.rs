@@ -103,7 +103,7 @@ async fn a_statement_whose_caller_gave_up_does_not_wait_in_the_server_and_a_comm
     let write = router
         .writer()
         .attempts(1)
-        .deadline(short)
+        .deadline(10 * short)
         .run(async |tx: Tx| tx.execute("INSERT INTO ledger VALUES (2)", &[]).await);
     let unknown = write.await;
     assert!(matches!(unknown, Err(WriteError::OutcomeUnknown { .. })), "{unknown:?}");

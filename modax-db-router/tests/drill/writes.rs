@@ -74,13 +74,13 @@ async fn a_write_that_failed_inside_is_never_called_committed() {
     assert!(matches!(escaped, Err(WriteError::TxKept)), "{escaped:?}");
     is_cut(&kept).await;
     // The same if the work does not end in time, and if nobody waits for it any more.
-    for deadline in [Duration::from_millis(300), LONG] {
+    for deadline in [Duration::from_secs(2), LONG] {
         let write = router.writer().deadline(deadline).run(async |tx: Tx| {
             tx.execute("INSERT INTO ledger VALUES (1)", &[]).await?;
             *kept.lock().expect("lock") = Some(tx.clone());
             std::future::pending::<Result<(), tokio_postgres::Error>>().await
         });
-        let ended = tokio::time::timeout(Duration::from_secs(1), write).await;
+        let ended = tokio::time::timeout(Duration::from_secs(4), write).await;
         assert!(matches!(ended, Err(_) | Ok(Err(WriteError::NotCommitted { .. }))), "{ended:?}");
         is_cut(&kept).await;
     }
@@ -172,8 +172,7 @@ async fn f39_a_commit_is_called_synchronous_only_with_evidence() {
     let ground = Ground::start().await.expect("ground");
     let options = PostgresOptions { standbys: 1, synchronous: Some("s1".to_owned()), ..PostgresOptions::default() };
     let cluster = ground.postgres(options).await.expect("servers");
-    let deadline = Duration::from_millis(500);
-    let router = Router::builder(&cluster.url()).expect("url").commit_deadline(deadline).build().expect("router");
+    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
     prepare(&router).await;
     let insert = "INSERT INTO ledger VALUES (1)";
     assert_eq!(router.execute(insert, &[]).await.expect("written").durability, Durability::Synchronous);
@@ -189,7 +188,11 @@ async fn f39_a_commit_is_called_synchronous_only_with_evidence() {
     // The standby is gone: COMMIT waits for ever, `statement_timeout` does not end it. The router's deadline does,
     // and nothing it says then is a guess.
     cluster.nodes()[1].kill();
-    let waiting = router.writer().deadline(deadline).run(async |tx: Tx| tx.execute(insert, &[]).await).await;
+    let url = cluster.url();
+    let hasty =
+        Router::builder(&url).expect("url").commit_deadline(Duration::from_millis(500)).build().expect("router");
+    let waiting =
+        hasty.writer().deadline(Duration::from_secs(3)).run(async |tx: Tx| tx.execute(insert, &[]).await).await;
     let error = waiting.expect_err("no standby acknowledges");
     assert!(error.outcome_unknown(), "{error:?}");
     // Somebody ends the wait: the server warns, and the commit is local.
@@ -211,6 +214,7 @@ async fn f39_a_commit_is_called_synchronous_only_with_evidence() {
         }
     };
     assert_eq!(freed.expect("committed").durability, Durability::Unknown);
+    hasty.close(LONG).await;
     router.close(LONG).await;
     ground.stop().await;
 }
