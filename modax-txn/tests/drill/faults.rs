@@ -265,8 +265,15 @@ async fn f58_a_database_that_hangs_suspends_the_relay_and_nothing_goes_out_until
     // Frozen whole: connections stay open and nobody answers. Only a deadline can tell.
     cluster.nodes()[0].stop();
     let hung = |e: &Event| matches!(e, Event::DatabaseFailed { reason } if reason.contains("no answer within"));
-    event(&mut events, "the statement was given up", hung).await;
-    event(&mut events, "the lease is uncertain", |e| matches!(e, Event::Suspended { epoch: 1 })).await;
+    // The two are told by different parts of the relay, in either order.
+    let (mut given_up, mut suspended) = (false, false);
+    while !(given_up && suspended) {
+        let told = |e: &Event| hung(e) || matches!(e, Event::Suspended { epoch: 1 });
+        match event(&mut events, "the statement was given up and the lease is uncertain", told).await {
+            Event::Suspended { .. } => suspended = true,
+            _ => given_up = true,
+        }
+    }
     eventually("what was in hand is answered", || async { relay.stats().inflight == 0 }).await;
     assert!(!relay.stats().is_owner);
     let published = log.read().len();
