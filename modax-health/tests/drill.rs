@@ -66,6 +66,13 @@ impl Site {
         let dependency = ground.dir().join("dependency");
         std::fs::write(&dependency, "").unwrap();
         let servers = ports.map(|port| server(&ground, port, &dependency));
+        // HAProxy calls a server up until its probes have failed: it cannot tell whether one has started.
+        for (port, server) in ports.iter().zip(&servers) {
+            let ready = wait::until(LONG, "the server is ready", || async { get_text(*port, "/ready").await.is_ok() });
+            if let Err(error) = ready.await {
+                panic!("{error}\n{}", server.log_tail(20));
+            }
+        }
         let configuration = configuration(ground.port(), ground.port(), ports, forgiving);
         let balancer = ground.haproxy(&configuration).await.unwrap();
         let site = Self { ground, balancer, ports, servers, dependency };
