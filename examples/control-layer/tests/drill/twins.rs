@@ -123,10 +123,7 @@ async fn two_layers_killed_and_frozen_with_broker_and_database_leave_an_audit_th
 }
 
 async fn settled(database: &PostgresCluster) -> Outcome {
-    wait::until(Duration::from_secs(30), "every audit is closed", || async {
-        sql(database, "SELECT count(*) FROM control_commands WHERE status = 'accepted'").await == "0"
-    })
-    .await
+    wait::until(Duration::from_secs(30), "every audit is closed", || async { open(database).await == 0 }).await
 }
 
 async fn both_safe(a: &Layer, b: &Layer) {
@@ -165,8 +162,7 @@ async fn killed_in_the_middle(
 /// goes on then.
 async fn frozen_layer(database: &PostgresCluster, operator: &mut Operator, a: &Layer, b: &Layer) -> Outcome {
     slow_to_note(database).await;
-    operator.give(&[a], 1).await;
-    let frozen = frozen_noting_an_attempt(database, &[("a", a), ("b", b)]).await?;
+    let frozen = frozen_noting_an_attempt(database, operator, &[("a", a), ("b", b)]).await?;
     let other = if std::ptr::eq(frozen, a) { b } else { a };
     let executed = || async { other.counter("modax_control_commands_executed_total").await };
     let before = executed().await;
@@ -178,7 +174,7 @@ async fn frozen_layer(database: &PostgresCluster, operator: &mut Operator, a: &L
     Ok(())
 }
 
-/// The next attempt that is noted takes a while, once: time to freeze who notes it.
+/// The next attempt that is noted takes a while, once for each start of the sequence: time to freeze who notes it.
 async fn slow_to_note(database: &PostgresCluster) {
     let slow = "CREATE SEQUENCE attempts;
                 CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
@@ -187,25 +183,63 @@ async fn slow_to_note(database: &PostgresCluster) {
     sql(database, slow).await;
 }
 
-/// Freezes whichever layer notes an attempt, by the name of its sessions: the command is open, and its transaction, which only
-/// that layer can end, too.
+/// Gives commands to the first of `layers` until whichever layer notes an attempt is frozen at it: the command is open, and its
+/// transaction, which only that layer can end, too. The trigger sleeps for as long as the layer itself waits, so a busy
+/// machine may miss the moment: then the layer goes on, and the next command is as slow to note.
 async fn frozen_noting_an_attempt<'l>(
     database: &PostgresCluster,
+    operator: &mut Operator,
     layers: &[(&str, &'l Layer)],
 ) -> Result<&'l Layer, TestbedError> {
+    for _ in 0..10 {
+        operator.give(&[layers[0].1], 20).await;
+        if let Some((name, layer)) = noting_an_attempt(database, layers).await? {
+            layer.process.stop();
+            if holds_its_locks(database, name).await? {
+                return Ok(layer);
+            }
+            layer.process.cont();
+            layer.until_safe().await;
+        }
+        settled(database).await?;
+        sql(database, "ALTER SEQUENCE attempts RESTART").await;
+    }
+    panic!("no layer was frozen while it noted an attempt");
+}
+
+/// Who notes an attempt, by the name of its sessions; none if that was over before it was seen.
+async fn noting_an_attempt<'n, 'l>(
+    database: &PostgresCluster,
+    layers: &[(&'n str, &'l Layer)],
+) -> Result<Option<(&'n str, &'l Layer)>, TestbedError> {
     let asleep = "SELECT application_name FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-    let layer = wait::until(LONG, "the attempt is being noted", || async {
+    wait::until(LONG, "the attempt is being noted", || async {
         let name = sql(database, asleep).await;
-        layers.iter().find(|(known, _)| *known == name).map(|(_, layer)| *layer)
+        match layers.iter().find(|(known, _)| *known == name) {
+            Some(layer) => Some(Some(*layer)),
+            None => (open(database).await == 0).then_some(None),
+        }
+    })
+    .await
+}
+
+/// Whether the layer, which is frozen, holds the locks of its one open command: else it had ended its transaction before.
+async fn holds_its_locks(database: &PostgresCluster, name: &str) -> Result<bool, TestbedError> {
+    let state = format!(
+        "SELECT CASE WHEN bool_or(state = 'idle in transaction') THEN 'held' WHEN bool_or(state = 'active') THEN 'noting'
+         ELSE 'over' END FROM pg_stat_activity WHERE application_name = '{name}' AND query LIKE '%control_commands%'"
+    );
+    let state = wait::until(LONG, "the note is written or given up", || async {
+        let state = sql(database, &state).await;
+        (state != "noting").then_some(state)
     })
     .await?;
-    layer.process.stop();
+    Ok(state == "held" && open(database).await == 1)
+}
+
+async fn open(database: &PostgresCluster) -> u64 {
     let open = "SELECT count(*) FROM control_commands WHERE status = 'accepted'";
-    assert_eq!(sql(database, open).await, "1", "the frozen layer has work in hand");
-    let holds =
-        "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE '%control_commands%'";
-    wait::until(LONG, "the frozen one holds its locks", || async { sql(database, holds).await == "1" }).await?;
-    Ok(layer)
+    sql(database, open).await.parse().expect("a number")
 }
 
 /// A process may be frozen anywhere; the worst place is a transaction with locks that others need.
@@ -226,22 +260,22 @@ async fn a_layer_frozen_in_the_middle_of_a_transaction_holds_nobody_up_for_good(
     let b = Layer::start(&ground, "b", &pairs).await?;
     both_safe(&a, &b).await;
     slow_to_note(&database).await;
-    operator.give(&[&a], 1).await;
-    frozen_noting_an_attempt(&database, &[("a", &a)]).await?;
+    frozen_noting_an_attempt(&database, &mut operator, &[("a", &a)]).await?;
 
     operator.give(&[&b], 20).await;
-    assert!(device.wait_until(LONG, |status| status.acted == 3).await, "{}", b.process.log_tail(20));
+    let given = u64::try_from(operator.issued.len()).expect("a count");
+    assert!(device.wait_until(LONG, |status| status.acted == given).await, "{}", b.process.log_tail(20));
     settled(&database).await?;
     let executed = "SELECT count(*) FROM control_commands WHERE status = 'executed'";
-    assert_eq!(sql(&database, executed).await, "3");
+    assert_eq!(sql(&database, executed).await, given.to_string());
     a.process.cont();
     both_safe(&a, &b).await;
     operator.give(&[&a, &b], 20).await;
-    assert!(device.wait_until(LONG, |status| status.acted == 4).await, "{}", a.process.log_tail(20));
+    assert!(device.wait_until(LONG, |status| status.acted == given + 1).await, "{}", a.process.log_tail(20));
     let logs = [device.finish(LONG).await];
     every_reading_once(&database, &logs, &[&a, &b]).await?;
     let verdict = FieldOracle::judge(&operator.issued, &logs);
-    assert!(verdict.is_clean() && verdict.acted == 4, "{verdict:?}");
+    assert!(verdict.is_clean() && verdict.acted == given + 1, "{verdict:?}");
     ground.stop().await;
     Ok(())
 }
