@@ -1,13 +1,16 @@
 //! Stopping waits for nothing that is held back, and nothing older follows it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use modax_db_router::Router;
 use modax_testbed::{
+    PostgresCluster, TestbedError,
     device::{Device, DeviceConfig, Entry},
     proxy::Proxy,
     wait,
 };
 use reqwest::StatusCode;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{LONG, Layer, Outcome, servers, sql};
 
@@ -64,42 +67,73 @@ async fn a_command_that_could_not_be_stored_before_a_later_stop_does_not_follow_
     let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
     layer.until_safe().await;
 
-    // Its key is ours, so that the transaction of the older command waits.
     let router = Router::builder(&url).expect("a URL").build().expect("a router");
-    let ours = router.primary().await.expect("a connection");
-    let claim = "BEGIN; INSERT INTO modax_txn.idempotency (key, digest, expires_at) VALUES ('older', 'x', now() + interval '1 hour')";
-    ours.batch_execute(claim).await.expect("claimed");
     let older = json!({"command_type": "set_speed", "parameters": {"value": "1"}});
-    let stopped = async {
-        let waits =
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'held' AND wait_event_type = 'Lock'";
-        wait::until(LONG, "the older command waits", || async { sql(&database, waits).await == "1" }).await?;
-        let stop = layer.command(&json!({"command_type": "stop"}), None).await;
-        ours.batch_execute("ROLLBACK").await.expect("given back");
-        Ok::<_, modax_testbed::TestbedError>(stop)
+    let mut stops = Vec::new();
+    let (key, answer) = loop {
+        let key = format!("older-{}", stops.len());
+        let ((status, answer, _), stop) = with_a_stop_meanwhile(&database, &router, &layer, &older, &key).await?;
+        stops.push(stop);
+        // A busy machine may take longer over the stop than the older command has.
+        if status == StatusCode::SERVICE_UNAVAILABLE && stops.len() < 5 {
+            continue;
+        }
+        assert_eq!((status, &answer["error"]), (StatusCode::CONFLICT, &json!("overtaken_by_stop")), "{answer}");
+        break (key, answer);
     };
-
-    let ((status, answer, _), stop) = tokio::join!(layer.command(&older, Some("older")), stopped);
-
-    let stop = stop?;
-    assert_eq!(stop.0, StatusCode::OK);
-    assert_eq!((status, &answer["error"]), (StatusCode::CONFLICT, &json!("overtaken_by_stop")), "{answer}");
     let path = format!("/control/commands/{}", answer["details"]["command_id"].as_str().expect("an id"));
     let (_, audit) = layer.get(&path).await;
     assert_eq!((&audit["audit"], &audit["maybe_delivered"]), (&json!("blocked"), &json!(false)), "{audit}");
     // The same request again is a command after the stop.
-    let (status, again, _) = layer.command(&older, Some("older")).await;
+    let (status, again, _) = layer.command(&older, Some(&key)).await;
     assert_eq!(status, StatusCode::OK, "{again}");
     let path = format!("/control/commands/{}", again["command_id"].as_str().expect("an id"));
     layer.until("it is out", &path, |_, body| body["status"] == "acknowledged").await;
-    assert!(device.wait_until(LONG, |status| status.acted == 2).await, "the broker has it, and the device not yet");
+    let given: Vec<_> =
+        stops.iter().chain([&again]).map(|answer| answer["command_id"].as_str().expect("an id")).collect();
+    let all = u64::try_from(given.len()).expect("a count");
+    assert!(device.wait_until(LONG, |status| status.acted == all).await, "the broker has it, and the device not yet");
     let received = device.finish(LONG).await.entries.into_iter().filter_map(|entry| match entry {
         Entry::Received { command_id, .. } => command_id,
         _ => None,
     });
-    let ids = [&stop.1, &again].map(|answer| answer["command_id"].as_str().expect("an id").to_owned());
-    assert_eq!(received.collect::<Vec<_>>(), ids, "the stop, then what was asked for after it");
+    assert_eq!(received.collect::<Vec<_>>(), given, "the stop, then what was asked for after it");
     router.close(LONG).await;
     ground.stop().await;
     Ok(())
+}
+
+/// Gives a command whose transaction waits until a stop has been taken: the answers to the two. Its key is ours meanwhile.
+async fn with_a_stop_meanwhile(
+    database: &PostgresCluster,
+    router: &Router,
+    layer: &Layer,
+    command: &Value,
+    key: &str,
+) -> Result<((StatusCode, Value, bool), Value), TestbedError> {
+    let ours = router.primary().await.expect("a connection");
+    let claim = format!(
+        "BEGIN; INSERT INTO modax_txn.idempotency (key, digest, expires_at) VALUES ('{key}', 'x', now() + interval '1 hour')"
+    );
+    ours.batch_execute(&claim).await.expect("claimed");
+    let is_answered = AtomicBool::new(false);
+    let given = async {
+        let answer = layer.command(command, Some(key)).await;
+        is_answered.store(true, Ordering::Relaxed);
+        answer
+    };
+    let stopped = async {
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'held' AND wait_event_type = 'Lock'";
+        wait::until(LONG, "the older command waits", || async {
+            is_answered.load(Ordering::Relaxed) || sql(database, waits).await == "1"
+        })
+        .await?;
+        let (status, stop, _) = layer.command(&json!({"command_type": "stop"}), None).await;
+        assert_eq!(status, StatusCode::OK, "{stop}");
+        ours.batch_execute("ROLLBACK").await.expect("given back");
+        Ok::<_, TestbedError>(stop)
+    };
+    let (answer, stop) = tokio::join!(given, stopped);
+    Ok((answer, stop?))
 }
