@@ -41,8 +41,7 @@ async fn a_stop_does_not_wait_behind_a_command_that_is_held_back() -> Outcome {
     proxy.redirect(broker.addr());
     wait::until(LONG, "the broker is back", || async { layer.counter("modax_control_mqtt_connected").await == 1 })
         .await?;
-    let path =
-        |answer: &serde_json::Value| format!("/control/commands/{}", answer["command_id"].as_str().expect("an id"));
+    let path = |answer: &Value| format!("/control/commands/{}", answer["command_id"].as_str().expect("an id"));
     let (_, body) = layer.get(&path(&held)).await;
     assert_eq!(body["audit"], "accepted", "the fault fired: it is held back: {body}");
 
