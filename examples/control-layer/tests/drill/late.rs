@@ -14,15 +14,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::{LONG, Layer, Outcome, servers, single, sql};
+use crate::{LONG, Layer, Outcome, patient, servers, single, sql, until_relayed};
 
 const EXPIRED: &str = "expired; an earlier attempt may have been delivered or may still be";
 const BLOCKED: &str = "the plant is not safe; an earlier attempt may have been delivered or may still be";
-
-/// A device that waits for its broker however long that takes, so that a frozen one still has it when it goes on.
-fn patient(device_id: &str, broker: String) -> DeviceConfig {
-    DeviceConfig { answer_deadline: Duration::from_secs(60), ..DeviceConfig::new(device_id, [broker]) }
-}
 
 /// The broker takes the command into its socket's buffer and is frozen; it delivers it when it goes on, long after its time. The
 /// instance that sent it is frozen as well, and its successor must not say that nothing was sent.
@@ -42,6 +37,7 @@ async fn a_command_that_a_frozen_broker_delivers_late_is_refused_by_the_field_an
     let both = json!(["ESP32_1", "ESP32_OLD"]);
     a.until("both are known", "/devices", |_, body| *body == both).await;
     a.until_safe().await;
+    until_relayed(&[&a]).await?;
     let (status, body, _) = a.command(&json!({"command_type": "start"}), None).await;
     assert_eq!(status, StatusCode::OK, "{body}");
     for device in [&newer, &old] {
@@ -86,8 +82,9 @@ async fn a_command_whose_attempt_cannot_be_noted_does_not_leave_and_a_stop_does(
     let (brokers, url) = (broker.url(), database.url());
     let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str()), ("COMMAND_TTL", "2")];
     let layer = Layer::start(&ground, "a", &pairs).await?;
-    let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
+    let device = Device::start(patient("ESP32_1", broker.url())).await.expect("a device");
     layer.until_safe().await;
+    until_relayed(&[&layer]).await?;
     let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;
                   CREATE TRIGGER refuse BEFORE UPDATE ON control_commands FOR EACH STATEMENT EXECUTE FUNCTION refuse()";
     sql(&database, refuse).await;

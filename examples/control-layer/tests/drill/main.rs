@@ -42,6 +42,21 @@ async fn sql(cluster: &PostgresCluster, statement: &str) -> String {
     cluster.nodes()[0].psql(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"))
 }
 
+/// Waits until one of them may publish commands: the time of a command runs while it waits for that.
+async fn until_relayed(layers: &[&Layer]) -> Outcome {
+    wait::until(LONG, "a layer holds the lease", || async {
+        let acquired = layers.iter().map(|layer| layer.counter("modax_control_relay_leases_acquired_total"));
+        futures_util::future::join_all(acquired).await.into_iter().any(|times| times >= 1)
+    })
+    .await
+}
+
+/// A device that waits for its broker however long that takes: it has no session, and what is published while it connects
+/// again is lost to it.
+fn patient(device_id: &str, broker: String) -> DeviceConfig {
+    DeviceConfig { answer_deadline: Duration::from_secs(60), ..DeviceConfig::new(device_id, [broker]) }
+}
+
 /// All rows, as the oracle reads them.
 async fn rows(cluster: &PostgresCluster) -> Vec<SensorRow> {
     let text = sql(cluster, "SELECT json_build_array(device_id, motor_currents) FROM sensor_data").await;
@@ -120,12 +135,13 @@ async fn two_layers_a_reboot_and_a_broker_that_redelivers_lose_nothing_and_store
 async fn a_command_is_taken_once_when_safe_refused_when_not_and_late_for_nobody() -> Outcome {
     let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
-    let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str())];
+    let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", url.as_str()), ("COMMAND_TTL", "15")];
     let (a, b) = tokio::try_join!(Layer::start(&ground, "a", &pairs), Layer::start(&ground, "b", &pairs))?;
-    let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
+    let device = Device::start(patient("ESP32_1", broker.url())).await.expect("a device");
     for layer in [&a, &b] {
         layer.until_safe().await;
     }
+    until_relayed(&[&a, &b]).await?;
     the_same_key_is_the_same_command(&database, &a, &b, &device).await?;
     what_is_unsafe_is_refused_and_audited(&database, &a, &b, &device).await?;
     the_read_routes_answer_as_the_panel_expects(&a).await;

@@ -12,7 +12,7 @@ use modax_testbed::{
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::{LONG, Layer, Outcome, servers, sql};
+use crate::{LONG, Layer, Outcome, patient, servers, sql, until_relayed};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_does_not_wait_behind_a_command_that_is_held_back() -> Outcome {
@@ -61,10 +61,11 @@ async fn a_command_that_could_not_be_stored_before_a_later_stop_does_not_follow_
     let (ground, database, broker) = servers().await?;
     let (brokers, url) = (broker.url(), database.url());
     let named = format!("{url}?application_name=held");
-    let layer =
-        Layer::start(&ground, "a", &[("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", named.as_str())]).await?;
-    let device = Device::start(DeviceConfig::new("ESP32_1", [broker.url()])).await.expect("a device");
+    let pairs = [("MQTT_BROKERS", brokers.as_str()), ("DATABASE_URL", named.as_str()), ("COMMAND_TTL", "15")];
+    let layer = Layer::start(&ground, "a", &pairs).await?;
+    let device = Device::start(patient("ESP32_1", broker.url())).await.expect("a device");
     layer.until_safe().await;
+    until_relayed(&[&layer]).await?;
 
     let router = Router::builder(&url).expect("a URL").build().expect("a router");
     let older = json!({"command_type": "set_speed", "parameters": {"value": "1"}});
