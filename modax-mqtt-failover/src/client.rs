@@ -103,6 +103,9 @@ impl Client {
     /// of broker until the stream is dropped or [`unsubscribe`](Self::unsubscribe) is called; whether a broker is
     /// there now does not matter. A broker's refusal comes as [`Event::SubscriptionRefused`] and ends the stream.
     ///
+    /// A broker is asked on each connection, also where it has kept our session: one that was restored from an older copy may
+    /// lack the newest wishes. It then sends again what it keeps as retained.
+    ///
     /// What the broker had kept for our session may arrive before this call. It waits for up to 10 s from the start of the
     /// client; what nobody has subscribed to by then is acknowledged, dropped and counted
     /// ([`Stats::unmatched`]).
