@@ -254,12 +254,17 @@ async fn command(State(api): State<Api>, headers: HeaderMap, body: Bytes) -> Res
         Answer::Accepted { command_id, command_type } => {
             Ok(Json(json!({"status": "success", "command": command_type, "command_id": command_id})))
         }
-        Answer::Blocked { command_id } => Err(ApiError::new(
+        Answer::Blocked { command_id, earlier_unknown } => Err(ApiError::new(
             StatusCode::FORBIDDEN,
             "system_not_safe",
-            "the plant is not in a safe state; the command was not taken",
+            if earlier_unknown {
+                "the plant is not in a safe state; this request was not taken, and the database is away: an earlier one with \
+                 this Idempotency-Key may have been"
+            } else {
+                "the plant is not in a safe state; the command was not taken"
+            },
         )
-        .with(json!({"command_id": command_id}))),
+        .with(json!({"command_id": command_id, "earlier_may_act": earlier_unknown}))),
         Answer::Overtaken { command_id } => Err(ApiError::new(
             StatusCode::CONFLICT,
             "overtaken_by_stop",

@@ -53,6 +53,8 @@ pub enum Answer {
     Blocked {
         /// The identity under which the refusal is audited.
         command_id: Uuid,
+        /// The database did not say whether an earlier request was taken under the same key.
+        earlier_unknown: bool,
     },
     /// A stop arrived later and was taken sooner.
     Overtaken {
@@ -91,12 +93,17 @@ pub async fn submit(app: &App, audits: &Audits, request: CommandRequest, key: Op
     let id = MessageId::new();
     let command_id = *id.as_uuid();
     if !is_allowed(app, &request.command_type, arrived) {
-        // A repetition of a command that was taken is not another command.
-        if let Some(key) = &key
-            && let Ok(Ok(Some(answer))) = tokio::time::timeout(AUDIT_DEADLINE, taken_before(app, key, &request)).await
-        {
-            app.metrics.commands_replayed.increment();
-            return answer;
+        let mut earlier_unknown = false;
+        if let Some(key) = &key {
+            // A repetition of a command that was taken is not another command.
+            match tokio::time::timeout(AUDIT_DEADLINE, taken_before(app, key, &request)).await {
+                Ok(Ok(Some(answer))) => {
+                    app.metrics.commands_replayed.increment();
+                    return answer;
+                }
+                Ok(Ok(None)) => {}
+                Ok(Err(_)) | Err(_) => earlier_unknown = true,
+            }
         }
         app.metrics.commands_blocked.increment();
         tracing::warn!(%command_id, command_type = request.command_type, "command blocked: the plant is not safe");
@@ -104,7 +111,7 @@ pub async fn submit(app: &App, audits: &Audits, request: CommandRequest, key: Op
         if !matches!(audit, Ok(Ok(()))) {
             audits.postpone(app, command_id, request);
         }
-        return Answer::Blocked { command_id };
+        return Answer::Blocked { command_id, earlier_unknown };
     }
     let intent = match Intent::new(app, id, request, key, arrived) {
         Ok(intent) => Arc::new(intent),

@@ -273,6 +273,7 @@ async fn a_database_that_is_away_is_said_and_not_waited_for(
     assert_eq!((status, &body["is_safe"]), (StatusCode::OK, &json!(true)), "{body}");
     a.until("health says so", "/health", |status, _| status == StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(a.get("/ready").await.0, StatusCode::OK);
+    what_is_unsafe_meanwhile_is_refused_without_a_word_about_earlier_requests(a, device).await;
 
     db.nodes()[0].cont();
     a.until("it is healthy again", "/health", |status, _| status == StatusCode::OK).await;
@@ -284,6 +285,22 @@ async fn a_database_that_is_away_is_said_and_not_waited_for(
     .await?;
     assert!(device.status().acted <= acted + 1, "{:?}: one key acted more than once", device.status());
     Ok(())
+}
+
+async fn what_is_unsafe_meanwhile_is_refused_without_a_word_about_earlier_requests(a: &Layer, device: &Device) {
+    device.report_safety(SafetyState { door_closed: false, ..SafetyState::default() });
+    a.until("it is unsafe", "/status", |_, body| body["is_safe"] == false).await;
+    let body = json!({"command_type": "set_speed", "parameters": {"rpm": "100"}});
+    for (key, may_act) in [(Some("k1"), true), (None, false)] {
+        let (status, refused, _) = a.command(&body, key).await;
+        assert_eq!(
+            (status, &refused["details"]["earlier_may_act"]),
+            (StatusCode::FORBIDDEN, &json!(may_act)),
+            "{refused}"
+        );
+    }
+    device.report_safety(SafetyState::default());
+    a.until("it is safe again", "/status", |_, body| body["is_safe"] == true).await;
 }
 
 /// A command must not sleep in the MQTT client and leave when the broker is back, into a plant that is no longer safe.
