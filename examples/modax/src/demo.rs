@@ -102,7 +102,13 @@ async fn devices(cluster: &Cluster) -> Result<Vec<Device>, Failure> {
         let mut brokers = cluster.nats.urls();
         let shift = index % brokers.len();
         brokers.rotate_left(shift);
-        devices.push(Device::start(DeviceConfig::new(format!("ESP32_FIELD_{:03}", index + 1), brokers)).await?);
+        // A clean session costs a broker cluster a new consumer at each connection, whose leader may be the very node that
+        // was cut off: then the broker holds the connection up for seconds. What waits in a kept one expires.
+        let config = DeviceConfig {
+            clean_session: false,
+            ..DeviceConfig::new(format!("ESP32_FIELD_{:03}", index + 1), brokers)
+        };
+        devices.push(Device::start(config).await?);
     }
     Ok(devices)
 }
