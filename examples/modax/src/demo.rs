@@ -183,12 +183,13 @@ async fn finish(stage: Stage, watch: Watch, mut report: Report, marks: &[Mark], 
     write(&report, out)?;
     progress.print(&format!("\n{}\n", report.table()));
     progress.print(&format!(
-        "{}: {} readings owed, {} lost; {} commands accepted, {} acted on; {}\n",
+        "{}: {} readings owed, {} lost; {} commands accepted, {} acted on{}; {}\n",
         if report.passed() { "passed" } else { "NOT PASSED" },
         report.totals.readings_owed,
         report.totals.counts.lost,
         report.totals.commands_accepted,
         report.totals.commands_acted,
+        report.not_acted(),
         out.join("report.html").display(),
     ));
     Ok(report.passed())

@@ -3,6 +3,7 @@
 mod html;
 mod plot;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
@@ -45,13 +46,15 @@ pub(crate) struct Counts {
 }
 
 /// Totals of the whole run.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) counts: Counts,
     pub(crate) readings_owed: u64,
     pub(crate) readings_stored: u64,
     pub(crate) commands_accepted: u64,
     pub(crate) commands_acted: u64,
+    /// Accepted commands that no device acted on, by what became of them.
+    pub(crate) not_acted: BTreeMap<String, u64>,
     pub(crate) device_reboots: u64,
     pub(crate) requests: u64,
     pub(crate) seconds: f64,
@@ -141,11 +144,18 @@ impl Report {
                 "readings_stored": totals.readings_stored,
                 "commands_accepted": totals.commands_accepted,
                 "commands_acted": totals.commands_acted,
+                "commands_not_acted": totals.not_acted,
                 "device_reboots": totals.device_reboots,
                 "requests": totals.requests,
                 "seconds": totals.seconds.round(),
             },
         })
+    }
+
+    /// What became of accepted commands that no device acted on: ` (the others: 3 "expired …", …)`; empty if there are none.
+    pub(crate) fn not_acted(&self) -> String {
+        let ends: Vec<String> = self.totals.not_acted.iter().map(|(end, count)| format!("{count} \"{end}\"")).collect();
+        if ends.is_empty() { String::new() } else { format!(" (the others: {})", ends.join(", ")) }
     }
 
     /// The table for the terminal.
@@ -268,7 +278,8 @@ mod tests {
                 readings_owed: 28_402,
                 readings_stored: 28_402,
                 commands_accepted: 1190,
-                commands_acted: 1190,
+                commands_acted: 1186,
+                not_acted: BTreeMap::from([("expired before it could be published".into(), 4)]),
                 device_reboots: 24,
                 requests: 14_000,
                 seconds: 240.0,

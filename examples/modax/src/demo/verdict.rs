@@ -29,6 +29,8 @@ pub(crate) struct Mark {
 pub(crate) struct Verdict {
     pub(crate) readings: DeviceVerdict,
     pub(crate) commands: FieldVerdict,
+    /// What became of the accepted commands that no device acted on, by the audit.
+    pub(crate) not_acted: BTreeMap<String, u64>,
 }
 
 /// Looks until every owed reading has its row, or the grace is over.
@@ -55,7 +57,22 @@ pub(crate) async fn judge(url: &str, logs: &[DeviceLog], operator: &Log) -> Resu
         .iter()
         .map(|issued| IssuedCommand { request: issued.request.clone(), answered: issued.accepted.is_some() })
         .collect();
-    Ok(Verdict { readings, commands: FieldOracle::judge(&issued, logs) })
+    let commands = FieldOracle::judge(&issued, logs);
+    let not_acted = ended(url, &commands.answered_unseen).await?;
+    Ok(Verdict { readings, commands, not_acted })
+}
+
+/// How these commands ended, by the layers' audit.
+async fn ended(url: &str, requests: &[String]) -> Result<BTreeMap<String, u64>, Failure> {
+    let given: Vec<String> = requests.iter().map(|request| format!("'{}'", request.replace('\'', "''"))).collect();
+    let statement = format!(
+        "SELECT CASE WHEN status = 'executed' THEN 'published, and not heard by a device in time'
+                     WHEN reason IS NOT NULL THEN reason ELSE status END, count(*)
+         FROM control_commands WHERE parameters->>'request' = ANY (ARRAY[{}]::text[]) GROUP BY 1",
+        given.join(",")
+    );
+    let rows = timeout(LOOK, query(url, &statement)).await.map_err(|_| "the database did not answer in time")??;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get::<_, i64>(1)?.unsigned_abs()))).collect()
 }
 
 /// Every reading's row.
@@ -135,6 +152,7 @@ impl Verdict {
         totals.device_reboots = readings.reboots;
         totals.commands_accepted = commands.answered;
         totals.commands_acted = commands.acted;
+        totals.not_acted.clone_from(&self.not_acted);
         self.doubts(&mut report.broken);
     }
 

@@ -75,6 +75,13 @@ fn tiles(page: &mut String, report: &Report) {
         let _ = write!(page, "<div class=\"tile\"><b>{number}</b><span>{words}</span></div>");
     }
     page.push_str("</div>\n");
+    if !totals.not_acted.is_empty() {
+        page.push_str("<p>Accepted commands that were not carried out, which is right once they are too old or the plant is not safe:");
+        for (index, (end, count)) in totals.not_acted.iter().enumerate() {
+            let _ = write!(page, "{} {} “{}”", if index == 0 { "" } else { "," }, grouped(*count), escape(end));
+        }
+        page.push_str(".</p>\n");
+    }
 }
 
 fn table(page: &mut String, report: &Report) {
