@@ -29,8 +29,7 @@ use crate::{
     config::{Config, Topology},
     event::Filter,
     inflight::Inflight,
-    message::Message,
-    packet::{Connect, ConnectCode, Credentials, Limits, Packet, PacketId, Publish, PublishProperties, Qos, Version},
+    packet::{Connect, ConnectCode, Credentials, Limits, Packet, PacketId, Qos, Version},
     queue::Admitted,
     reason::Reason,
     subscription::Subscriptions,
@@ -124,7 +123,7 @@ impl Session {
             max_packet_bytes: config.max_packet_bytes,
             keep_alive_seconds,
             credentials: config.credentials.clone(),
-            will: config.will.as_ref().map(will),
+            will: config.will.as_ref().map(presence::will),
             will_delay_seconds: config.will_delay_seconds(),
         };
         let presence = Presence::new(config);
@@ -379,20 +378,5 @@ impl Session {
         self.written.clear();
         // What was not handed out yet belongs to a connection that is gone.
         self.outputs.retain(|output| !matches!(output, Output::Send(_)));
-    }
-}
-
-fn will(message: &Message) -> Publish {
-    Publish {
-        topic: message.topic.clone(),
-        payload: message.payload.clone(),
-        qos: message.qos,
-        retain: message.retained,
-        duplicate: false,
-        id: None,
-        properties: PublishProperties {
-            user: message.user_properties.clone(),
-            expiry_seconds: message.expires_in.map(|time| u32::try_from(time.as_secs().max(1)).unwrap_or(u32::MAX)),
-        },
     }
 }

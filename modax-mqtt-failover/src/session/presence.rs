@@ -114,3 +114,19 @@ impl Session {
         ours_alone
     }
 }
+
+/// The will as it stands in CONNECT.
+pub(super) fn will(message: &Message) -> Publish {
+    Publish {
+        topic: message.topic.clone(),
+        payload: message.payload.clone(),
+        qos: message.qos,
+        retain: message.retained,
+        duplicate: false,
+        id: None,
+        properties: PublishProperties {
+            user: message.user_properties.clone(),
+            expiry_seconds: message.expires_in.map(|time| u32::try_from(time.as_secs().max(1)).unwrap_or(u32::MAX)),
+        },
+    }
+}
