@@ -61,8 +61,10 @@ pub struct Inflight {
     unsent: usize,
     /// In a session that an earlier process began: the identifiers under which it left nothing open. `None`: all.
     free: Option<BTreeSet<PacketId>>,
-    /// The identifiers of QoS 2 messages that were given up in this generation after they were sent.
+    /// The identifiers of QoS 2 messages that were given up in this generation after they were sent: those whose PUBREL is
+    /// to be sent on this connection, and those for which it went out there as which packet.
     left_open: BTreeSet<PacketId>,
+    released: BTreeMap<PacketId, u64>,
     expiries: BTreeSet<(Instant, MessageId)>,
 }
 
@@ -79,10 +81,10 @@ impl Inflight {
         self.entries.is_empty()
     }
 
-    /// Whether a packet identifier is taken.
+    /// Whether a packet identifier is taken, by a message or by what is left of one.
     #[must_use]
     pub fn holds(&self, id: PacketId) -> bool {
-        self.ids.contains_key(&id)
+        self.ids.contains_key(&id) || self.left_open.contains(&id) || self.released.contains_key(&id)
     }
 
     /// The present generation is a session that an earlier process began: under any identifier it may have left a QoS 2
@@ -97,15 +99,45 @@ impl Inflight {
         self.left_open.extend(entry.and_then(|entry| entry.id));
     }
 
-    /// Whether a QoS 2 message may be open under this identifier, left by an earlier process or given up.
+    /// How many were left open and not released yet: the broker may hold a place of its receive maximum for each.
+    #[must_use]
+    pub fn left_open(&self) -> usize {
+        self.left_open.len().saturating_add(self.released.len())
+    }
+
+    /// The next identifier whose release is to be sent on this connection.
+    #[must_use]
+    pub fn next_left_open(&self) -> Option<PacketId> {
+        self.left_open.first().copied()
+    }
+
+    /// Notes that the PUBREL of what was left open went out.
+    pub fn mark_released(&mut self, id: PacketId, sequence: u64) {
+        self.left_open.remove(&id);
+        self.released.insert(id, sequence);
+    }
+
+    /// Where on this connection the PUBREL of what was left open went out, if it did.
+    #[must_use]
+    pub fn released(&self, id: PacketId) -> Option<u64> {
+        self.released.get(&id).copied()
+    }
+
+    /// Whether the present session is one that an earlier process began.
+    #[must_use]
+    pub const fn is_inherited(&self) -> bool {
+        self.free.is_some()
+    }
+
+    /// Whether an earlier process may have left a QoS 2 message open under this identifier.
     #[must_use]
     pub fn may_be_open(&self, id: PacketId) -> bool {
-        self.left_open.contains(&id) || self.free.as_ref().is_some_and(|free| !free.contains(&id))
+        self.free.as_ref().is_some_and(|free| !free.contains(&id))
     }
 
     /// Notes that the broker has released what may have been left open; true when that was not known.
     pub fn mark_free(&mut self, id: PacketId) -> bool {
-        let was_left = self.left_open.remove(&id);
+        let was_left = self.left_open.remove(&id) | self.released.remove(&id).is_some();
         self.free.as_mut().is_some_and(|free| free.insert(id)) || was_left
     }
 
@@ -134,10 +166,11 @@ impl Inflight {
         self.pending.iter().find(releases).copied()
     }
 
-    /// Messages whose PUBLISH is on this connection, or was received by this session, and that have no outcome.
+    /// Messages whose PUBLISH is on this connection, or was received by this session, and that have no outcome, and what
+    /// is left open of others.
     #[must_use]
     pub fn on_the_wire(&self) -> usize {
-        self.entries.len().saturating_sub(self.unsent)
+        self.entries.len().saturating_sub(self.unsent).saturating_add(self.left_open())
     }
 
     /// The message under this identity.
@@ -206,6 +239,7 @@ impl Inflight {
             };
             self.pending.insert(*message);
         }
+        self.left_open.extend(std::mem::take(&mut self.released).into_keys());
         self.recount();
     }
 
@@ -219,6 +253,7 @@ impl Inflight {
         self.ids.clear();
         self.free = None;
         self.left_open.clear();
+        self.released.clear();
         for entry in self.entries.values_mut() {
             entry.id = None;
             if entry.phase == Phase::ReleasePending {
@@ -245,7 +280,8 @@ impl Inflight {
             Phase::Pending | Phase::ReleasePending => None,
         };
         // In order of admission, which is the order of sending but for a PUBREL; close enough for a clock.
-        self.entries.values().find_map(waiting)
+        let message = self.entries.values().find_map(waiting);
+        message.into_iter().chain(self.released.values().copied()).min()
     }
 
     /// The oldest message that waits for PUBACK or PUBREC on this connection.

@@ -208,6 +208,9 @@ impl Session {
             let end = End::Expired;
             self.outputs.push_back(Output::Settled { admitted: entry.admitted, attempts: entry.attempts, end });
         }
+        if self.is_up() {
+            self.release_left_open();
+        }
     }
 
     /// The next thing to do.

@@ -29,7 +29,7 @@ impl Session {
         if !self.is_up() || self.holds || self.gate != Gate::Open || self.unwritten.len() >= UNWRITTEN_LIMIT {
             return 0;
         }
-        self.window().saturating_sub(self.inflight.len())
+        self.window().saturating_sub(self.inflight.len()).saturating_sub(self.inflight.left_open())
     }
 
     /// What may be sent.

@@ -33,6 +33,15 @@ impl Session {
         self.unwritten.push_back((self.sent, admitted));
     }
 
+    /// Releases what was given up half-way in this session, once a connection. Until then the broker may keep it, and for it
+    /// a place of its receive maximum, on later connections too.
+    pub(super) fn release_left_open(&mut self) {
+        while let Some(id) = self.inflight.next_left_open() {
+            self.send(Packet::PubRel { id, code: 0 });
+            self.inflight.mark_released(id, self.sent);
+        }
+    }
+
     /// Sends what is pending, oldest first, so that later messages never overtake an earlier one's resend.
     pub(super) fn pump(&mut self, now: Instant) {
         self.announce_again();
@@ -48,6 +57,7 @@ impl Session {
                 let publish = packet(&entry.admitted, Some(id), duplicate, self.properties(now, &entry.admitted));
                 if let Some(rejection) = self.refusal(&publish) {
                     self.give_up(message, rejection);
+                    self.release_left_open();
                     continue;
                 }
                 // Brokers read in order: what was left open under this identifier is gone before the new one comes.
@@ -65,6 +75,9 @@ impl Session {
     pub(super) fn acknowledged(&mut self, now: Instant, id: PacketId, code: u8, level: Qos) {
         let Some((message, qos, phase)) = self.entry(id) else {
             if level == Qos::AtLeastOnce && self.announced(id, Reason::new(code)) {
+                return self.pump(now);
+            }
+            if level == Qos::ExactlyOnce && self.freed(now, id) {
                 return self.pump(now);
             }
             self.outputs.push_back(Output::StrayAck);
@@ -88,7 +101,7 @@ impl Session {
         let Some((message, Qos::ExactlyOnce, phase)) = self.entry(id) else {
             self.outputs.push_back(Output::StrayAck);
             // A broker that waits for a PUBREL would wait for ever, and hold the identifier.
-            if code < 0x80 && self.entry(id).is_none() {
+            if code < 0x80 && self.entry(id).is_none() && self.inflight.released(id).is_none() {
                 let code = self.code_for(Reason::PACKET_ID_NOT_FOUND);
                 self.send(Packet::PubRel { id, code });
             }
@@ -139,6 +152,14 @@ impl Session {
         if let Some(written) = self.written_at(sequence) {
             self.outputs.push_back(Output::Acknowledged(now.saturating_duration_since(written)));
         }
+    }
+
+    /// The broker has let go of what was left open under this identifier, if anything was.
+    fn freed(&mut self, now: Instant, id: PacketId) -> bool {
+        if let Some(sequence) = self.inflight.released(id) {
+            self.measured(now, sequence);
+        }
+        self.inflight.mark_free(id)
     }
 
     fn answered(&mut self, now: Instant, phase: Phase) {

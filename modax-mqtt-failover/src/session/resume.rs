@@ -34,6 +34,8 @@ impl Session {
         if ours && !certain {
             self.incoming.doubt();
         }
+        // First: the broker may have no place for anything else.
+        self.release_left_open();
         self.announce();
         let reason = if same_broker { GapReason::SessionLost } else { GapReason::BrokerChanged };
         for (filter, reason) in self.subscriptions.gaps(certain, reason) {

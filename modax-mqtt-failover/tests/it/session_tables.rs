@@ -281,62 +281,78 @@ fn the_session_says_what_the_tables_say() {
     assert!(cases >= 20, "only {cases} cases were found");
 }
 
-/// What the session says to the first QoS 2 message under identifier 1 after `given_up`, which used it, and all others.
-fn after_all_other_identifiers(given_up: impl Fn(&mut Player) -> Vec<String>) -> Vec<String> {
+/// What the session says to `given_up`, in which a message under identifier 1 is given up, and then to a QoS 2 message after
+/// all other identifiers were used.
+fn after_all_other_identifiers(given_up: impl Fn(&mut Player) -> Vec<String>) -> (Vec<String>, Vec<String>) {
     let mut player = Player::new("v5");
     player.play("greet 0");
     player.play("CONNACK 0");
     assert_eq!(player.play("publish a 2"), ["PUBLISH 1 a 2"]);
     let outputs = given_up(&mut player);
-    assert!(outputs.iter().any(|output| output.starts_with("settled a re")), "{outputs:?}");
     for number in 2..=u16::MAX {
         assert_eq!(player.play("publish b 1"), [format!("PUBLISH {number} b 1")]);
         player.play(&format!("PUBACK {number}"));
     }
-    let mut outputs = player.play("publish c 2");
-    for answer in ["PUBCOMP 1", "PUBREC 1", "PUBCOMP 1"] {
-        outputs.extend(player.play(answer));
-    }
+    (outputs, player.play("publish c 2"))
+}
+
+fn connect(player: &mut Player, connack: &str) -> Vec<String> {
+    player.play("lost");
+    player.play("greet 0");
+    let mut outputs = player.play(connack);
+    assert!(outputs.remove(0).starts_with("answered accepted"));
     outputs
 }
 
+fn reject(player: &mut Player) -> Vec<String> {
+    let (message, reason) = (MessageId::new(0), Rejection::ClosesConnection { times: 3 });
+    player.session.handle_input(player.now, Input::Reject { message, reason });
+    player.outputs()
+}
+
 #[test]
-fn what_was_given_up_half_way_is_released_before_its_identifier_is_used_again() {
-    let connects = |player: &mut Player, connack: &str| {
-        player.play("lost");
-        player.play("greet 0");
-        player.play(connack)
-    };
-    let taken = ["PUBLISH 1 c 2", "PUBREL 1", "settled c acked after 1"];
-    let released = [&["PUBREL 1"][..], &taken].concat();
-
-    let closed_on = after_all_other_identifiers(|player| {
-        let message = MessageId::new(0);
-        player
-            .session
-            .handle_input(player.now, Input::Reject { message, reason: Rejection::ClosesConnection { times: 3 } });
-        let outputs = player.outputs();
-        connects(player, "CONNACK 1");
-        outputs
+fn what_was_given_up_half_way_is_released_on_the_next_connection_and_its_identifier_used_after_the_answer() {
+    let (_, next) = after_all_other_identifiers(|player| {
+        let settled = reject(player);
+        assert!(matches!(&settled[..], [one] if one.starts_with("settled a rejected")), "{settled:?}");
+        assert_eq!(connect(player, "CONNACK 1"), ["PUBREL 1"]);
+        assert_eq!(connect(player, "CONNACK 1"), ["PUBREL 1"], "it was not answered");
+        assert_eq!(player.play("PUBCOMP 1 146"), ["measured"; 0], "it was not written");
+        assert_eq!(player.play("PUBCOMP 1 146"), ["stray"]);
+        assert!(connect(player, "CONNACK 1").is_empty(), "it was answered");
+        Vec::new()
     });
-    assert_eq!(closed_on, released);
+    assert_eq!(next, ["PUBLISH 1 c 2"]);
 
-    let not_taken_any_more = after_all_other_identifiers(|player| {
-        let outputs = connects(player, "CONNACK 1 qos 1");
-        connects(player, "CONNACK 1");
-        outputs
+    let (_, next) = after_all_other_identifiers(|player| {
+        reject(player);
+        connect(player, "CONNACK 1")
     });
-    assert_eq!(not_taken_any_more, released);
+    assert_eq!(next, ["PUBLISH 2 c 2"], "the identifier is not free");
 
-    let refused = after_all_other_identifiers(|player| player.play("PUBREC 1 135"));
-    assert_eq!(refused, [&taken[..1], &["stray"], &taken[1..]].concat(), "the broker has nothing of it");
+    let (refused, next) = after_all_other_identifiers(|player| player.play("PUBREC 1 135"));
+    assert_eq!((refused, next), (vec!["settled a refused 135 after 1".to_owned()], vec!["PUBLISH 1 c 2".to_owned()]));
 
-    let in_another_session = after_all_other_identifiers(|player| {
-        let outputs = connects(player, "CONNACK 1 qos 1");
-        connects(player, "CONNACK 0");
-        outputs
+    let (outputs, next) = after_all_other_identifiers(|player| {
+        reject(player);
+        connect(player, "CONNACK 0")
     });
-    assert_eq!(in_another_session, [&taken[..1], &["stray"], &taken[1..]].concat(), "it went with its session");
+    assert!(outputs.is_empty(), "it went with its session: {outputs:?}");
+    assert_eq!(next, ["PUBLISH 1 c 2"]);
+}
+
+#[test]
+fn the_release_of_what_was_left_open_is_waited_for() {
+    let mut player = Player::new("v5");
+    player.play("greet 0");
+    player.play("CONNACK 0");
+    player.play("publish a 2");
+    reject(&mut player);
+    assert_eq!(connect(&mut player, "CONNACK 1"), ["PUBREL 1"]);
+    player.play("flushed 2");
+    assert_eq!(player.session.waiting_since(), Some(player.now), "its silence counts as any other");
+    assert_eq!(player.play("PUBCOMP 1"), ["measured"]);
+    assert_eq!(player.session.waiting_since(), None);
 }
 
 #[test]

@@ -110,6 +110,8 @@ impl Broker {
                 connection.session_present = self.session.is_some();
                 let session = self.session.get_or_insert_default();
                 session.ends = None;
+                // As mosquitto counts: what it has not been released from has its place on each connection.
+                connection.open.clone_from(&session.received);
                 let mut answers = vec![(
                     mood.connack_delay,
                     Packet::ConnAck {

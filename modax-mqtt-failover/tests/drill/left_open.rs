@@ -1,0 +1,74 @@
+//! QoS 2 messages that stay half-way in a session of mosquitto, which counts them against its receive maximum.
+
+use std::time::Duration;
+
+use modax_mqtt_failover::{Client, Event, Events, Message, Outcome, Version};
+use modax_testbed::{
+    Ground, Mosquitto, MosquittoOptions,
+    proxy::{Direction, Fault, Proxy},
+    wait,
+};
+
+use crate::{DEADLINE, serving};
+
+/// mosquitto's own receive maximum; the testbed has it unlimited.
+const PLACES: u8 = 20;
+
+async fn broker(ground: &Ground) -> Mosquitto {
+    let extra = format!("max_inflight_messages {PLACES}");
+    ground.mosquitto_with(MosquittoOptions { extra, ..MosquittoOptions::default() }).await.expect("mosquitto")
+}
+
+fn client(url: String) -> (Client, Events) {
+    let client = Client::builder("drill").brokers([url]).unwrap().version(Version::V5).build().unwrap();
+    let events = client.events();
+    (client, events)
+}
+
+async fn is_acked(client: &Client) -> bool {
+    let receipt = client.publish(Message::new("drill/x", "1")).await.expect("admitted");
+    tokio::time::timeout(DEADLINE, receipt.acked()).await.is_ok_and(|outcome| outcome.is_acked())
+}
+
+/// How often the broker said that it was given too much, and which connections found a session.
+async fn ended(client: Client, mut events: Events) -> (usize, Vec<bool>) {
+    client.close(DEADLINE).await;
+    let (mut exceeded, mut found) = (0, Vec::new());
+    while let Some(event) = events.next().await {
+        match event {
+            Event::Disconnected { reason, .. } => exceeded += usize::from(reason.contains("0x93")),
+            Event::Connected { session_present, .. } => found.push(session_present),
+            _ => {}
+        }
+    }
+    (exceeded, found)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_expired_half_way_keeps_no_place_at_the_broker() {
+    let ground = Ground::start().await.expect("a ground");
+    let broker = broker(&ground).await;
+    let proxy = Proxy::start(broker.addr()).await.expect("a proxy");
+    let (client, events) = client(proxy.url("mqtt"));
+    serving(&client).await;
+    proxy.set(Direction::ToClient, Fault::Blackhole);
+    let mut receipts = Vec::new();
+    for number in 0..PLACES {
+        let message = Message::new("drill/x", number.to_string()).exactly_once().expires_in(Duration::from_secs(1));
+        receipts.push(client.publish(message).await.expect("admitted"));
+    }
+    for receipt in receipts {
+        let outcome = tokio::time::timeout(DEADLINE, receipt.acked()).await.expect("in time");
+        assert_eq!(outcome, Outcome::Expired { maybe_delivered: true });
+    }
+    assert!(proxy.fired().blackhole > 0, "no answer was held back");
+
+    proxy.cut_all();
+    proxy.clear();
+
+    assert!(is_acked(&client).await, "{:?}", client.stats());
+    wait::until(DEADLINE, "no message on its way", async || client.stats().inflight == 0).await.unwrap();
+    let (exceeded, found) = ended(client, events).await;
+    assert_eq!((exceeded, found), (0, vec![false, true]), "what expired takes a place");
+    ground.stop().await;
+}
