@@ -144,7 +144,9 @@
 //!   and not followed: where to go is the configuration's word alone.
 //! - **Limits of the broker**: its receive maximum bounds what is on its way; a message that is larger than it takes, above
 //!   its highest QoS, or retained where it keeps nothing is rejected to its caller, and what is behind it goes on. In
-//!   3.1.1 a broker can only close the connection: see the next section.
+//!   3.1.1 a broker can only close the connection: see the next section. QoS 2 messages that an earlier process left open
+//!   may take all places of its receive maximum: a broker that closes with 0x93 for that gets a new session, and readers
+//!   get a [`Received::Gap`].
 //! - **Time**: [`Message::expires_in`] goes along, as what is left of it; [`ClientBuilder::session_expiry`] says how long a
 //!   broker keeps our session (default one hour), [`ClientBuilder::will_delay`] how long it waits with the will.
 //! - **[User properties](Message::user_property)**, also through a disk queue, and [of what arrives](Delivery::user_properties).

@@ -20,6 +20,9 @@ impl Reason {
     /// Nothing is known of this packet identifier.
     pub const PACKET_ID_NOT_FOUND: Self = Self(0x92);
 
+    /// More messages with QoS 1 or 2 than it takes without an answer.
+    pub const RECEIVE_MAXIMUM_EXCEEDED: Self = Self(0x93);
+
     /// The reason with this number, known or not.
     #[must_use]
     pub const fn new(number: u8) -> Self {

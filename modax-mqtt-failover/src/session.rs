@@ -85,6 +85,8 @@ pub struct Session {
     doubtful: bool,
     /// The same of an earlier one: a broker that was stopped reads it when it goes on, whatever happened meanwhile.
     doubtful_until: Option<Instant>,
+    /// The broker counts against us what we do not know of: the next CONNECT begins a new session.
+    begins_anew: bool,
     /// Grows with each new session on a broker.
     generation: u64,
     next_id: PacketId,
@@ -143,6 +145,7 @@ impl Session {
             last_broker: None,
             doubtful: false,
             doubtful_until: None,
+            begins_anew: false,
             generation: 0,
             next_id: PacketId::FIRST,
             inflight: Inflight::default(),
@@ -302,7 +305,7 @@ impl Session {
         }
         // MQTT 5 throws an old session away and begins a lasting one in the same CONNECT.
         let stranger = self.last_broker.is_some_and(|last| last != broker) && self.topology == Topology::Independent;
-        connect.clean_session |= stranger && self.version == Version::V5;
+        connect.clean_session |= (stranger || self.begins_anew) && self.version == Version::V5;
         self.send(Packet::Connect(connect));
     }
 
@@ -331,7 +334,7 @@ impl Session {
             (Packet::Connect(_) | Packet::Subscribe { .. } | Packet::Unsubscribe { .. } | Packet::PingReq, _) => {
                 self.violation("a packet that only clients send");
             }
-            (Packet::Disconnect(reason), _) => self.outputs.push_back(Output::Dismissed(reason)),
+            (Packet::Disconnect(reason), _) => self.dismissed(reason),
             (Packet::Auth, _) => self.violation("AUTH, although no method was agreed on"),
             (_, State::Greeting { .. }) => self.violation("a packet before CONNACK"),
             (_, State::Up | State::Down) => self.violation("a second CONNACK"),

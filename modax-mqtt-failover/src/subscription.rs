@@ -12,7 +12,8 @@ use crate::{
 pub struct Wish {
     /// The level wanted.
     pub qos: Qos,
-    /// Whether a broker of this process has ever granted it: a first grant is no gap.
+    /// Whether a broker of this process has ever granted it, or an earlier process may have left it in a session that is
+    /// about to be given up: else a first grant is no gap.
     pub granted_before: bool,
     /// Whether the present session has granted it.
     pub granted: bool,
@@ -63,6 +64,13 @@ impl Subscriptions {
     pub fn forget_grants(&mut self) {
         for wish in self.wishes.values_mut() {
             wish.granted = false;
+        }
+    }
+
+    /// The session is about to be given up, with all that it may have kept for them.
+    pub fn expect_gaps(&mut self) {
+        for wish in self.wishes.values_mut() {
+            wish.granted_before = true;
         }
     }
 

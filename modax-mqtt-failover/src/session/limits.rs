@@ -6,7 +6,7 @@ use super::{Output, Session};
 use crate::{
     packet::{Limits, Publish, PublishProperties, Version},
     queue::Admitted,
-    reason::Rejection,
+    reason::{Reason, Rejection},
 };
 
 impl Session {
@@ -24,6 +24,18 @@ impl Session {
     /// Messages with QoS 1 or 2 that may be without an answer at once: ours, or less where the broker says so.
     pub(super) fn window(&self) -> usize {
         self.max_inflight.min(usize::from(self.limits.receive_maximum))
+    }
+
+    /// The broker says goodbye. It may do so for more messages than it takes although we kept to what it said: then its session
+    /// holds what an earlier process, or an older copy of the session, left open. We cannot release what we do not know, so
+    /// that only a new session helps, and readers are told what that means for them.
+    pub(super) fn dismissed(&mut self, reason: Reason) {
+        let is_stuck = self.inflight.is_inherited() || self.answers == 0;
+        if reason == Reason::RECEIVE_MAXIMUM_EXCEEDED && self.is_up() && is_stuck {
+            self.begins_anew = true;
+            self.subscriptions.expect_gaps();
+        }
+        self.outputs.push_back(Output::Dismissed(reason));
     }
 
     /// Why this broker cannot be given this message, if so: sending it all the same would cost the connection, and

@@ -12,6 +12,7 @@ use crate::{
 impl Session {
     pub(super) fn resume(&mut self, now: Instant, broker: usize, session_present: bool) {
         self.state = State::Up;
+        self.begins_anew = false;
         let first = self.last_broker.is_none();
         let same_broker = self.last_broker == Some(broker);
         let same_store = same_broker || (self.topology == Topology::Cluster && !first);
