@@ -128,6 +128,8 @@ impl ClientBuilder {
 
     /// Unacknowledged publishes on the wire; default 100, which fills a link of 20 ms round trip at 5000 messages a
     /// second and is below the limits brokers set by default.
+    ///
+    /// More than 65,000 is taken for 65,000: the rest of the 65,535 packet identifiers is for subscriptions.
     pub fn max_inflight(mut self, messages: u16) -> Self {
         self.config.max_inflight = messages;
         self

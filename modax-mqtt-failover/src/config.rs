@@ -138,7 +138,8 @@ pub struct Config {
     pub clean_session: bool,
     /// Told to the broker in CONNECT, whole seconds; default 60. How fast *we* notice is [`LivenessConfig`]'s.
     pub keep_alive: Duration,
-    /// Unacknowledged publishes on the wire; default 100, which fills a link with 20 ms round trip at 5000 msg/s.
+    /// Unacknowledged publishes on the wire; default 100, which fills a link with 20 ms round trip at 5000 msg/s. More
+    /// than 65,000 is taken for 65,000: other packet identifiers are for subscriptions.
     pub max_inflight: u16,
     /// Limits of what waits; default [`Queue::memory`], because a directory cannot be guessed.
     pub queue: Queue,

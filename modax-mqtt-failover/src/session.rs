@@ -95,6 +95,8 @@ pub struct Session {
     /// To be withdrawn from a session that goes on.
     unwanted: BTreeSet<Filter>,
     control: BTreeMap<PacketId, Control>,
+    /// A wish found no packet identifier.
+    starved: bool,
     incoming: Incoming,
     presence: Presence,
     /// QoS 0 messages of this connection that are not written yet, with their place.
@@ -152,6 +154,7 @@ impl Session {
             subscriptions,
             unwanted: BTreeSet::new(),
             control: BTreeMap::new(),
+            starved: false,
             incoming: Incoming::default(),
             presence,
             unwritten: VecDeque::new(),
@@ -328,8 +331,14 @@ impl Session {
                 let code = self.code_for(if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND });
                 self.send(Packet::PubComp { id, code });
             }
-            (Packet::SubAck { id, codes }, State::Up) => self.subscribed(id, &codes),
-            (Packet::UnsubAck(id), State::Up) => self.unsubscribed(id),
+            (Packet::SubAck { id, codes }, State::Up) => {
+                self.subscribed(id, &codes);
+                self.ask_again();
+            }
+            (Packet::UnsubAck(id), State::Up) => {
+                self.unsubscribed(id);
+                self.ask_again();
+            }
             (Packet::PingResp, State::Up) => self.outputs.push_back(Output::ProbeAnswered),
             (Packet::Connect(_) | Packet::Subscribe { .. } | Packet::Unsubscribe { .. } | Packet::PingReq, _) => {
                 self.violation("a packet that only clients send");

@@ -44,6 +44,7 @@ impl Session {
 
     /// Sends what is pending, oldest first, so that later messages never overtake an earlier one's resend.
     pub(super) fn pump(&mut self, now: Instant) {
+        self.ask_again();
         self.announce_again();
         while let Some(message) = self.next_to_send() {
             let Some(entry) = self.inflight.get(message) else { return };

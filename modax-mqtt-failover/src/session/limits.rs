@@ -9,6 +9,9 @@ use crate::{
     reason::{Reason, Rejection},
 };
 
+/// The rest of the 65,535 packet identifiers is for what is asked of a broker beside messages.
+const MOST_INFLIGHT: usize = 65_000;
+
 impl Session {
     /// What the present broker said that it takes.
     #[must_use]
@@ -23,7 +26,7 @@ impl Session {
 
     /// Messages with QoS 1 or 2 that may be without an answer at once: ours, or less where the broker says so.
     pub(super) fn window(&self) -> usize {
-        self.max_inflight.min(usize::from(self.limits.receive_maximum))
+        self.max_inflight.min(MOST_INFLIGHT).min(usize::from(self.limits.receive_maximum))
     }
 
     /// The broker says goodbye. It may do so for more messages than it takes although we kept to what it said: then its session

@@ -49,6 +49,14 @@ impl Session {
         self.pump(now);
     }
 
+    /// An identifier is free again: what found none before may have it.
+    pub(super) fn ask_again(&mut self) {
+        if std::mem::take(&mut self.starved) && self.is_up() {
+            self.apply_subscriptions();
+            self.withdraw();
+        }
+    }
+
     /// Asks the broker for every wanted filter that this session has not granted.
     pub(super) fn apply_subscriptions(&mut self) {
         let subscribes = self.control.values().filter_map(|control| match &control.request {
@@ -59,7 +67,10 @@ impl Session {
         let mut missing = self.subscriptions.ungranted();
         missing.retain(|wish| !asked.contains(wish));
         for filters in missing.chunks(FILTERS_A_PACKET) {
-            let Some(id) = self.free_id() else { return };
+            let Some(id) = self.free_id() else {
+                self.starved = true;
+                return;
+            };
             self.send(Packet::Subscribe { id, filters: filters.to_vec() });
             self.control.insert(id, Control { sequence: self.sent, request: Request::Subscribe(filters.to_vec()) });
         }
@@ -69,7 +80,11 @@ impl Session {
     pub(super) fn withdraw(&mut self) {
         let filters: Vec<_> = std::mem::take(&mut self.unwanted).into_iter().collect();
         for filters in filters.chunks(FILTERS_A_PACKET) {
-            let Some(id) = self.free_id() else { return };
+            let Some(id) = self.free_id() else {
+                self.starved = true;
+                self.unwanted.extend(filters.iter().cloned());
+                continue;
+            };
             self.send(Packet::Unsubscribe { id, filters: filters.to_vec() });
             self.control.insert(id, Control { sequence: self.sent, request: Request::Unsubscribe(filters.to_vec()) });
         }

@@ -342,6 +342,31 @@ fn what_was_given_up_half_way_is_released_on_the_next_connection_and_its_identif
 }
 
 #[test]
+fn the_widest_window_leaves_identifiers_for_subscriptions_and_no_wish_is_lost_for_want_of_one() {
+    let mut player = Player::new("v5");
+    let mut config = Config::from_urls("table", ["mqtt://a"]).unwrap();
+    (config.version, config.max_inflight) = (Some(Version::V5), u16::MAX);
+    config.queue = config.queue.max_messages(70_000);
+    (player.session, player.backlog) = (Session::new(&config), Backlog::new(config.queue));
+    player.play("greet 0");
+    player.play("CONNACK 0");
+    for _ in 0..65_000 {
+        assert_eq!(player.play("publish a 1").len(), 1);
+    }
+    assert_eq!(player.session.room(), 0);
+    assert_eq!(player.play("subscribe kept 1"), ["SUBSCRIBE 65001 kept:1"]);
+    assert_eq!(player.play("SUBACK 65001 1"), ["filter kept granted 1"]);
+
+    let asked: Vec<_> = (0..535).flat_map(|number| player.play(&format!("subscribe f/{number} 1"))).collect();
+    assert_eq!(asked.len(), 535, "all identifiers are taken");
+    assert!(player.play("unsubscribe kept").is_empty());
+    assert!(player.play("subscribe late 1").is_empty());
+    let freed = player.play("SUBACK 65002 1");
+    assert_eq!(freed, ["filter f/0 granted 1", "SUBSCRIBE 65002 late:1"]);
+    assert_eq!(player.play("PUBACK 1"), ["settled a acked after 1", "UNSUBSCRIBE 1 kept"]);
+}
+
+#[test]
 fn the_release_of_what_was_left_open_is_waited_for() {
     let mut player = Player::new("v5");
     player.play("greet 0");
