@@ -103,7 +103,9 @@ pub struct Session {
     unwritten: VecDeque<(u64, Admitted)>,
     /// Packets of this connection.
     sent: u64,
-    /// (packets written, when), ascending; only as far back as something unanswered reaches.
+    /// The place of the last one that wants an answer.
+    asked: u64,
+    /// (packets written, when), ascending; only where, and as far back as, something unanswered reaches.
     written: VecDeque<(u64, Instant)>,
     resent: u64,
     /// Nothing new is sent: another connection is about to take over.
@@ -159,6 +161,7 @@ impl Session {
             presence,
             unwritten: VecDeque::new(),
             sent: 0,
+            asked: 0,
             written: VecDeque::new(),
             resent: 0,
             holds: false,
@@ -298,7 +301,7 @@ impl Session {
 
     fn greet(&mut self, broker: usize, wipe: bool) {
         self.state = State::Greeting { broker, wipe };
-        self.sent = 0;
+        (self.sent, self.asked) = (0, 0);
         self.answers = 0;
         self.written.clear();
         let mut connect = self.connect_to(broker);
@@ -361,11 +364,6 @@ impl Session {
     /// The reason as it stands in an acknowledgement; 3.1.1 has none.
     fn code_for(&self, reason: Reason) -> u8 {
         if self.version == Version::V5 { reason.number() } else { 0 }
-    }
-
-    fn send(&mut self, packet: Packet) {
-        self.sent = self.sent.saturating_add(1);
-        self.outputs.push_back(Output::Send(packet));
     }
 
     fn lose(&mut self, now: Instant) {

@@ -12,6 +12,15 @@ use crate::{
 };
 
 impl Session {
+    pub(super) fn send(&mut self, packet: Packet) {
+        self.sent = self.sent.saturating_add(1);
+        let asks = matches!(packet, Packet::PubRel { .. } | Packet::Subscribe { .. } | Packet::Unsubscribe { .. });
+        if asks || matches!(packet, Packet::Publish(Publish { id: Some(_), .. })) {
+            self.asked = self.sent;
+        }
+        self.outputs.push_back(Output::Send(packet));
+    }
+
     pub(super) fn publish(&mut self, now: Instant, admitted: Admitted) {
         if admitted.message.qos != Qos::AtMostOnce {
             self.inflight.insert(admitted);
@@ -135,7 +144,10 @@ impl Session {
         while self.written.front().is_some_and(|(count, _)| *count < oldest) {
             self.written.pop_front();
         }
-        self.written.push_back((packets, now));
+        // What nobody answers needs no mark: while we do not read, QoS 0 goes on behind something unanswered.
+        if self.written.back().is_none_or(|(count, _)| *count < self.asked) {
+            self.written.push_back((packets, now));
+        }
         while self.unwritten.front().is_some_and(|(sequence, _)| *sequence <= packets) {
             if let Some((_, admitted)) = self.unwritten.pop_front() {
                 self.outputs.push_back(Output::Settled { admitted, attempts: 1, end: End::Acked });
@@ -208,5 +220,64 @@ fn packet(admitted: &Admitted, id: Option<PacketId>, duplicate: bool, properties
         duplicate,
         id,
         properties,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        message::Message,
+        packet::{ConnectCode, Limits},
+        session::Input,
+    };
+
+    #[test]
+    fn qos_0_behind_something_unanswered_leaves_no_marks() {
+        let config = Config::from_urls("alone", ["mqtt://a"]).unwrap();
+        let (mut session, mut now) = (Session::new(&config), Instant::now());
+        let mut written = 0;
+        let mut tell = |session: &mut Session, now: Instant, input: Option<Input>| {
+            session.handle_input(now, input.unwrap_or(Input::Flushed(written)));
+            while let Some(output) = session.poll_output() {
+                written += u64::from(matches!(output, Output::Send(_)));
+            }
+        };
+        let connack =
+            Packet::ConnAck { session_present: false, code: ConnectCode::Accepted, limits: Limits::default() };
+        let message = |number, message| {
+            Some(Input::Publish(Admitted {
+                id: MessageId::new(number),
+                message,
+                at: now,
+                expires_at: None,
+                recovered: false,
+            }))
+        };
+        let first = message(0, Message::new("t", ""));
+        let rest: Vec<_> = (1..10_000).map(|number| message(number, Message::new("t", "").at_most_once())).collect();
+        let last = message(10_000, Message::new("t", ""));
+        tell(&mut session, now, Some(Input::Greet { broker: 0, wipe: false }));
+        tell(&mut session, now, Some(Input::Received(connack)));
+        tell(&mut session, now, first);
+        tell(&mut session, now, None);
+        let since = now;
+
+        for publish in rest {
+            now += Duration::from_millis(1);
+            tell(&mut session, now, publish);
+            tell(&mut session, now, None);
+        }
+
+        assert!(session.written.len() <= 2, "{} marks", session.written.len());
+        assert_eq!(session.waiting_since(), Some(since));
+        tell(&mut session, now, last);
+        tell(&mut session, now, None);
+        let id = PacketId::FIRST;
+        tell(&mut session, now, Some(Input::Received(Packet::PubAck { id, code: 0 })));
+        assert_eq!(session.waiting_since(), Some(now), "the next one is marked where it was written");
     }
 }
