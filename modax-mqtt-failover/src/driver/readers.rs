@@ -75,8 +75,13 @@ impl Readers {
     /// Forgets readers that are gone; true when that was the filter's last.
     pub(crate) fn prune(&mut self, filter: &Filter) -> bool {
         self.unblock();
+        self.forget_gone(filter)
+    }
+
+    /// One that went after the last look still holds what waits for it: it is kept until its own word comes.
+    fn forget_gone(&mut self, filter: &Filter) -> bool {
         let Some(readers) = self.staying.get_mut(filter) else { return false };
-        readers.retain(|reader| !reader.sender.is_closed());
+        readers.retain(|reader| !(reader.sender.is_closed() && reader.overflow.is_empty()));
         if readers.is_empty() {
             self.staying.remove(filter);
             return true;
@@ -187,5 +192,30 @@ impl Reader {
         if !marked {
             self.keep(Received::Gap { reason: GapReason::Overflowed }, overflow_bytes);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::buffer;
+
+    /// What waits keeps its account when its reader goes between the two looks of `prune`.
+    #[test]
+    fn a_reader_that_goes_meanwhile_takes_its_bytes_along() {
+        let (sender, items) = buffer();
+        let filter = Filter::from("a/#");
+        let mut readers = Readers::new(crate::driver::now());
+        readers.add(Arc::clone(&filter), sender, watch::channel(None).0);
+        for _ in 0..=512 {
+            readers.gap(&filter, GapReason::Reconnected);
+        }
+        readers.unblock();
+        assert!(readers.is_blocked(), "more than the stream holds");
+        drop(items);
+        assert!(!readers.forget_gone(&filter), "what waits is still to be taken back");
+        assert!(readers.prune(&filter), "its own word");
+        assert!(!readers.is_blocked(), "nobody is left to wait for");
+        assert_eq!(readers.overflow_bytes, 0);
     }
 }
