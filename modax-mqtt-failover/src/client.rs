@@ -218,9 +218,7 @@ impl Client {
                 let written = state.disk.as_ref().map(|disk| disk.write(id, message));
                 let (mut told, mut topics) = (Vec::new(), Vec::new());
                 for (victim, topic) in shed {
-                    state.admission.shed = state.admission.shed.saturating_add(1);
-                    state.forget(victim);
-                    state.end(victim, Outcome::Shed, &mut told);
+                    state.shed(victim, &mut told);
                     topics.push(topic);
                 }
                 // An expiry may come before the driver's next look; everything else waits until it is hungry.

@@ -123,6 +123,13 @@ impl State {
         told.push((self.receipts.remove(&id), outcome));
     }
 
+    /// The message made room for a newer one.
+    pub(crate) fn shed(&mut self, victim: MessageId, told: &mut Told) {
+        self.admission.shed = self.admission.shed.saturating_add(1);
+        self.forget(victim);
+        self.end(victim, Outcome::Shed, told);
+    }
+
     /// The message has its outcome, and is not to be sent by a later process.
     pub(crate) fn forget(&self, id: MessageId) {
         if let Some(disk) = &self.disk {

@@ -9,12 +9,12 @@ pub mod scan;
 pub mod segment;
 pub mod storage;
 pub mod survey;
+mod writing;
 
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
-    ops::Bound,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,6 +24,7 @@ use crate::{
     dedup::Stamp,
     message::{Message, MessageId},
 };
+use writing::Yielding;
 
 /// What happens to a publish when the queue is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,11 +35,13 @@ pub enum WhenFull {
     Wait,
     /// Both are refused.
     Reject,
-    /// The oldest waiting message makes room; for readings whose age makes them worthless.
+    /// The oldest waiting message makes room; for readings whose age makes them worthless. With a queue on disk it stays
+    /// beside the new one until that is written, and for good when the disk refuses.
     ShedOldest,
     /// The new message is shed; for logs of which the beginning matters.
     ShedNewest,
-    /// A waiting message with a newer one of the same topic makes room, else the oldest; for states, not events.
+    /// A waiting message with a newer one of the same topic makes room, else the oldest; for states, not events. On
+    /// disk as above.
     LatestPerTopic,
 }
 
@@ -141,7 +144,7 @@ pub enum Admission {
     Admitted {
         /// Its identity.
         id: MessageId,
-        /// Waiting messages that made room for it.
+        /// Waiting messages that made room for it; with a queue on disk [`Backlog::stored`] says so once it is there.
         shed: Vec<(MessageId, Arc<str>)>,
     },
     /// The queue is full and the policy gives way to what already waits.
@@ -161,6 +164,8 @@ pub struct Backlog {
     unwritten_from: Option<MessageId>,
     bytes: usize,
     waiting: BTreeMap<MessageId, Admitted>,
+    /// What is to make room once something newer is on disk; no longer counted.
+    yielding: Yielding,
     taken: BTreeMap<MessageId, usize>,
     expiries: BTreeSet<(Instant, MessageId)>,
     /// Waiting messages of each topic, oldest first; kept for [`WhenFull::LatestPerTopic`] only.
@@ -190,6 +195,7 @@ impl Backlog {
             unwritten_from: None,
             bytes: 0,
             waiting: BTreeMap::new(),
+            yielding: Yielding::default(),
             taken: BTreeMap::new(),
             expiries: BTreeSet::new(),
             topics: BTreeMap::new(),
@@ -239,7 +245,7 @@ impl Backlog {
         if cost > self.config.max_bytes {
             return Admission::NeverFits;
         }
-        let mut shed = Vec::new();
+        let mut victims = Vec::new();
         if !self.has_room_for(cost) {
             match self.config.when_full {
                 WhenFull::Wait | WhenFull::Reject => return Admission::Full,
@@ -250,7 +256,7 @@ impl Backlog {
                     }
                     while !self.has_room_for(cost) {
                         let Some(victim) = self.victim(message).and_then(|id| self.remove_waiting(id)) else { break };
-                        shed.push((victim.id, victim.message.topic));
+                        victims.push(victim);
                     }
                 }
             }
@@ -259,16 +265,15 @@ impl Backlog {
         self.next = self.next.wrapping_add(1);
         let expires_at = message.expires_in.and_then(|time| now.checked_add(time));
         self.insert(Admitted { id, message: message.clone(), at: now, expires_at, recovered: false }, cost);
-        Admission::Admitted { id, shed }
+        Admission::Admitted { id, shed: self.make_room(victims, id) }
     }
 
     /// The next message in order of admission that has not expired; it counts until [`settle`](Self::settle).
     pub fn take(&mut self, now: Instant) -> Option<Admitted> {
-        let id = *self.waiting.iter().find(|(_, waiting)| waiting.expires_at.is_none_or(|at| at > now))?.0;
-        if !self.is_written(id) {
-            return None;
-        }
-        let taken = self.remove_waiting(id)?;
+        let lives = |waiting: &Admitted| waiting.expires_at.is_none_or(|at| at > now);
+        let waiting = self.waiting.iter().find(|(_, waiting)| lives(waiting)).map(|(id, _)| *id);
+        let id = [waiting, self.yielding.next(now)].into_iter().flatten().min().filter(|id| self.is_written(*id))?;
+        let taken = self.yielding.remove(id).or_else(|| self.remove_waiting(id))?;
         let cost = taken.message.cost_bytes();
         self.bytes = self.bytes.saturating_add(cost);
         self.taken.insert(id, cost);
@@ -284,16 +289,6 @@ impl Backlog {
         }
         self.next = self.next.max(next);
         self.unwritten_from = Some(MessageId::new(self.next));
-    }
-
-    /// Messages before `next` are on disk, or were [withdrawn](Self::withdraw).
-    pub fn written(&mut self, next: MessageId) {
-        self.unwritten_from = self.unwritten_from.max(Some(next));
-    }
-
-    /// Takes back an admission that the disk refused.
-    pub fn withdraw(&mut self, id: MessageId) -> Option<Admitted> {
-        self.remove_waiting(id)
     }
 
     /// Ends the account of a message that was taken.
@@ -322,31 +317,17 @@ impl Backlog {
         self.expiries.iter().find(|(_, id)| self.is_written(*id)).copied()
     }
 
-    /// Until then its bytes also wait for the disk, and removing it would let more in than the bounds say.
-    fn is_written(&self, id: MessageId) -> bool {
-        self.unwritten_from.is_none_or(|unwritten| id < unwritten)
-    }
-
     /// Removes everything that waits, in order.
     pub fn drain(&mut self) -> Vec<Admitted> {
         let ids: Vec<_> = self.waiting.keys().copied().collect();
-        ids.into_iter().filter_map(|id| self.remove_waiting(id)).collect()
+        let mut all: Vec<_> = ids.into_iter().filter_map(|id| self.remove_waiting(id)).collect();
+        all.extend(self.yielding.drain());
+        all.sort_by_key(|admitted| admitted.id);
+        all
     }
 
     fn has_room_for(&self, cost: usize) -> bool {
         self.messages() < self.config.max_messages && self.bytes.saturating_add(cost) <= self.config.max_bytes
-    }
-
-    /// Whether shedding all that may be shed would be enough; else nothing is shed for nothing.
-    fn room_can_be_made(&self, cost: usize) -> bool {
-        let from = self.unwritten_from.map_or(Bound::Excluded(MessageId::new(u64::MAX)), Bound::Included);
-        let unwritten = self.waiting.range((from, Bound::Unbounded)).map(|(_, waiting)| waiting.message.cost_bytes());
-        let (mut messages, mut bytes) = (0_usize, cost);
-        for kept in self.taken.values().copied().chain(unwritten) {
-            messages = messages.saturating_add(1);
-            bytes = bytes.saturating_add(kept);
-        }
-        messages < self.config.max_messages && bytes <= self.config.max_bytes
     }
 
     fn victim(&self, newcomer: &Message) -> Option<MessageId> {
@@ -369,7 +350,8 @@ impl Backlog {
         }
         if self.config.when_full == WhenFull::LatestPerTopic {
             let ids = self.topics.entry(Arc::clone(&admitted.message.topic)).or_default();
-            self.superseded.extend(ids.last());
+            // One that comes back is older than the newest.
+            self.superseded.extend(ids.last().map(|newest| *newest.min(&admitted.id)));
             ids.insert(admitted.id);
         }
         self.waiting.insert(admitted.id, admitted);

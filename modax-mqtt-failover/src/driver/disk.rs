@@ -206,10 +206,15 @@ impl Writer {
 
     fn answer(&self, waiting: Vec<(u64, Written)>, result: &Result<(), String>) {
         let Some(shared) = self.shared.upgrade() else { return };
-        let (mut state, mut told) = (shared.lock(), Vec::new());
+        let (mut state, mut told, mut topics) = (shared.lock(), Vec::new(), Vec::new());
         for (sequence, _) in &waiting {
             let id = MessageId::new(*sequence);
-            if result.is_err() {
+            if result.is_ok() {
+                for (victim, topic) in state.backlog.stored(id) {
+                    state.shed(victim, &mut told);
+                    topics.push(topic);
+                }
+            } else {
                 state.backlog.withdraw(id);
                 state.end(id, Outcome::Undelivered { maybe_delivered: false }, &mut told);
                 state.admission.admitted = state.admission.admitted.saturating_sub(1);
@@ -220,6 +225,9 @@ impl Writer {
         let makes_room =
             result.is_err() || matches!(state.backlog.policy(), WhenFull::ShedOldest | WhenFull::LatestPerTopic);
         drop(state);
+        for topic in topics {
+            shared.emit(Event::Shed { topic: topic.to_string() });
+        }
         shared.tell(told);
         for (_, written) in waiting {
             // A publisher that gave up waiting has its message admitted all the same.

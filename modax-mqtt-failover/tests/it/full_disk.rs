@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use modax_mqtt_failover::{Client, ConfigError, Event, Message, PublishError, Queue, disk};
+use modax_mqtt_failover::{Client, ConfigError, Event, Message, PublishError, Queue, WhenFull, disk};
 use modax_testbed::{
     broker::{Puback, Script, ScriptedBroker},
     namespace::{Namespace, SmallDisk},
@@ -20,6 +20,8 @@ struct Plant {
     next: u64,
     /// Bytes of each payload.
     size: usize,
+    max_messages: usize,
+    when_full: WhenFull,
 }
 
 impl Plant {
@@ -27,7 +29,16 @@ impl Plant {
         let folder = Folder::new(name);
         let disk = SmallDisk::mount(&folder.0.join("disk"), kib);
         let broker = ScriptedBroker::start(Script::new()).await.unwrap();
-        Self { disk, _folder: folder, broker, admitted: Vec::new(), next: 0, size }
+        Self {
+            disk,
+            _folder: folder,
+            broker,
+            admitted: Vec::new(),
+            next: 0,
+            size,
+            max_messages: 100_000,
+            when_full: WhenFull::Wait,
+        }
     }
 
     fn queue(&self) -> std::path::PathBuf {
@@ -35,8 +46,8 @@ impl Plant {
     }
 
     fn build(&self) -> Result<Client, ConfigError> {
-        let queue = Queue::disk(self.queue()).max_messages(100_000).max_bytes(256 << 20);
-        let queue = queue.fsync_every(Duration::from_millis(1));
+        let queue = Queue::disk(self.queue()).max_messages(self.max_messages).max_bytes(256 << 20);
+        let queue = queue.when_full(self.when_full).fsync_every(Duration::from_millis(1));
         Client::builder("small").brokers([self.broker.url()])?.queue(queue).build()
     }
 
@@ -112,6 +123,34 @@ async fn f31_a_disk_that_fills_up_refuses_by_type_delivers_all_it_admitted_and_g
 
     assert_eq!((plant.judge(), client.stats().unwritten), (0, 0));
     assert!(disk::inspect(plant.queue()).unwrap().waiting.is_empty(), "a next start would send something again");
+}
+
+#[tokio::test]
+async fn f31_a_disk_that_refuses_the_newest_costs_none_of_the_older_ones_whatever_the_policy() {
+    if !Namespace::Mount
+        .has_entered("full_disk::f31_a_disk_that_refuses_the_newest_costs_none_of_the_older_ones_whatever_the_policy")
+    {
+        return;
+    }
+    for (name, policy) in [("oldest", WhenFull::ShedOldest), ("latest", WhenFull::LatestPerTopic)] {
+        let mut plant = Plant::new(name, 768, 1000).await;
+        (plant.max_messages, plant.when_full) = (100, policy);
+        plant.broker.stop();
+        let client = plant.build().unwrap();
+        plant.fill(&client).await;
+        for _ in 0..300 {
+            assert!(matches!(plant.publish(&client).await, Err(PublishError::Disk { .. })), "{policy:?}");
+        }
+        let shed = plant.admitted.len() - 100;
+        let stats = client.stats();
+        assert_eq!((stats.queue_messages, stats.shed), (100, shed as u64), "{policy:?}");
+        assert!(shed > 0, "the queue was never full");
+        plant.admitted.drain(..shed);
+        plant.broker.restart().unwrap();
+        emptied(&client).await;
+        within("the close", client.close(DEADLINE)).await;
+        assert_eq!(plant.judge(), 0, "{policy:?}");
+    }
 }
 
 #[tokio::test]
