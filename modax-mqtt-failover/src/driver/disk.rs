@@ -169,7 +169,11 @@ impl Writer {
                 let sequence = message.sequence;
                 match self.log.push(Record::Message(message)) {
                     Ok(()) => waiting.push((sequence, written)),
-                    Err(error) => self.answer(vec![(sequence, written)], &Err(error.to_string())),
+                    Err(error) => {
+                        // What came before it first: an answer says that everything up to there is settled.
+                        self.commit(std::mem::take(waiting));
+                        self.answer(vec![(sequence, written)], &Err(error.to_string()));
+                    }
                 }
                 None
             }
@@ -286,4 +290,35 @@ fn unix_ms() -> u64 {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_file_can_hold_is_refused_after_what_came_before_it_is_on_disk() {
+        let path = std::env::temp_dir().join(format!("modax-queue-{}-refused", std::process::id()));
+        let (log, _) = Log::open(Directory::open(&path).unwrap(), SEGMENT_BYTES, Box::new(|| 1)).unwrap();
+        let shared = Shared::new(&Config::from_urls("alone", ["mqtt://a"]).unwrap(), None);
+        let (_jobs, todo) = mpsc::channel();
+        let shared_with = Arc::downgrade(&shared);
+        let mut writer = Writer { log, todo, fsync_every: Duration::ZERO, unwritten: 0, shared: shared_with };
+        let mut waiting = Vec::new();
+        let mut take = |sequence, topic: String| {
+            let (written, answer) = oneshot::channel();
+            let message = store(MessageId::new(sequence), &Message::new(topic, ""));
+            assert!(writer.take(Job::Message(message, written), &mut waiting).is_none());
+            answer
+        };
+
+        let mut good = take(0, "t".to_owned());
+        assert!(good.try_recv().is_err(), "nothing is on disk yet");
+        let mut bad = take(1, "t".repeat(70_000));
+
+        assert_eq!(good.try_recv(), Ok(Ok(())));
+        assert!(matches!(bad.try_recv(), Ok(Err(_))));
+        drop(writer);
+        std::fs::remove_dir_all(path).unwrap();
+    }
 }
