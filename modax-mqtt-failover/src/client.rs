@@ -20,6 +20,7 @@ use crate::{
     handover::{Command, Handle, lagged, patience},
     message::{Closed, Message, MessageId, Outcome},
     packet::{Qos, Version},
+    properties::UserProperties,
     queue::{Admission, WhenFull},
     receipt::{Receipt, Recovered},
 };
@@ -206,6 +207,9 @@ impl Client {
         }
         let stamped = state.backlog.stamped(message);
         let message = stamped.as_ref();
+        if message.user_properties.len() > UserProperties::MOST {
+            return Err(PublishError::UserProperty { reason: TopicError::TooMany });
+        }
         let carried = message.payload.len().saturating_add(message.user_properties.encoded_bytes());
         if message.topic.len().saturating_add(carried).saturating_add(HEADER_BYTES) > MAX_PACKET_BYTES {
             return Err(PublishError::TooLarge);
@@ -269,7 +273,8 @@ pub enum PublishError {
         /// What is wrong with it.
         reason: TopicError,
     },
-    /// A user property is too long or holds a NUL character.
+    /// A user property is too long or holds a NUL character, or there are more than 65,535 with the one that
+    /// [`stamping`](crate::ClientBuilder::stamping) adds.
     #[error("a user property {reason}")]
     UserProperty {
         /// What is wrong with it.

@@ -52,12 +52,15 @@ impl UserProperties {
         self.iter().map(bytes).fold(0, usize::saturating_add)
     }
 
+    /// As many as a disk queue can hold of one message.
+    pub(crate) const MOST: usize = 65_535;
+
     /// Whether each fits a packet, and a disk queue all of them: up to 65535.
     ///
     /// # Errors
     /// [`TopicError::TooMany`], [`TopicError::TooLong`] or [`TopicError::Nul`], the rules for every text of MQTT (MQTT 5, 1.5.4).
     pub fn check(&self) -> Result<(), TopicError> {
-        if self.len() > usize::from(u16::MAX) {
+        if self.len() > Self::MOST {
             return Err(TopicError::TooMany);
         }
         for text in self.iter().flat_map(|(name, value)| [name, value]) {

@@ -14,7 +14,8 @@ use std::{
 };
 
 use modax_mqtt_failover::{
-    Client, ClientBuilder, ConfigError, Message, Queue, Version,
+    Client, ClientBuilder, ConfigError, Message, PublishError, Queue, Version,
+    config::TopicError,
     dedup::{Dedup, Identity, Verdict},
     disk,
 };
@@ -190,6 +191,19 @@ fn handled(seen: &[Seen]) -> Vec<&str> {
     let mut dedup = Dedup::new(1000.try_into().unwrap());
     let first = seen.iter().filter(|seen| dedup.check(&seen.identity()) == Verdict::First);
     first.map(|seen| seen.payload.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_message_that_has_no_room_for_its_identity_is_refused() {
+    let full = |count: usize| (0..count).fold(Message::new("t", ""), |message, _| message.user_property("n", ""));
+    let stamps = stamping(["mqtt://127.0.0.1:1"]).version(Version::V5).build().unwrap();
+    let plain = Client::builder("p").brokers(["mqtt://127.0.0.1:1"]).unwrap().version(Version::V5).build().unwrap();
+    let too_many = PublishError::UserProperty { reason: TopicError::TooMany };
+
+    assert_eq!(stamps.try_publish(full(65_535)).unwrap_err(), too_many);
+    assert!(stamps.try_publish(full(65_534)).is_ok());
+    assert!(stamps.try_publish(full(65_535).at_most_once()).is_ok(), "it gets no identity");
+    assert!(plain.try_publish(full(65_535)).is_ok());
 }
 
 #[tokio::test]
