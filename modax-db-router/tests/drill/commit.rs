@@ -14,7 +14,7 @@ async fn f38_a_cut_around_commit_is_settled_and_never_doubles_a_row() {
     let cluster = ground.postgres(options).await.expect("server");
     let proxy = Proxy::start(cluster.nodes()[0].addr()).await.expect("proxy");
     let url = format!("postgresql://modax@{}/modax", proxy.addr());
-    let router = Router::builder(&url).expect("url").build().expect("router");
+    let router = Router::builder(&url).expect("url").probe_deadline(LONG).build().expect("router");
     prepare(&router).await;
 
     let mut ledger = Ledger::new();
@@ -74,7 +74,8 @@ async fn settled_through(crash: impl AsyncFn(&PostgresNode, &mut Events)) {
     let ground = Ground::start().await.expect("ground");
     let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
     let cluster = ground.postgres(options).await.expect("server");
-    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
+    // A probe that is late on a busy machine would look like the loss that is waited for.
+    let router = Router::builder(&cluster.url()).expect("url").probe_deadline(LONG).build().expect("router");
     let mut events = router.events();
     prepare(&router).await;
     let writers = Writers::start(&router, 8);
@@ -99,7 +100,8 @@ async fn f38_a_cut_commit_is_settled_while_new_writes_are_held() {
     let cluster = ground.postgres(options).await.expect("server");
     let proxy = Proxy::start(cluster.nodes()[0].addr()).await.expect("proxy");
     let url = format!("postgresql://modax@{}/modax", proxy.addr());
-    let router = Router::builder(&url).expect("url").hold_limit(1).build().expect("router");
+    let builder = Router::builder(&url).expect("url").hold_limit(1).probe_deadline(LONG);
+    let router = builder.build().expect("router");
     prepare(&router).await;
     let work = async |tx: Tx| {
         let written = tx.execute("INSERT INTO ledger VALUES (1)", &[]).await?;

@@ -13,8 +13,8 @@ use crate::ledger::{LONG, prepare};
 async fn f40_a_replica_whose_replay_is_paused_serves_no_read_with_a_token_or_a_bound() {
     let ground = Ground::start().await.expect("ground");
     let cluster = ground.postgres(PostgresOptions::default()).await.expect("servers");
-    let router =
-        Router::builder(&cluster.url()).expect("url").selection(Selection::RoundRobin).build().expect("router");
+    let builder = Router::builder(&cluster.url()).expect("url").selection(Selection::RoundRobin).probe_deadline(LONG);
+    let router = builder.build().expect("router");
     prepare(&router).await;
     let paused = &cluster.nodes()[1];
     // Replay that stopped before the router's first look at the primary would have no age that could be proved, ever.
@@ -82,7 +82,7 @@ async fn f40_a_replica_whose_replay_is_paused_serves_no_read_with_a_token_or_a_b
 async fn f37_without_a_primary_reads_go_on_and_writes_end_with_a_typed_error() {
     let ground = Ground::start().await.expect("ground");
     let cluster = ground.postgres(PostgresOptions::default()).await.expect("servers");
-    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
+    let router = Router::builder(&cluster.url()).expect("url").probe_deadline(LONG).build().expect("router");
     prepare(&router).await;
     cluster.nodes()[0].kill();
     wait::until(LONG, "the loss to be seen", || async { router.topology().primary().is_none() }).await.expect("lost");
@@ -114,7 +114,8 @@ async fn f40_a_replica_that_grew_old_while_a_read_waited_for_its_connection_does
     let ground = Ground::start().await.expect("ground");
     let options = PostgresOptions { standbys: 1, ..PostgresOptions::default() };
     let cluster = ground.postgres(options).await.expect("servers");
-    let router = Router::builder(&cluster.url()).expect("url").pool_size(1).build().expect("router");
+    let builder = Router::builder(&cluster.url()).expect("url").pool_size(1).probe_deadline(LONG);
+    let router = builder.build().expect("router");
     prepare(&router).await;
     let replica = &cluster.nodes()[1];
     let bound = Duration::from_secs(3);

@@ -30,7 +30,8 @@ async fn a_session_ends_with_its_user() {
     let cluster = ground.postgres(options).await.expect("server");
     cluster.nodes()[0].psql("GRANT pg_monitor TO modax").await.expect("a role to take");
     let url = format!("{}?application_name=mine", cluster.url());
-    let router = Router::builder(&url).expect("url").pool_size(1).build().expect("router");
+    let builder = Router::builder(&url).expect("url").pool_size(1).probe_deadline(LONG);
+    let router = builder.build().expect("router");
     prepare(&router).await;
     let backend = async || {
         let sql = "SELECT pg_backend_pid(), current_setting('application_name')";
@@ -90,7 +91,8 @@ async fn a_session_on_a_replica_ends_with_its_user_too() {
     let ground = Ground::start().await.expect("ground");
     let cluster =
         ground.postgres(PostgresOptions { standbys: 1, ..PostgresOptions::default() }).await.expect("servers");
-    let router = Router::builder(&cluster.url()).expect("url").pool_size(1).build().expect("router");
+    let builder = Router::builder(&cluster.url()).expect("url").pool_size(1).probe_deadline(LONG);
+    let router = builder.build().expect("router");
     prepare(&router).await;
     let read = async |sql: &str| {
         let found = router.read(ReadPreference::Replica).query(sql, &[]).await.expect("read");
@@ -120,7 +122,8 @@ async fn a_transaction_that_the_work_ended_is_never_called_committed() {
     let ground = Ground::start().await.expect("ground");
     let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
     let cluster = ground.postgres(options).await.expect("server");
-    let router = Router::builder(&cluster.url()).expect("url").pool_size(1).build().expect("router");
+    let builder = Router::builder(&cluster.url()).expect("url").pool_size(1).probe_deadline(LONG);
+    let router = builder.build().expect("router");
     prepare(&router).await;
     let ended = |written: Result<_, WriteError>| {
         matches!(written, Err(WriteError::OutcomeUnknown { because: UnknownBecause::EndedByHand, .. }))

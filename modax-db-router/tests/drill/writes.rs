@@ -15,7 +15,8 @@ async fn f43_an_abandoned_transaction_never_reaches_the_next_user() {
     let ground = Ground::start().await.expect("ground");
     let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
     let cluster = ground.postgres(options).await.expect("server");
-    let router = Router::builder(&cluster.url()).expect("url").pool_size(1).build().expect("router");
+    let builder = Router::builder(&cluster.url()).expect("url").pool_size(1).probe_deadline(LONG);
+    let router = builder.build().expect("router");
     prepare(&router).await;
 
     // Dropped in the middle of a statement, of a transaction, and after the statement.
@@ -51,7 +52,7 @@ async fn a_write_that_failed_inside_is_never_called_committed() {
     let ground = Ground::start().await.expect("ground");
     let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
     let cluster = ground.postgres(options).await.expect("server");
-    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
+    let router = Router::builder(&cluster.url()).expect("url").probe_deadline(LONG).build().expect("router");
     prepare(&router).await;
 
     // PostgreSQL answers COMMIT of a failed transaction with ROLLBACK, which is no error to the driver.
@@ -74,14 +75,25 @@ async fn a_write_that_failed_inside_is_never_called_committed() {
     assert!(matches!(escaped, Err(WriteError::TxKept)), "{escaped:?}");
     is_cut(&kept).await;
     // The same if the work does not end in time, and if nobody waits for it any more.
-    for deadline in [Duration::from_secs(2), LONG] {
+    for deadline in [Duration::from_secs(10), LONG] {
         let write = router.writer().deadline(deadline).run(async |tx: Tx| {
             tx.execute("INSERT INTO ledger VALUES (1)", &[]).await?;
             *kept.lock().expect("lock") = Some(tx.clone());
             std::future::pending::<Result<(), tokio_postgres::Error>>().await
         });
-        let ended = tokio::time::timeout(Duration::from_secs(4), write).await;
-        assert!(matches!(ended, Err(_) | Ok(Err(WriteError::NotCommitted { .. }))), "{ended:?}");
+        let escaped = async || {
+            let is_kept = || async { kept.lock().expect("lock").is_some() };
+            wait::until(LONG, "the clone to escape", is_kept).await.expect("escaped");
+        };
+        if deadline == LONG {
+            tokio::select! {
+                ended = write => panic!("{ended:?}"),
+                () = escaped() => {}
+            }
+        } else {
+            let ended = write.await;
+            assert!(matches!(ended, Err(WriteError::NotCommitted { .. })), "{ended:?}");
+        }
         is_cut(&kept).await;
     }
     // A conflict runs the work again; anything else does not.
@@ -138,7 +150,7 @@ async fn a_statement_that_ends_its_own_connection_is_given_up_and_one_that_canno
     // No deadline that could be what ends it.
     let deadline = Duration::from_secs(600);
     let builder = Router::builder(&cluster.url()).expect("url").acquire_deadline(deadline).read_deadline(deadline);
-    let router = builder.build().expect("router");
+    let router = builder.probe_deadline(LONG).build().expect("router");
     prepare(&router).await;
     let deadly = "SELECT pg_terminate_backend(pg_backend_pid())";
 
@@ -172,7 +184,7 @@ async fn f39_a_commit_is_called_synchronous_only_with_evidence() {
     let ground = Ground::start().await.expect("ground");
     let options = PostgresOptions { standbys: 1, synchronous: Some("s1".to_owned()), ..PostgresOptions::default() };
     let cluster = ground.postgres(options).await.expect("servers");
-    let router = Router::builder(&cluster.url()).expect("url").build().expect("router");
+    let router = Router::builder(&cluster.url()).expect("url").probe_deadline(LONG).build().expect("router");
     prepare(&router).await;
     let insert = "INSERT INTO ledger VALUES (1)";
     assert_eq!(router.execute(insert, &[]).await.expect("written").durability, Durability::Synchronous);
@@ -189,10 +201,10 @@ async fn f39_a_commit_is_called_synchronous_only_with_evidence() {
     // and nothing it says then is a guess.
     cluster.nodes()[1].kill();
     let url = cluster.url();
-    let hasty =
-        Router::builder(&url).expect("url").commit_deadline(Duration::from_millis(500)).build().expect("router");
+    let builder = Router::builder(&url).expect("url").commit_deadline(Duration::from_millis(500));
+    let hasty = builder.probe_deadline(LONG).build().expect("router");
     let waiting =
-        hasty.writer().deadline(Duration::from_secs(3)).run(async |tx: Tx| tx.execute(insert, &[]).await).await;
+        hasty.writer().deadline(Duration::from_secs(10)).run(async |tx: Tx| tx.execute(insert, &[]).await).await;
     let error = waiting.expect_err("no standby acknowledges");
     assert!(error.outcome_unknown(), "{error:?}");
     // Somebody ends the wait: the server warns, and the commit is local.
@@ -224,7 +236,8 @@ async fn a_changed_table_is_noticed_once_for_all_connections() {
     let ground = Ground::start().await.expect("ground");
     let options = PostgresOptions { standbys: 0, ..PostgresOptions::default() };
     let cluster = ground.postgres(options).await.expect("server");
-    let router = Router::builder(&cluster.url()).expect("url").pool_size(4).build().expect("router");
+    let builder = Router::builder(&cluster.url()).expect("url").pool_size(4).probe_deadline(LONG);
+    let router = builder.build().expect("router");
     prepare(&router).await;
     // Four at once take four connections, and each has the statement prepared then.
     let read = async || {
