@@ -6,6 +6,8 @@ use modax_testbed::{Ground, Process, Spawn, TestbedError, wait};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
+use crate::LONG;
+
 /// A running layer.
 pub(crate) struct Layer {
     /// The process.
@@ -28,7 +30,7 @@ impl Layer {
             spawn = spawn.env(key, value);
         }
         let process = ground.spawn(spawn)?;
-        let url = wait::until(Duration::from_secs(10), &format!("{name} listens"), || async {
+        let url = wait::until(LONG, &format!("{name} listens"), || async {
             let log = std::fs::read_to_string(process.log_path()).ok()?;
             let line = log.lines().find(|line| line.contains("\"listening\""))?;
             let line: Value = serde_json::from_str(line).ok()?;
@@ -75,7 +77,7 @@ impl Layer {
 
     /// Waits until `path` answers so.
     pub(crate) async fn until(&self, what: &str, path: &str, holds: impl Fn(StatusCode, &Value) -> bool) -> Value {
-        let answer = wait::until(Duration::from_secs(20), what, || async {
+        let answer = wait::until(LONG, what, || async {
             let (status, body) = self.get(path).await;
             holds(status, &body).then_some(body)
         })
@@ -113,10 +115,7 @@ impl Layer {
             }
         };
         let shown = String::from_utf8_lossy(&request[..request.len().min(120)]).into_owned();
-        assert!(
-            tokio::time::timeout(Duration::from_secs(30), reading).await.is_ok(),
-            "no end of the answer to {shown}"
-        );
+        assert!(tokio::time::timeout(LONG, reading).await.is_ok(), "no end of the answer to {shown}");
         let text = String::from_utf8_lossy(&heard).into_owned();
         let status = text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
         let body = text.split_once("\r\n\r\n").map_or("", |(_, body)| body);
@@ -141,7 +140,7 @@ impl Layer {
                 heard.extend_from_slice(&chunk[..n]);
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), reading).await.is_ok()
+        tokio::time::timeout(LONG, reading).await.is_ok()
     }
 
     /// GET with an API key.

@@ -1,7 +1,5 @@
 //! What clients and devices should never send: refused in one shape, counted, and nobody else notices.
 
-use std::time::Duration;
-
 use modax_mqtt_failover::{Client, Message};
 use modax_testbed::{
     device::{Device, DeviceConfig},
@@ -283,8 +281,9 @@ async fn nonsense_over_mqtt_is_counted_and_holds_up_no_reading_and_no_safety_rep
 
     let refused = || async { layer.counter("modax_control_payloads_refused_total").await };
     // Safety reports are subscribed to with QoS 0: a broker may shed some of a flood.
+    // What QoS 1 repeats is counted again; that nothing else was refused is the oracle's to say.
     let counted = wait::until(LONG, "all are refused", || async { refused().await >= sent - 1_250 }).await;
-    assert!(counted.is_ok() && refused().await <= sent, "{} of {sent}", refused().await);
+    assert!(counted.is_ok(), "{} of {sent}", refused().await);
     let stored = "SELECT motor_currents FROM sensor_data WHERE device_id = 'STRANGE'";
     wait::until(LONG, "the strange one is stored", || async { !sql(&database, stored).await.is_empty() }).await?;
     assert_eq!(sql(&database, stored).await, "{-1.7e+308,1.7e+308,5e-324}");
@@ -296,8 +295,7 @@ async fn nonsense_over_mqtt_is_counted_and_holds_up_no_reading_and_no_safety_rep
     assert_eq!(layer.get("/devices").await.1, json!(["ESP32_1"]));
     let log = device.finish(LONG).await;
     let judge = || async { DeviceOracle::judge(std::slice::from_ref(&log), &rows(&database).await) };
-    let clean =
-        wait::until(Duration::from_secs(30), "every reading has its row", || async { judge().await.lost.is_empty() });
+    let clean = wait::until(LONG, "every reading has its row", || async { judge().await.lost.is_empty() });
     assert!(clean.await.is_ok() && judge().await.is_clean(), "{:?}\n{}", judge().await, layer.process.log_tail(20));
     assert_eq!(layer.counter("modax_control_rows_refused_total").await, 0);
     ground.stop().await;

@@ -24,8 +24,9 @@ async fn f34_a_retained_safety_report_of_a_dead_device_makes_no_plant_safe() -> 
     let layer = Layer::start(&ground, "a", &[("MQTT_BROKERS", &brokers), ("DATABASE_URL", &url)]).await?;
     layer.until_ready().await;
 
+    // Each subscription is answered with it, and a busy machine may connect more than once.
     wait::until(LONG, "the report is there", || async {
-        layer.counter("modax_control_safety_reports_retained_total").await == 1
+        layer.counter("modax_control_safety_reports_retained_total").await >= 1
     })
     .await?;
     let (status, body) = layer.get("/status").await;
