@@ -102,10 +102,12 @@ impl Client {
 
     /// Records that messages matching `filter` are wanted, and returns their stream. The wish holds over every change
     /// of broker until the stream is dropped or [`unsubscribe`](Self::unsubscribe) is called; whether a broker is
-    /// there now does not matter. A broker's refusal comes as [`Event::SubscriptionRefused`] and ends the stream.
+    /// there now does not matter. A broker's refusal comes as [`Event::SubscriptionRefused`] and ends the stream; one that may
+    /// pass, of a filter that had been granted before, as [`Event::SubscriptionPostponed`], and the broker is asked again.
     ///
     /// A broker is asked on each connection, also where it has kept our session: one that was restored from an older copy may
-    /// lack the newest wishes. It then sends again what it keeps as retained.
+    /// lack the newest wishes. In MQTT 3.1.1 it then sends again what it keeps as retained; in 5 only where it had
+    /// lost the wish.
     ///
     /// What the broker had kept for our session may arrive before this call. It waits for up to 10 s from the start of the
     /// client; what nobody has subscribed to by then is acknowledged, dropped and counted

@@ -95,7 +95,17 @@ pub enum Event {
         /// How often within 30 s.
         takeovers: u32,
     },
-    /// A broker refused a filter; its stream ends with a [`GapReason::Refused`](crate::GapReason).
+    /// A broker refused a filter that had been granted before, for a reason that may pass (0x80, 0x83, 0x97). The stream
+    /// stays: the broker is asked again after 1 s, 2 s and so on up to 64 s, and the next one at once. When it is granted the
+    /// stream gets a [`GapReason::RefusedForNow`](crate::GapReason).
+    SubscriptionPostponed {
+        /// Which filter.
+        filter: String,
+        /// The broker's code; [`Reason::new`](crate::Reason::new) names it.
+        code: u8,
+    },
+    /// A broker refused a filter at its first time, or for good; its stream ends with a
+    /// [`GapReason::Refused`](crate::GapReason).
     SubscriptionRefused {
         /// Which filter.
         filter: String,
@@ -252,6 +262,11 @@ pub enum GapReason {
     Reconnected,
     /// The reader was so slow that QoS 0 messages had to be dropped.
     Overflowed,
+    /// A broker had refused the filter for a while, and grants it again.
+    RefusedForNow {
+        /// The broker's code.
+        code: u8,
+    },
     /// The broker refused the filter; the stream ends.
     Refused {
         /// The broker's code.

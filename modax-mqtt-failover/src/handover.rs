@@ -297,6 +297,7 @@ fn trace(event: &Event) {
         | Event::Parked { .. }
         | Event::DuplicateClientId { .. }
         | Event::SubscriptionRefused { .. }
+        | Event::SubscriptionPostponed { .. }
         | Event::QosLowered { .. }
         | Event::Rejected { .. }
         | Event::AnnouncementRefused { .. }

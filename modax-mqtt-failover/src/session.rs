@@ -211,8 +211,9 @@ impl Session {
         }
     }
 
-    /// Gives up messages whose time to live has ended.
+    /// Gives up messages whose time to live has ended, and asks again for filters.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.ask_refused(now);
         while let Some(entry) = self.inflight.expire(now) {
             let end = End::Expired;
             self.outputs.push_back(Output::Settled { admitted: entry.admitted, attempts: entry.attempts, end });
@@ -230,7 +231,7 @@ impl Session {
     /// When to call [`handle_timeout`](Self::handle_timeout).
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.inflight.next_expiry()
+        [self.inflight.next_expiry(), self.ask_at()].into_iter().flatten().min()
     }
 
     /// Which MQTT is spoken.
@@ -335,7 +336,7 @@ impl Session {
                 self.send(Packet::PubComp { id, code });
             }
             (Packet::SubAck { id, codes }, State::Up) => {
-                self.subscribed(id, &codes);
+                self.subscribed(now, id, &codes);
                 self.ask_again();
             }
             (Packet::UnsubAck(id), State::Up) => {

@@ -1,11 +1,20 @@
 //! Which filters are wanted, and what the present session knows of it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     event::{Filter, GapReason},
     packet::Qos,
 };
+
+/// After a refusal that may pass, a broker is asked again after this time, then after twice that.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// So often the time is doubled: up to 64 s.
+const DOUBLINGS: u32 = 6;
 
 /// One wanted filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,21 +26,33 @@ pub struct Wish {
     pub granted_before: bool,
     /// Whether the present session has granted it.
     pub granted: bool,
+    /// Whether nobody has asked for more since a broker granted it: it need not send again what it has retained.
+    pub repeats: bool,
+    /// The code of a refusal that may pass, until a broker grants it again.
+    pub refused: Option<u8>,
+    /// Whether it is not asked for before its time.
+    waits: bool,
 }
 
 /// The desired state: applied to a session, and again to the next.
 #[derive(Clone, Debug, Default)]
 pub struct Subscriptions {
     wishes: BTreeMap<Filter, Wish>,
+    /// When the present broker is asked again for what it refused, and how often it was.
+    ask_at: Option<Instant>,
+    asked: u32,
 }
 
 impl Subscriptions {
     /// Wants `filter`; true when a broker has to hear of it.
     pub fn want(&mut self, filter: Filter, qos: Qos) -> bool {
-        let wish = self.wishes.entry(filter).or_insert(Wish { qos, granted_before: false, granted: false });
+        let wish = Wish { qos, granted_before: false, granted: false, repeats: false, refused: None, waits: false };
+        let wish = self.wishes.entry(filter).or_insert(wish);
         let heard = wish.granted && wish.qos >= qos;
         wish.qos = wish.qos.max(qos);
         wish.granted = heard;
+        wish.repeats &= heard;
+        wish.waits = false;
         !heard
     }
 
@@ -52,19 +73,49 @@ impl Subscriptions {
         self.wishes.keys().filter(|filter| matches(filter, topic)).count()
     }
 
-    /// A broker granted it.
-    pub fn granted(&mut self, filter: &Filter) {
-        if let Some(wish) = self.wishes.get_mut(filter) {
-            wish.granted = true;
-            wish.granted_before = true;
+    /// A broker granted it; the code of the refusal that this ends.
+    pub fn granted(&mut self, filter: &Filter) -> Option<u8> {
+        let wish = self.wishes.get_mut(filter)?;
+        wish.granted = true;
+        wish.granted_before = true;
+        wish.repeats = true;
+        wish.refused.take()
+    }
+
+    /// A broker refused what had been granted before, for a reason that may pass: it is asked again later, and the next
+    /// one at once.
+    pub fn postpone(&mut self, now: Instant, filter: &Filter, code: u8) {
+        let Some(wish) = self.wishes.get_mut(filter) else { return };
+        wish.refused = Some(code);
+        wish.waits = true;
+        if self.ask_at.is_none() {
+            self.ask_at = now.checked_add(FIRST_WAIT.saturating_mul(1 << self.asked.min(DOUBLINGS)));
+            self.asked = self.asked.saturating_add(1);
         }
+    }
+
+    /// When a broker is to be asked again.
+    #[must_use]
+    pub const fn ask_at(&self) -> Option<Instant> {
+        self.ask_at
+    }
+
+    /// Whether it is time to ask again.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.ask_at.take_if(|at| *at <= now).is_some();
+        if is_due {
+            self.wishes.values_mut().for_each(|wish| wish.waits = false);
+        }
+        is_due
     }
 
     /// The session that knew of them is gone, or may not know.
     pub fn forget_grants(&mut self) {
         for wish in self.wishes.values_mut() {
             wish.granted = false;
+            wish.waits = false;
         }
+        (self.ask_at, self.asked) = (None, 0);
     }
 
     /// The session is about to be given up, with all that it may have kept for them.
@@ -77,7 +128,7 @@ impl Subscriptions {
     /// What the present session has not granted.
     #[must_use]
     pub fn ungranted(&self) -> Vec<(Filter, Qos)> {
-        let ungranted = self.wishes.iter().filter(|(_, wish)| !wish.granted);
+        let ungranted = self.wishes.iter().filter(|(_, wish)| !wish.granted && !wish.waits);
         ungranted.map(|(filter, wish)| (Arc::clone(filter), wish.qos)).collect()
     }
 

@@ -36,6 +36,9 @@ impl Courier {
                 self.emit(Event::SubscriptionRefused { filter: filter.to_string(), code });
                 self.outputs.push_back(Output::Gap { filter, reason: GapReason::Refused { code } });
             }
+            session::Output::Postponed { filter, code } => {
+                self.emit(Event::SubscriptionPostponed { filter: filter.to_string(), code });
+            }
             session::Output::QosLowered { filter, requested, granted } => {
                 let filter = filter.map(|filter| filter.to_string());
                 self.emit(Event::QosLowered { filter, requested: requested.level(), granted });

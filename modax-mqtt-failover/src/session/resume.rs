@@ -6,7 +6,8 @@ use super::{Control, FILTERS_A_PACKET, Output, Request, Session, State};
 use crate::{
     config::Topology,
     event::{Filter, GapReason},
-    packet::{Packet, PacketId, Qos},
+    packet::{Packet, PacketId, Qos, Version},
+    reason::Reason,
 };
 
 impl Session {
@@ -66,13 +67,32 @@ impl Session {
         let asked: Vec<_> = subscribes.flatten().cloned().collect();
         let mut missing = self.subscriptions.ungranted();
         missing.retain(|wish| !asked.contains(wish));
-        for filters in missing.chunks(FILTERS_A_PACKET) {
-            let Some(id) = self.free_id() else {
-                self.starved = true;
-                return;
-            };
-            self.send(Packet::Subscribe { id, filters: filters.to_vec() });
-            self.control.insert(id, Control { sequence: self.sent, request: Request::Subscribe(filters.to_vec()) });
+        // In one packet all are alike: in MQTT 5 what was granted before is asked for without what is retained.
+        let repeats = |(filter, _): &(Filter, Qos)| {
+            self.version == Version::V5 && self.subscriptions.get(filter).is_some_and(|wish| wish.repeats)
+        };
+        let (again, new): (Vec<_>, Vec<_>) = missing.into_iter().partition(repeats);
+        for (repeats, missing) in [(false, new), (true, again)] {
+            for filters in missing.chunks(FILTERS_A_PACKET) {
+                let Some(id) = self.free_id() else {
+                    self.starved = true;
+                    return;
+                };
+                self.send(Packet::Subscribe { id, filters: filters.to_vec(), repeats });
+                self.control.insert(id, Control { sequence: self.sent, request: Request::Subscribe(filters.to_vec()) });
+            }
+        }
+    }
+
+    /// When that is to be done again, of what was refused for a while.
+    pub(super) fn ask_at(&self) -> Option<Instant> {
+        self.subscriptions.ask_at().filter(|_| self.is_up())
+    }
+
+    /// What was refused for a while is asked for again in its time.
+    pub(super) fn ask_refused(&mut self, now: Instant) {
+        if self.is_up() && self.subscriptions.is_due(now) {
+            self.apply_subscriptions();
         }
     }
 
@@ -108,7 +128,7 @@ impl Session {
         }
     }
 
-    pub(super) fn subscribed(&mut self, id: PacketId, codes: &[u8]) {
+    pub(super) fn subscribed(&mut self, now: Instant, id: PacketId, codes: &[u8]) {
         let Some(Control { request: Request::Subscribe(filters), .. }) = self.control.remove(&id) else {
             self.outputs.push_back(Output::StrayAck);
             return;
@@ -119,14 +139,22 @@ impl Session {
         for ((filter, requested), code) in filters.into_iter().zip(codes.iter().copied()) {
             let Some(wish) = self.subscriptions.get(&filter).copied() else { continue };
             let Some(qos) = Qos::from_level(code) else {
+                if wish.granted_before && Reason::new(code).is_failure() && Reason::new(code).is_transient() {
+                    self.subscriptions.postpone(now, &filter, code);
+                    self.outputs.push_back(Output::Postponed { filter, code });
+                    continue;
+                }
                 self.subscriptions.drop_wish(&filter);
                 self.outputs.push_back(Output::Refused { filter, code });
                 continue;
             };
             self.outputs.push_back(Output::Granted { filter: Arc::clone(&filter), qos });
             // A wish that was raised meanwhile has a SUBSCRIBE of its own.
-            if wish.qos <= requested {
-                self.subscriptions.granted(&filter);
+            if wish.qos <= requested
+                && let Some(code) = self.subscriptions.granted(&filter)
+            {
+                let reason = GapReason::RefusedForNow { code };
+                self.outputs.push_back(Output::Gap { filter: Arc::clone(&filter), reason });
             }
             if code < requested.level() {
                 self.outputs.push_back(Output::QosLowered {

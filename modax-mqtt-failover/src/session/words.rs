@@ -137,6 +137,13 @@ pub enum Output {
         /// The broker's code.
         code: u8,
     },
+    /// The broker refused this filter, which was granted before, for a reason that may pass; it is asked again.
+    Postponed {
+        /// Which filter.
+        filter: Filter,
+        /// The broker's code.
+        code: u8,
+    },
     /// The broker grants less than was asked for.
     QosLowered {
         /// Which filter; `None` where messages to publish are meant.

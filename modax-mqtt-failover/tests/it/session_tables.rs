@@ -166,6 +166,7 @@ fn show(output: &Output) -> String {
         }
         Output::Granted { filter, qos } => format!("filter {filter} granted {}", qos.level()),
         Output::Gap { filter, reason } => format!("gap {filter} {reason:?}"),
+        Output::Postponed { filter, code } => format!("filter {filter} postponed {code}"),
         Output::Refused { filter, code } => format!("filter {filter} refused {code}"),
         Output::QosLowered { filter: None, requested, granted } => {
             format!("publishing lowered {} {granted}", requested.level())
@@ -199,9 +200,10 @@ fn show_packet(packet: &Packet) -> String {
         Packet::PubRec { id, .. } => format!("PUBREC {id}"),
         Packet::PubRel { id, code } => coded("PUBREL", *id, *code),
         Packet::PubComp { id, code } => coded("PUBCOMP", *id, *code),
-        Packet::Subscribe { id, filters } => {
+        Packet::Subscribe { id, filters, repeats } => {
+            let repeats = if *repeats { " repeats" } else { "" };
             let filters = filters.iter().map(|(filter, qos)| format!(" {filter}:{}", qos.level()));
-            format!("SUBSCRIBE {id}{}", filters.collect::<String>())
+            format!("SUBSCRIBE {id}{}{repeats}", filters.collect::<String>())
         }
         Packet::Unsubscribe { id, filters } => {
             let filters = filters.iter().map(|filter| format!(" {filter}"));

@@ -117,6 +117,9 @@ fn describe(event: &Event) -> (&'static str, Value) {
         Event::SubscriptionRefused { filter, code } => {
             ("subscription_refused", json!({ "filter": filter, "code": code }))
         }
+        Event::SubscriptionPostponed { filter, code } => {
+            ("subscription_postponed", json!({ "filter": filter, "code": code }))
+        }
         Event::Shed { topic } => ("shed", json!({ "topic": topic })),
         Event::Expired { topic } => ("expired", json!({ "topic": topic })),
         Event::OutcomesUnwritten { messages } => ("outcomes_unwritten", json!({ "messages": messages })),

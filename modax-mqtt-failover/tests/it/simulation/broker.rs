@@ -195,7 +195,7 @@ impl Broker {
                 connection.open.remove(&id);
                 vec![(now, Packet::PubComp { id, code })]
             }
-            Packet::Subscribe { id, filters } => {
+            Packet::Subscribe { id, filters, .. } => {
                 let codes = filters.iter().map(|(_, qos)| qos.level().min(1)).collect();
                 let session = self.session.get_or_insert_default();
                 session.filters.extend(filters.into_iter().map(|(filter, _)| filter));
