@@ -18,6 +18,8 @@ const SUBSCRIBING: Duration = Duration::from_secs(1);
 const DRAINING: Duration = Duration::from_millis(200);
 /// Deliveries that wait for the step; with more the step is made at once.
 const MOST_HELD: usize = 1000;
+/// And their bytes; half of what may wait for readers before reading stops.
+const MOST_HELD_BYTES: usize = 16 << 20;
 
 #[derive(Debug)]
 enum Step {
@@ -39,6 +41,7 @@ pub(super) struct Switchover {
     session_present: bool,
     sent: u64,
     held: Vec<Packet>,
+    held_bytes: usize,
     /// What the new session says to others than the broker, until it takes over.
     unsaid: Vec<session::Output>,
 }
@@ -49,6 +52,17 @@ impl Switchover {
             Step::Opening => None,
             Step::Subscribing { until } | Step::Draining { until, .. } => Some(until),
         }
+    }
+
+    fn hold(&mut self, packet: Packet) {
+        if let Packet::Publish(publish) = &packet {
+            self.held_bytes = self.held_bytes.saturating_add(publish.encoded_bytes());
+        }
+        self.held.push(packet);
+    }
+
+    fn is_full(&self) -> bool {
+        self.held.len() >= MOST_HELD || self.held_bytes >= MOST_HELD_BYTES
     }
 
     pub(super) fn session(&mut self) -> Option<&mut Session> {
@@ -72,6 +86,7 @@ impl Courier {
             session_present: false,
             sent: 0,
             held: Vec::new(),
+            held_bytes: 0,
             unsaid: Vec::new(),
         });
         self.settle_beside(now);
@@ -80,7 +95,7 @@ impl Courier {
     pub(super) fn received_beside(&mut self, now: Instant, packet: Packet) {
         let Some(switchover) = self.switchover.as_mut() else { return };
         match packet {
-            Packet::Publish(_) | Packet::PubRel { .. } => switchover.held.push(packet),
+            Packet::Publish(_) | Packet::PubRel { .. } => switchover.hold(packet),
             packet => {
                 if let Some(session) = switchover.session() {
                     session.handle_input(now, session::Input::Received(packet));
@@ -137,6 +152,7 @@ impl Courier {
             session_present: false,
             sent: 0,
             held: Vec::new(),
+            held_bytes: 0,
             unsaid: Vec::new(),
         });
         self.session.handle_input(now, session::Input::Hold(true));
@@ -146,11 +162,12 @@ impl Courier {
     pub(super) fn settle_switchover(&mut self, now: Instant) {
         self.settle_beside(now);
         let Some(switchover) = self.switchover.as_mut() else { return };
-        let attempt = switchover.attempt;
+        let (attempt, is_full) = (switchover.attempt, switchover.is_full());
         match switchover.step {
             Step::Opening => {}
             Step::Subscribing { until } => {
-                if switchover.session().is_none_or(|session| !session.is_asking()) {
+                // The new session goes on asking once it has taken over.
+                if is_full || switchover.session().is_none_or(|session| !session.is_asking()) {
                     switchover.step = Step::Draining { since: now, until: now + DRAINING };
                     self.session.handle_input(now, session::Input::Hold(true));
                     self.settle_switchover(now);
@@ -159,7 +176,6 @@ impl Courier {
                 }
             }
             Step::Draining { since, until } => {
-                let is_full = switchover.held.len() >= MOST_HELD;
                 if self.session.inflight() == 0 || until <= now || is_full {
                     self.moving_since = Some(since);
                     self.failover.handle_input(now, failover::Input::Switch { attempt });

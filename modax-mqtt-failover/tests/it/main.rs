@@ -20,6 +20,7 @@ mod session_tables;
 mod simulation;
 mod storm;
 #[cfg(feature = "ring")]
+mod switchover;
 mod tls;
 mod transport;
 mod version5;

@@ -1,0 +1,109 @@
+//! The planned move between independent brokers, step by step and without a broker.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use modax_mqtt_failover::{
+    Event, Qos, Selection,
+    config::Config,
+    courier::{Courier, Input, Output},
+    packet::{ConnectCode, Limits, Packet, PacketId, Publish, PublishProperties},
+};
+
+/// Answers for two brokers; the preferred one is away at first, and answers no SUBSCRIBE.
+struct Brokers {
+    now: Instant,
+    courier: Courier,
+    attempts: BTreeMap<u64, usize>,
+    away: bool,
+    /// The connection to the preferred broker on which the filters wait for their answer.
+    asked: Option<u64>,
+    connected: usize,
+    failed_back: bool,
+}
+
+impl Brokers {
+    fn tell(&mut self, input: Input) {
+        self.courier.handle_input(self.now, input);
+        while let Some(output) = self.courier.poll_output() {
+            match output {
+                Output::Dial { attempt, broker, .. } => {
+                    self.attempts.insert(attempt, broker);
+                    let refused = Input::Closed { attempt, reason: "refused".to_owned(), by_peer: true };
+                    let is_away = self.away && broker == 0;
+                    self.tell(if is_away { refused } else { Input::Opened { attempt } });
+                }
+                Output::Send { attempt, packet } => self.answer(attempt, packet),
+                Output::Event(Event::Connected { .. }) => self.connected += 1,
+                Output::Event(Event::FailedBack { .. }) => self.failed_back = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn answer(&mut self, attempt: u64, packet: Packet) {
+        let answer = match packet {
+            Packet::Connect(_) => {
+                let (code, limits) = (ConnectCode::Accepted, Limits::default());
+                Packet::ConnAck { session_present: false, code, limits }
+            }
+            Packet::Subscribe { .. } if self.attempts.get(&attempt) == Some(&0) => {
+                self.asked = Some(attempt);
+                return;
+            }
+            Packet::Subscribe { id, filters, .. } => Packet::SubAck { id, codes: vec![1; filters.len()] },
+            Packet::PingReq => Packet::PingResp,
+            _ => return,
+        };
+        self.tell(Input::Heard { attempt });
+        self.tell(Input::Received { attempt, packet: answer });
+    }
+
+    /// Lets time pass until `done`; a step is what is due next.
+    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        for _ in 0..1000 {
+            if done(self) {
+                return;
+            }
+            self.now = self.now.max(self.courier.poll_timeout().expect("something is due"));
+            self.courier.handle_timeout(self.now);
+            self.tell(Input::Paused(false));
+        }
+        panic!("{what} never came");
+    }
+}
+
+#[test]
+fn what_waits_for_the_step_is_bounded_in_bytes_also_before_the_filters_are_granted() {
+    let mut config = Config::from_urls("moves", ["mqtt://a", "mqtt://b"]).unwrap();
+    config.selection = Selection::priority().failback_after(Duration::from_secs(1));
+    let now = Instant::now();
+    let courier = Courier::new(&config, now);
+    let attempts = BTreeMap::new();
+    let mut brokers = Brokers { now, courier, attempts, away: true, asked: None, connected: 0, failed_back: false };
+    brokers.tell(Input::Subscribe { filter: Arc::from("a/#"), qos: Qos::AtLeastOnce });
+    brokers.tell(Input::Start);
+    brokers.until("the second broker", |brokers| brokers.connected == 1);
+    brokers.away = false;
+    brokers.until("the question beside", |brokers| brokers.asked.is_some());
+    let attempt = brokers.asked.unwrap();
+    assert!(!brokers.failed_back);
+
+    for number in 1..=16 {
+        assert!(!brokers.failed_back, "after {number}");
+        let publish = Publish {
+            topic: Arc::from("a/b"),
+            payload: vec![0; 1 << 20].into(),
+            qos: Qos::AtLeastOnce,
+            retain: false,
+            duplicate: false,
+            id: PacketId::new(number),
+            properties: PublishProperties::default(),
+        };
+        brokers.tell(Input::Received { attempt, packet: Packet::Publish(publish) });
+    }
+    assert!(brokers.failed_back, "16 MiB wait, and more is taken");
+}
