@@ -249,6 +249,10 @@ pub struct Limits {
     pub max_qos: Qos,
     /// Whether it keeps retained messages.
     pub retain_available: bool,
+    /// Whether it takes filters with wildcards.
+    pub wildcards_available: bool,
+    /// Whether it takes shared subscriptions.
+    pub shared_available: bool,
     /// The largest packet it takes.
     pub max_packet_bytes: Option<u32>,
     /// The keep-alive it wants instead of ours.
@@ -261,6 +265,8 @@ impl Default for Limits {
             receive_maximum: u16::MAX,
             max_qos: Qos::ExactlyOnce,
             retain_available: true,
+            wildcards_available: true,
+            shared_available: true,
             max_packet_bytes: None,
             keep_alive_seconds: None,
         }

@@ -17,6 +17,12 @@ impl Reason {
     pub const SESSION_TAKEN_OVER: Self = Self(0x8E);
     /// This packet identifier is taken.
     pub const PACKET_ID_IN_USE: Self = Self(0x91);
+    /// The packet is larger than the other side takes.
+    pub const PACKET_TOO_LARGE: Self = Self(0x95);
+    /// The broker takes no shared subscriptions.
+    pub const NO_SHARED_SUBSCRIPTIONS: Self = Self(0x9E);
+    /// The broker takes no filters with wildcards.
+    pub const NO_WILDCARDS: Self = Self(0xA2);
     /// Nothing is known of this packet identifier.
     pub const PACKET_ID_NOT_FOUND: Self = Self(0x92);
 

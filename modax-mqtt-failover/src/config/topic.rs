@@ -1,5 +1,8 @@
 //! Which topics can be published to, and which filters subscribed to.
 
+/// Levels of a filter: mosquitto closes the connection on one with more than 200 separators, and EMQX takes 128 levels.
+const MAX_LEVELS: usize = 200;
+
 /// What is wrong with a topic or a filter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -20,6 +23,9 @@ pub enum TopicError {
     /// a wish is asked for again on each connection: none would last. A topic may hold them.
     #[error("holds a control character or a non-character")]
     Control,
+    /// A filter of more than 200 levels. Brokers may close the connection on one, on each connection again.
+    #[error("has more than 200 levels")]
+    TooDeep,
     /// A wildcard in a topic, or one in the wrong place of a filter (MQTT 3.1.1, 4.7.1).
     #[error("has a wildcard where none is allowed")]
     Wildcard,
@@ -45,6 +51,9 @@ pub fn check_filter(filter: &str) -> Result<(), TopicError> {
     check_text(filter)?;
     if filter.contains(|character: char| character.is_control() || is_non_character(character)) {
         return Err(TopicError::Control);
+    }
+    if filter.split('/').count() > MAX_LEVELS {
+        return Err(TopicError::TooDeep);
     }
     let filter = match filter.strip_prefix("$share/").map(|shared| shared.split_once('/')) {
         None => filter,

@@ -2,15 +2,19 @@
 
 use std::time::Instant;
 
-use super::{Output, Session};
+use super::{FILTERS_A_PACKET, Output, Session};
 use crate::{
-    packet::{Limits, Publish, PublishProperties, Version},
+    packet::{Limits, Publish, PublishProperties, Version, varint_bytes},
     queue::Admitted,
     reason::{Reason, Rejection},
 };
 
 /// The rest of the 65,535 packet identifiers is for what is asked of a broker beside messages.
 const MOST_INFLIGHT: usize = 65_000;
+/// Beside its length and its filters: the first byte, the packet identifier, no properties.
+const HEADER_BYTES: usize = 1 + 2 + 1;
+/// Beside each filter: its length and its options.
+const FILTER_BYTES: usize = 2 + 1;
 
 impl Session {
     /// What the present broker said that it takes.
@@ -62,6 +66,44 @@ impl Session {
         let bytes = publish.encoded_bytes();
         let fits = u32::try_from(bytes).is_ok_and(|bytes| bytes <= limit_bytes);
         (!fits).then_some(Rejection::TooLarge { bytes, limit_bytes })
+    }
+
+    /// Why this broker cannot be asked for this filter, if so: it would close the connection, and again on the next.
+    pub(super) fn filter_refusal(&self, filter: &str) -> Option<Reason> {
+        if self.version == Version::V311 {
+            return None;
+        }
+        if !self.limits.shared_available && filter.starts_with("$share/") {
+            return Some(Reason::NO_SHARED_SUBSCRIPTIONS);
+        }
+        if !self.limits.wildcards_available && filter.contains(['+', '#']) {
+            return Some(Reason::NO_WILDCARDS);
+        }
+        let bytes = filter.len().saturating_add(FILTER_BYTES);
+        (!self.filters_fit(bytes)).then_some(Reason::PACKET_TOO_LARGE)
+    }
+
+    /// Divides filters so that each part is one packet that this broker takes.
+    pub(super) fn packets_of<T>(&self, items: Vec<T>, filter: impl Fn(&T) -> &str) -> Vec<Vec<T>> {
+        let (mut packets, mut bytes) = (Vec::<Vec<T>>::new(), 0_usize);
+        for item in items {
+            let more = filter(&item).len().saturating_add(FILTER_BYTES);
+            bytes = bytes.saturating_add(more);
+            let fits = self.filters_fit(bytes);
+            if let Some(packet) = packets.last_mut().filter(|packet| fits && packet.len() < FILTERS_A_PACKET) {
+                packet.push(item);
+            } else {
+                bytes = more;
+                packets.push(vec![item]);
+            }
+        }
+        packets
+    }
+
+    fn filters_fit(&self, bytes: usize) -> bool {
+        let remaining = bytes.saturating_add(HEADER_BYTES - 1);
+        let packet = remaining.saturating_add(varint_bytes(remaining)).saturating_add(1);
+        self.limits.max_packet_bytes.is_none_or(|limit| u32::try_from(packet).is_ok_and(|packet| packet <= limit))
     }
 
     /// What MQTT 5 carries beside a message; its time to live is what is left of it now.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{Control, FILTERS_A_PACKET, Output, Request, Session, State};
+use super::{Control, Output, Request, Session, State};
 use crate::{
     config::Topology,
     event::{Filter, GapReason},
@@ -67,19 +67,27 @@ impl Session {
         let asked: Vec<_> = subscribes.flatten().cloned().collect();
         let mut missing = self.subscriptions.ungranted();
         missing.retain(|wish| !asked.contains(wish));
+        missing.retain(|(filter, _)| {
+            let refusal = self.filter_refusal(filter);
+            if let Some(reason) = refusal {
+                self.subscriptions.drop_wish(filter);
+                self.outputs.push_back(Output::Refused { filter: Arc::clone(filter), code: reason.number() });
+            }
+            refusal.is_none()
+        });
         // In one packet all are alike: in MQTT 5 what was granted before is asked for without what is retained.
         let repeats = |(filter, _): &(Filter, Qos)| {
             self.version == Version::V5 && self.subscriptions.get(filter).is_some_and(|wish| wish.repeats)
         };
         let (again, new): (Vec<_>, Vec<_>) = missing.into_iter().partition(repeats);
         for (repeats, missing) in [(false, new), (true, again)] {
-            for filters in missing.chunks(FILTERS_A_PACKET) {
+            for filters in self.packets_of(missing, |(filter, _)| filter) {
                 let Some(id) = self.free_id() else {
                     self.starved = true;
                     return;
                 };
-                self.send(Packet::Subscribe { id, filters: filters.to_vec(), repeats });
-                self.control.insert(id, Control { sequence: self.sent, request: Request::Subscribe(filters.to_vec()) });
+                self.send(Packet::Subscribe { id, filters: filters.clone(), repeats });
+                self.control.insert(id, Control { sequence: self.sent, request: Request::Subscribe(filters) });
             }
         }
     }
@@ -99,14 +107,14 @@ impl Session {
     /// Tells the broker what is not wanted any more.
     pub(super) fn withdraw(&mut self) {
         let filters: Vec<_> = std::mem::take(&mut self.unwanted).into_iter().collect();
-        for filters in filters.chunks(FILTERS_A_PACKET) {
+        for filters in self.packets_of(filters, |filter| filter) {
             let Some(id) = self.free_id() else {
                 self.starved = true;
-                self.unwanted.extend(filters.iter().cloned());
+                self.unwanted.extend(filters);
                 continue;
             };
-            self.send(Packet::Unsubscribe { id, filters: filters.to_vec() });
-            self.control.insert(id, Control { sequence: self.sent, request: Request::Unsubscribe(filters.to_vec()) });
+            self.send(Packet::Unsubscribe { id, filters: filters.clone() });
+            self.control.insert(id, Control { sequence: self.sent, request: Request::Unsubscribe(filters) });
         }
     }
 

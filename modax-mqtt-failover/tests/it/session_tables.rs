@@ -232,6 +232,8 @@ fn limits_of(words: &[&str]) -> Limits {
         ["bytes", number, ref rest @ ..] => {
             limits = Limits { max_packet_bytes: Some(number.parse().unwrap()), ..limits_of(rest) }
         }
+        ["no-wildcards", ref rest @ ..] => limits = Limits { wildcards_available: false, ..limits_of(rest) },
+        ["unshared", ref rest @ ..] => limits = Limits { shared_available: false, ..limits_of(rest) },
         ["unretained", ref rest @ ..] => limits = Limits { retain_available: false, ..limits_of(rest) },
         _ => panic!("unknown limits {words:?}"),
     }

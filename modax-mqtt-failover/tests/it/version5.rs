@@ -154,6 +154,10 @@ async fn settings_of_mqtt_5_are_refused_by_name_on_3_1_1_and_where_they_contradi
 
 #[test]
 fn a_filter_on_which_a_broker_may_close_is_refused_and_a_topic_is_not() {
+    let deep = |levels: usize| vec!["a"; levels].join("/");
+    assert_eq!(check_filter(&deep(200)), Ok(()));
+    assert_eq!(check_filter(&deep(201)), Err(TopicError::TooDeep));
+    assert_eq!(check_topic(&deep(201)), Ok(()));
     let all = ['\u{1}', '\u{1f}', '\u{7f}', '\u{9f}', '\u{fdd0}', '\u{fdef}', '\u{fffe}', '\u{ffff}', '\u{10ffff}'];
     for bad in all {
         for filter in [format!("a/{bad}/+"), format!("$share/{bad}/a"), format!("$share/g/{bad}")] {

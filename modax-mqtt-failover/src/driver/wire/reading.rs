@@ -82,6 +82,8 @@ fn read_connack(reader: &mut Reader) -> Result<Packet, WireError> {
                 limits.max_qos = level.ok_or_else(|| WireError::new("maximum QoS above 2"))?;
             }
             (0x25, Value::Number(number)) => limits.retain_available = number != 0,
+            (0x28, Value::Number(number)) => limits.wildcards_available = number != 0,
+            (0x2A, Value::Number(number)) => limits.shared_available = number != 0,
             (0x27, Value::Number(number)) => limits.max_packet_bytes = Some(nonzero(number)?),
             (0x13, Value::Number(number)) => limits.keep_alive_seconds = u16::try_from(number).ok(),
             _ => {}

@@ -89,8 +89,8 @@ proptest! {
         let properties = theirs::ConnAckProperties {
             session_expiry_interval: Some(7), receive_max: Some(receive), max_qos: Some(level), retain_available: Some(retain.into()),
             max_packet_size: Some(size), assigned_client_identifier: Some("x".into()), topic_alias_max: Some(3),
-            reason_string: reason, user_properties: vec![("a".into(), "b".into())], wildcard_subscription_available: Some(1),
-            subscription_identifiers_available: Some(1), shared_subscription_available: Some(1), server_keep_alive: keep,
+            reason_string: reason, user_properties: vec![("a".into(), "b".into())], wildcard_subscription_available: Some((!retain).into()),
+            subscription_identifiers_available: Some(1), shared_subscription_available: Some(retain.into()), server_keep_alive: keep,
             response_information: Some("r".into()), server_reference: Some("s".into()), authentication_method: Some("m".into()),
             authentication_data: Some(Bytes::from_static(b"d")),
         };
@@ -99,6 +99,7 @@ proptest! {
         theirs::Packet::ConnAck(theirs::ConnAck { session_present, code, properties: Some(properties) }).write(&mut bytes, None).unwrap();
         let limits = Limits {
             receive_maximum: receive, max_qos: Qos::from_level(level).unwrap(), retain_available: retain,
+            wildcards_available: !retain, shared_available: retain,
             max_packet_bytes: Some(size), keep_alive_seconds: keep,
         };
         prop_assert_eq!(read(&bytes), Ok(Some(Packet::ConnAck { session_present, code: ConnectCode::Accepted, limits })));
