@@ -75,9 +75,11 @@ impl Session {
             }
             refusal.is_none()
         });
-        // In one packet all are alike: in MQTT 5 what was granted before is asked for without what is retained.
-        let repeats = |(filter, _): &(Filter, Qos)| {
-            self.version == Version::V5 && self.subscriptions.get(filter).is_some_and(|wish| wish.repeats)
+        // In one packet all are alike: in MQTT 5 what was granted before is asked for without what is retained. With QoS 0
+        // nothing was kept for us meanwhile, so that what is retained is how a reader learns of the newest.
+        let repeats = |(filter, qos): &(Filter, Qos)| {
+            let kept = self.version == Version::V5 && *qos != Qos::AtMostOnce;
+            kept && self.subscriptions.get(filter).is_some_and(|wish| wish.repeats)
         };
         let (again, new): (Vec<_>, Vec<_>) = missing.into_iter().partition(repeats);
         for (repeats, missing) in [(false, new), (true, again)] {
