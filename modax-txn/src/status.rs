@@ -171,7 +171,7 @@ impl Outbox {
         let sql = self.schema.sql(
             "SELECT (SELECT count(*) FROM {s}.outbox WHERE status = 'pending'),
                     (SELECT count(*) FROM {s}.outbox WHERE status = 'parked'),
-                    (SELECT extract(epoch FROM clock_timestamp() - min(enqueued_at))::float8 FROM {s}.outbox WHERE status = 'pending'),
+                    (SELECT (extract(epoch FROM clock_timestamp()) - extract(epoch FROM min(enqueued_at)))::float8 FROM {s}.outbox WHERE status = 'pending'),
                     epoch, CASE WHEN expires_at > clock_timestamp() THEN owner END
              FROM {s}.lease WHERE name = 'relay'",
         );

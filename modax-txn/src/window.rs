@@ -45,7 +45,7 @@ impl Entry {
     }
 
     pub(crate) fn age(&self, now: Instant) -> Duration {
-        self.message.age + now.saturating_duration_since(self.read_at)
+        self.message.age.saturating_add(now.saturating_duration_since(self.read_at))
     }
 }
 

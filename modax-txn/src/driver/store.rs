@@ -25,7 +25,7 @@ WITH claim AS (
     WHERE name = 'relay' AND (expires_at <= clock_timestamp() OR token = $1)
     RETURNING epoch
 )
-SELECT (SELECT epoch FROM claim), extract(epoch FROM expires_at - clock_timestamp())::float8
+SELECT (SELECT epoch FROM claim), (extract(epoch FROM expires_at) - extract(epoch FROM clock_timestamp()))::float8
 FROM {s}.lease WHERE name = 'relay'";
 
 const RENEW: &str = "\
@@ -38,8 +38,8 @@ const RELEASE: &str = "UPDATE {s}.lease SET expires_at = 'epoch' WHERE name = 'r
 /// the same once it has expired, so that its status says so.
 const FETCH: &str = "\
 SELECT o.id, o.topic, o.key, o.payload, o.headers, o.attempts,
-       extract(epoch FROM clock_timestamp() - o.enqueued_at)::float8,
-       extract(epoch FROM o.expires_at - clock_timestamp())::float8
+       (extract(epoch FROM clock_timestamp()) - extract(epoch FROM o.enqueued_at))::float8,
+       (extract(epoch FROM o.expires_at) - extract(epoch FROM clock_timestamp()))::float8
 FROM {s}.outbox o
 WHERE o.status = 'pending'
   AND o.id <> ALL ($1)
@@ -269,7 +269,11 @@ fn storable(reason: &str) -> String {
 
 fn read_message(row: &Row) -> Result<Fetched, Error> {
     let payload: Vec<u8> = row.try_get(3)?;
-    let headers = row.try_get::<_, Option<Vec<String>>>(4)?.unwrap_or_default();
+    // Whoever may insert may write an array here that is no list of texts: it must not hold up the rows behind it.
+    let (headers, fault) = match row.try_get::<_, Option<Vec<String>>>(4) {
+        Ok(headers) => (headers.unwrap_or_default(), None),
+        Err(error) => (Vec::new(), Some(format!("headers: {}", source(&error)))),
+    };
     let mut texts = headers.into_iter();
     let mut headers = std::collections::BTreeMap::new();
     while let (Some(name), Some(value)) = (texts.next(), texts.next()) {
@@ -286,5 +290,10 @@ fn read_message(row: &Row) -> Result<Fetched, Error> {
         attempt: 0,
         epoch: 0,
     };
-    Ok(Fetched { message, attempts: row.try_get::<_, i32>(5)?.unsigned_abs() })
+    Ok(Fetched { message, attempts: row.try_get::<_, i32>(5)?.unsigned_abs(), fault })
+}
+
+/// What lies behind an error, which itself names only a column's number.
+fn source(error: &Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -202,11 +202,15 @@ impl Dispatch {
         if self.is_stopping {
             return;
         }
-        for Fetched { message, attempts } in messages {
-            // Counted from before the statement was sent: never later than the database's own view.
-            let expires_at = message.expires_in.map(|left| running.sent_at + left);
+        for Fetched { message, attempts, fault } in messages {
+            let id = message.id;
+            // Counted from before the statement was sent: never later than the database's own view. Too far away is never.
+            let expires_at = message.expires_in.and_then(|left| running.sent_at.checked_add(left));
             let (stage, read_at) = (Stage::Buffered, now);
             self.window.insert(Entry { message, stage, attempts, read_at, expires_at, first_failure: None });
+            if let Some(reason) = fault {
+                self.settle(id, Outcome::Rejected { reason });
+            }
         }
         for id in self.window.handle_timeout(now) {
             self.settle(id, Outcome::Expired);

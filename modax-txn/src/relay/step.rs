@@ -14,6 +14,8 @@ pub struct Fetched {
     pub message: OutgoingMessage,
     /// Attempts recorded so far, by any relay.
     pub attempts: u32,
+    /// Why it can never be published, if so: it was not written by [`Outbox`](crate::Outbox).
+    pub fault: Option<String>,
 }
 
 /// What has become of a message, to be recorded.

@@ -77,6 +77,38 @@ async fn an_expired_message_is_recorded_and_not_published_and_its_key_goes_on() 
     assert!(relay.stop(DEADLINE).await.clean);
 }
 
+/// Whoever may insert writes what this crate never would.
+#[tokio::test]
+async fn a_row_that_another_program_wrote_wrongly_holds_nothing_up() {
+    let url = shared_url();
+    let client = connect(url).await;
+    let schema = schema(&client, "other_program").await;
+    let columns =
+        format!("INSERT INTO {}.outbox (id, topic, key, payload, headers, enqueued_at, expires_at)", schema.name());
+    let rows = [
+        "ARRAY['a', NULL], now(), NULL",
+        "ARRAY[['a', 'b'], ['c', 'd']], now(), NULL",
+        "NULL, '-infinity', 'infinity'",
+        "NULL, 'infinity', NULL",
+    ];
+    for (number, row) in rows.iter().enumerate() {
+        let statement = format!("{columns} VALUES (gen_random_uuid(), 't', 'k', '{number}', {row})");
+        client.batch_execute(&statement).await.expect("inserted");
+    }
+    let outbox = Outbox::new(schema.clone());
+    outbox.enqueue(&client, Message::to("t").key("k").payload("behind")).await.expect("enqueued");
+    outbox.backlog(&client).await.expect("the backlog has an age whatever the rows say");
+    let log = Log::default();
+    let relay = plant::relay(&schema, url, log.sink()).spawn().expect("a relay");
+    eventually("settled", || async { pending(&client, &schema).await == 0 }).await;
+    assert_eq!(log.texts(), ["2", "3", "behind"]);
+    let asked = format!("SELECT reason FROM {}.outbox WHERE status = 'rejected' ORDER BY seq", schema.name());
+    let reasons = client.query(&asked, &[]).await.expect("reasons");
+    let reasons: Vec<String> = reasons.iter().map(|row| row.get(0)).collect();
+    assert!(reasons.len() == 2 && reasons.iter().all(|reason| reason.starts_with("headers: ")), "{reasons:?}");
+    assert!(relay.stop(DEADLINE).await.clean);
+}
+
 #[tokio::test]
 async fn a_condition_checked_at_the_last_moment_drops_a_message_and_the_reason_is_readable() {
     let url = shared_url();

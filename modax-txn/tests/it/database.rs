@@ -144,7 +144,7 @@ impl Database {
                 let mut message = OutgoingMessage::new(row.id, "t");
                 message.key = (!hide_keys).then(|| row.key.clone());
                 message.expires_in = row.expires_at.map(|at| Duration::from_micros(at.saturating_sub(now)));
-                Fetched { message, attempts: row.attempts }
+                Fetched { message, attempts: row.attempts, fault: None }
             })
             .collect();
         self.cursor = rows.last().map_or(self.cursor, |row| row.seq);

@@ -173,7 +173,7 @@ impl Model {
                         let mut message = OutgoingMessage::new(row.id, "t");
                         message.key.clone_from(&row.key);
                         message.expires_in = row.expires_at.map(|at| at.saturating_duration_since(now));
-                        Fetched { message, attempts: row.attempts }
+                        Fetched { message, attempts: row.attempts, fault: None }
                     })
                     .collect();
                 Input::Fetched { messages }
