@@ -254,7 +254,8 @@ pub enum ReadError {
         #[source]
         source: Option<tokio_postgres::Error>,
     },
-    /// The token's write lies beyond the point where the current history branched off: it was lost in a failover.
+    /// The token's write lies beyond the point where the current history branched off, or beyond all that the primary
+    /// has: it was lost in a failover, or an older copy of the database was put in its place.
     #[error("the write of this token is not part of the current history")]
     TokenLost,
     /// It cannot be shown whether the token's write survived: this router did not see where its history ended.

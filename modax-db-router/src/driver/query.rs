@@ -35,6 +35,8 @@ enum Answer {
     Refused(Error),
     /// It has not replayed the token's write yet, or the request does not allow it to answer any more.
     Behind,
+    /// The primary lacks the token's write.
+    Lost,
     /// Another server may do better.
     Next(Option<Error>),
     /// The link ended under the statement. Another server may do better, unless the statement is what ends it.
@@ -65,19 +67,30 @@ struct Question<'a> {
     request: &'a ReadRequest,
     sql: &'a str,
     params: &'a [&'a (dyn ToSql + Sync)],
-    /// The server must show first that it has this write: the picture does not know it of it yet.
-    proof: Option<WriteToken>,
+    /// What the server must show beside its rows.
+    proof: Option<Proof>,
     deadline: Instant,
+}
+
+/// That a server has a write.
+#[derive(Clone, Copy)]
+enum Proof {
+    /// A replica whose position is not known to be there yet.
+    Replayed(WriteToken),
+    /// The primary. It has every write of its history, unless it was set back to an older copy of its files, which no
+    /// identifier tells.
+    Kept(WriteToken),
 }
 
 /// Who is asked, in which order: replicas known to have what is wanted; then replicas that were behind the token when
 /// last seen, which show in one flight whether they have caught up; then the primary, if it is wanted.
-fn order<'a>(plan: &'a Plan, request: &ReadRequest, turn: u64) -> Vec<(&'a NodeId, Option<WriteToken>)> {
+fn order<'a>(plan: &'a Plan, request: &ReadRequest, turn: u64) -> Vec<(&'a NodeId, Option<Proof>)> {
     let behind = plan.left_out.iter().filter(|(_, why)| plan.token == TokenFate::Kept && *why == LeftOut::BehindToken);
-    let mut behind: Vec<_> = behind.map(|(id, _)| (id, request.at_least)).collect();
+    let mut behind: Vec<_> = behind.map(|(id, _)| (id, request.at_least.map(Proof::Replayed))).collect();
     let shift = turn.checked_rem(behind.len() as u64).and_then(|shift| usize::try_from(shift).ok());
     behind.rotate_left(shift.unwrap_or(0));
-    let mut asked: Vec<_> = plan.candidates().map(|id| (id, None)).collect();
+    let kept = |place: usize| request.at_least.filter(|_| place >= plan.replicas).map(Proof::Kept);
+    let mut asked: Vec<_> = plan.candidates().enumerate().map(|(place, id)| (id, kept(place))).collect();
     let replicas = plan.replicas.min(asked.len());
     asked.splice(replicas..replicas, behind);
     asked
@@ -86,7 +99,7 @@ fn order<'a>(plan: &'a Plan, request: &ReadRequest, turn: u64) -> Vec<(&'a NodeI
 /// Whether that server may still answer. A proof stands for the position that the picture lacks, and for nothing else.
 fn admits(topology: &Topology, id: &NodeId, question: &Question<'_>) -> bool {
     let plan = plan(topology, question.request, now());
-    let proves = question.proof.is_some() && plan.token == TokenFate::Kept;
+    let proves = matches!(question.proof, Some(Proof::Replayed(_))) && plan.token == TokenFate::Kept;
     let behind = |(node, why): &(NodeId, LeftOut)| node == id && *why == LeftOut::BehindToken;
     plan.candidates().any(|candidate| candidate == id) || (proves && plan.left_out.iter().any(behind))
 }
@@ -206,6 +219,7 @@ impl Shared {
                 Answer::Same(_) if attempt == 1 => {}
                 Answer::Refused(error) | Answer::Same(Some(error)) => return Err(ReadError::Statement(error)),
                 Answer::Behind | Answer::Same(None) => return Ok(None),
+                Answer::Lost => return Err(ReadError::TokenLost),
                 Answer::Next(error) => {
                     self.suspect(node);
                     met.failed(server.id.clone(), error);
@@ -245,20 +259,24 @@ impl Shared {
             let age = topology.node(&server.id).and_then(|known| known.staleness(now()));
             let staleness = if newest { Some(Duration::ZERO) } else { age };
             let result = match question.proof {
-                Some(token) => run_with_proof(&checkout, &token, question).await,
-                None => run(&checkout, question.sql, question.params).await.map(Some),
+                Some(proof) => run_with_proof(&checkout, &proof, question).await,
+                None => run(&checkout, question.sql, question.params).await.map(Proved::Yes),
             };
             if !checkout.is_fresh().await {
                 return Answer::Same(None);
             }
             match result {
-                Ok(None) => {
+                Ok(Proved::NotYet) => {
                     checkout.give_back_read();
                     Answer::Behind
                 }
                 // What it said counts only if it was not found lost, or on a history left behind, meanwhile.
-                Ok(Some(_)) if !admits(&self.topology(), &server.id, question) => Answer::Behind,
-                Ok(Some(rows)) => {
+                Ok(_) if !admits(&self.topology(), &server.id, question) => Answer::Behind,
+                Ok(Proved::No) => {
+                    checkout.give_back_read();
+                    Answer::Lost
+                }
+                Ok(Proved::Yes(rows)) => {
                     checkout.give_back_read();
                     Answer::Rows(rows, staleness)
                 }
@@ -281,25 +299,41 @@ async fn run(checkout: &Checkout, sql: &str, params: &[&(dyn ToSql + Sync)]) -> 
     Ok(rows)
 }
 
-/// One flight: the proof and the rows. `None` if the replica has not replayed the write, or is not receiving the
-/// token's timeline any more, or may not say so (`pg_monitor`).
-async fn run_with_proof(
-    checkout: &Checkout,
-    token: &WriteToken,
-    question: &Question<'_>,
-) -> Result<Option<Vec<Row>>, Error> {
-    let proof = format!(
-        "SELECT pg_last_wal_replay_lsn() >= '{}' AND EXISTS \
-        (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming' AND received_tli = {})",
-        token.lsn(),
-        token.timeline()
-    );
+/// What came of a proof.
+enum Proved {
+    Yes(Vec<Row>),
+    /// It may come.
+    NotYet,
+    No,
+}
+
+/// One flight: the proof and the rows. Not yet, if the replica has not replayed the write, or is not receiving the
+/// token's timeline any more, or may not say so (`pg_monitor`); or if the primary is one no more.
+async fn run_with_proof(checkout: &Checkout, proof: &Proof, question: &Question<'_>) -> Result<Proved, Error> {
+    let sql = match proof {
+        Proof::Replayed(token) => format!(
+            "SELECT pg_last_wal_replay_lsn() >= '{}' AND EXISTS \
+            (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming' AND received_tli = {})",
+            token.lsn(),
+            token.timeline()
+        ),
+        Proof::Kept(token) => {
+            format!(
+                "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() >= '{}' END",
+                token.lsn()
+            )
+        }
+    };
     let client = checkout.client();
-    // What a replica that is behind says of the statement means nothing: its tables may be older, too.
+    // What a server that is behind says of the statement means nothing: its tables may be older, too.
     let rows = run(checkout, question.sql, question.params);
-    let (proved, rows) = join(client.simple_query(&proof), rows).await;
-    let has_it = columns::<1>(&proved?).is_some_and(|[yes]| yes.as_deref() == Some("t"));
-    if has_it { rows.map(Some) } else { Ok(None) }
+    let (proved, rows) = join(client.simple_query(&sql), rows).await;
+    let said = columns::<1>(&proved?).and_then(|[said]| said.clone());
+    match (said.as_deref(), proof) {
+        (Some("t"), _) => rows.map(Proved::Yes),
+        (Some(_), Proof::Kept(_)) => Ok(Proved::No),
+        _ => Ok(Proved::NotYet),
+    }
 }
 
 fn read_error(error: Error, checkout: Checkout) -> Answer {

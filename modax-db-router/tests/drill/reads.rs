@@ -78,6 +78,33 @@ async fn f40_a_replica_whose_replay_is_paused_serves_no_read_with_a_token_or_a_b
     ground.stop().await;
 }
 
+/// As after an older copy of the files was put in the primary's place: it has the same identifiers and fewer writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_beyond_all_that_the_primary_has_is_lost_and_one_just_written_is_not() {
+    let ground = Ground::start().await.expect("ground");
+    let cluster = ground.postgres(PostgresOptions { standbys: 0, ..PostgresOptions::default() }).await.expect("server");
+    // Its picture of the primary is older than each write.
+    let router = Router::builder(&cluster.url()).expect("url").probe_deadline(LONG).build().expect("router");
+    prepare(&router).await;
+    for number in 0..20_i64 {
+        let written = router.execute("INSERT INTO ledger VALUES ($1)", &[&number]).await.expect("written");
+        let token = written.token.expect("a token");
+        let text = token.to_string();
+        let (history, position) = text.rsplit_once('-').expect("a position");
+        let position = u64::from_str_radix(position, 16).expect("hexadecimal") + (1 << 40);
+        let ahead = format!("{history}-{position:x}").parse().expect("a token");
+        for preference in [ReadPreference::Primary, ReadPreference::PreferReplica] {
+            let lost = router.read(preference).at_least(&ahead).query("SELECT 1", &[]).await;
+            assert!(matches!(lost, Err(ReadError::TokenLost)), "{lost:?}");
+            let sql = "SELECT count(*) FROM ledger WHERE number = $1";
+            let found = router.read(preference).at_least(&token).query(sql, &[&number]).await.expect("read");
+            assert_eq!(found.rows[0].get::<_, i64>(0), 1);
+        }
+    }
+    router.close(LONG).await;
+    ground.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f37_without_a_primary_reads_go_on_and_writes_end_with_a_typed_error() {
     let ground = Ground::start().await.expect("ground");
