@@ -258,25 +258,20 @@ async fn f58_a_database_that_hangs_suspends_the_relay_and_nothing_goes_out_until
     let log = Log::default();
     let relay =
         plant::relay(&schema, &url, log.sink()).database_timeout(Duration::from_millis(500)).spawn().expect("a relay");
-    let mut events = relay.events();
     let producers = Producers::start(&url, &schema, 3);
     producers.commit(50).await;
 
     // Frozen whole: connections stay open and nobody answers. Only a deadline can tell.
     cluster.nodes()[0].stop();
+    // From here on: a busy machine may have had the server late, and the lease uncertain, before.
+    let mut events = relay.events();
     let hung = |e: &Event| matches!(e, Event::DatabaseFailed { reason } if reason.contains("no answer within"));
-    // The two are told by different parts of the relay, in either order.
-    let (mut given_up, mut suspended) = (false, false);
-    while !(given_up && suspended) {
-        let told = |e: &Event| hung(e) || matches!(e, Event::Suspended { epoch: 1 });
-        match event(&mut events, "the statement was given up and the lease is uncertain", told).await {
-            Event::Suspended { .. } => suspended = true,
-            _ => given_up = true,
-        }
-    }
+    event(&mut events, "the statement was given up", hung).await;
+    // Told by another part of the relay.
+    eventually("the lease is uncertain", || async { !relay.stats().is_owner }).await;
     eventually("what was in hand is answered", || async { relay.stats().inflight == 0 }).await;
-    assert!(!relay.stats().is_owner);
     let published = log.read().len();
+    let mut events = relay.events();
     event(&mut events, "another try", |e| matches!(e, Event::DatabaseFailed { .. })).await;
     assert_eq!(log.read().len(), published, "nothing goes out while the lease is uncertain");
 
