@@ -12,20 +12,22 @@ use tokio::time::timeout;
 
 use crate::running::Running;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn outcomes_that_nobody_can_read_are_a_failure() {
     let ground = Ground::start().await.unwrap();
     let broker = ground.mosquitto().await.unwrap();
-    for (how, expected) in [(">&-", 1), ("| :", 1), (">/dev/full", 1), (">/dev/null", 0)] {
-        // `| :` needs the code of the first of two.
+    for (how, expected) in [(">&-", 1), ("", 1), (">/dev/full", 1), (">/dev/null", 0)] {
+        // A pipe whose reader has gone before the first line, unless the shell gives it another end.
+        let (reader, unread) = std::io::pipe().unwrap();
+        drop(reader);
         let script = format!("(\"$0\" \"$@\"; exec echo $? >&2) {how}");
         let mut child = Command::new("/bin/sh")
             .args(["-c", &script, env!("CARGO_BIN_EXE_modax")])
             .args(["pub", "--brokers", &broker.url(), "--client-id", "ends", "--topic", "plant/x"])
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(unread)
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -64,8 +66,8 @@ async fn a_signal_ends_a_publisher_whose_broker_is_away() {
 async fn the_outbox_without_a_database_says_what_it_waits_for() {
     let ground = Ground::start().await.unwrap();
     let nobody = format!("postgresql://modax@127.0.0.1:{}/modax", ground.port());
-    let running = Running::start(&["outbox", "status", "--url", &nobody, "--deadline", "1s"]);
-    assert_eq!(running.event("connecting").await["deadline_ms"], 1000.0);
+    let running = Running::start(&["outbox", "status", "--url", &nobody, "--deadline", "5s"]);
+    assert_eq!(running.event("connecting").await["deadline_ms"], 5000.0);
     let failed = running.event("failed").await;
     assert!(failed["error"].as_str().unwrap().contains("Connection refused"), "{failed}");
     assert_eq!(running.end().await, (vec![], 1));
@@ -146,8 +148,8 @@ async fn a_relay_without_a_database_says_so_and_ends_when_it_is_told_to() {
     let running = Running::start(&relay);
 
     assert_eq!(running.event("connecting").await["deadline_ms"], 200.0);
-    let failed = running.event("database_failed").await;
-    assert!(failed["error"].as_str().unwrap().contains("Connection refused"), "{failed}");
+    // On a busy machine the first try may take longer than it has.
+    running.event_saying("database_failed", "Connection refused").await;
     running.signal(Signal::TERM);
     assert_eq!(running.rest().await, (vec![], 0));
     ground.stop().await;

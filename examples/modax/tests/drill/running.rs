@@ -11,7 +11,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
 /// Longer than anything here should take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Ends with its owner.
 pub(crate) struct Running {
@@ -58,9 +58,15 @@ impl Running {
 
     /// Waits for an event of that name on stderr.
     pub(crate) async fn event(&self, name: &str) -> Value {
+        self.event_saying(name, "").await
+    }
+
+    /// Waits for an event of that name whose error says this.
+    pub(crate) async fn event_saying(&self, name: &str, text: &str) -> Value {
+        let says = |event: &Value| text.is_empty() || event["error"].as_str().is_some_and(|error| error.contains(text));
         let found = modax_testbed::wait::until(PATIENCE, name, || async {
             let events = self.events.lock().expect("lock");
-            events.iter().find(|event| event["event"] == name).cloned()
+            events.iter().find(|event| event["event"] == name && says(event)).cloned()
         });
         found.await.expect("the event comes")
     }
