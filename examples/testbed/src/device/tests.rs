@@ -4,13 +4,14 @@ use std::time::Duration;
 use super::{Device, DeviceConfig, DeviceLog, Entry, SafetyState, readings, serial_of};
 use crate::broker::{Puback, Script, ScriptedBroker};
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 fn quick(brokers: impl IntoIterator<Item = String>) -> DeviceConfig {
     DeviceConfig {
         data_interval: Duration::from_millis(2),
         safety_interval: Duration::from_millis(5),
-        answer_deadline: Duration::from_millis(200),
+        // It leaves a broker when the broker is gone, and not because the machine is busy.
+        answer_deadline: DEADLINE,
         ..DeviceConfig::new("ESP32_TEST_001", brokers)
     }
 }
@@ -87,12 +88,12 @@ async fn nothing_owed_is_lost_when_a_broker_dies_and_the_next_has_no_session() {
 async fn a_broker_that_acknowledges_nothing_is_left_for_the_next() {
     let silent = ScriptedBroker::start(Script::new().puback(Puback::Missing).without_pingresp()).await.unwrap();
     let sound = ScriptedBroker::start(Script::new()).await.unwrap();
-    let device = Device::start(quick([silent.url(), sound.url()])).await.unwrap();
+    let config = DeviceConfig { answer_deadline: Duration::from_secs(1), ..quick([silent.url(), sound.url()]) };
+    let device = Device::start(config).await.unwrap();
 
-    assert!(device.wait_until(DEADLINE, |status| status.acked > 20).await);
+    assert!(device.wait_until(DEADLINE, |status| status.acked > 20 && status.broker == Some(sound.url())).await);
 
     assert!(silent.fired().puback_missing > 0);
-    assert_eq!(device.status().broker, Some(sound.url()));
 }
 
 #[tokio::test]
