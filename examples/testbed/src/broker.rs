@@ -159,6 +159,11 @@ impl ScriptedBroker {
         self.shared.hub().seen.subscribes.clone()
     }
 
+    /// Every filter of an UNSUBSCRIBE so far, in order.
+    pub fn unsubscribes(&self) -> Vec<String> {
+        self.shared.hub().seen.unsubscribes.clone()
+    }
+
     /// PINGREQs so far.
     pub fn pings(&self) -> u64 {
         self.shared.hub().seen.pings

@@ -8,7 +8,7 @@ use modax_mqtt_failover::{
 };
 use modax_testbed::broker::{Script, ScriptedBroker, Suback};
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| panic!("not in time: {what}"))
@@ -166,10 +166,15 @@ async fn a_dropped_or_withdrawn_subscription_is_withdrawn_from_the_broker() {
     drop(first);
     broker.publish("a", "still there", 1);
     assert!(matches!(within("a delivery", second.next()).await, Some(Received::Delivery(_))));
+    assert!(broker.unsubscribes().is_empty(), "somebody still wants it");
 
     client.unsubscribe("a").await.unwrap();
     assert!(within("the end", second.next()).await.is_none());
     assert_eq!(client.unsubscribe("a").await, Err(SubscribeError::NotSubscribed));
+    assert!(broker.wait_until(DEADLINE, |broker| broker.unsubscribes() == ["a"]).await);
+
+    drop(client.subscribe("b", Qos::AtLeastOnce).await.unwrap());
+    assert!(broker.wait_until(DEADLINE, |broker| broker.unsubscribes() == ["a", "b"]).await);
 }
 
 #[tokio::test]

@@ -328,7 +328,9 @@ impl Client<'_> {
 
     async fn unsubscribe(&mut self, unsubscribe: Unsubscribe) -> Option<Over> {
         for filter in &unsubscribe.topics {
-            self.shared.hub().unsubscribe(self.number, filter);
+            let mut hub = self.shared.hub();
+            record(&mut hub.seen.unsubscribes, filter.clone());
+            hub.unsubscribe(self.number, filter);
         }
         let (packet_id, filters) = (unsubscribe.pkid, unsubscribe.topics.len());
         self.send(Answer::Unsubscribed { packet_id, filters }).await

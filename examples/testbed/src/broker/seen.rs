@@ -66,6 +66,7 @@ pub(super) struct Seen {
     pub(super) connects: Vec<ConnectSeen>,
     pub(super) publishes: Vec<PublishSeen>,
     pub(super) subscribes: Vec<SubscribeSeen>,
+    pub(super) unsubscribes: Vec<String>,
     pub(super) pings: u64,
     pub(super) acks: u64,
 }

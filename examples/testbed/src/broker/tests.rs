@@ -116,6 +116,7 @@ async fn it_stands_in_for_a_broker_with_several_clients() {
     unsubscribe.pkid = 8;
     reader.send(Packet::Unsubscribe(unsubscribe)).await;
     assert!(matches!(reader.next().await, Some(Packet::UnsubAck(_))));
+    assert_eq!(broker.unsubscribes(), ["modax/+/data"]);
     broker.publish("modax/sensor/data", "unheard", 1);
     reader.send(Packet::PingReq).await;
     assert_eq!(reader.next().await, Some(Packet::PingResp));
