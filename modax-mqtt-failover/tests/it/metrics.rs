@@ -12,7 +12,7 @@ use metrics::{
 use modax_mqtt_failover::{Client, Event, Message, Queue, WhenFull};
 use modax_testbed::broker::{Script, ScriptedBroker};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Default)]
 struct Heard {

@@ -41,7 +41,7 @@ use tokio_rustls::{
 use crate::transport::{acked, broker, event, failure, within};
 
 const HOST: &str = "broker.plant";
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Ends TLS in front of a broker.
 struct Front {
@@ -282,7 +282,7 @@ async fn what_cannot_be_used_is_named_when_the_client_is_built_and_keys_are_neve
 }
 
 #[tokio::test]
-async fn a_server_that_accepts_and_never_shakes_hands_costs_one_dial() {
+async fn a_server_that_accepts_and_never_shakes_hands_is_left_for_the_next() {
     let (plain, authority) = (broker().await, Authority::new("ours"));
     let front = Front::start(plain.addr(), &authority.issue(&[HOST]), None).await;
     let proxy = Proxy::start(front.address).await.unwrap();
