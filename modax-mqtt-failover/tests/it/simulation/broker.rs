@@ -23,6 +23,8 @@ pub(crate) struct Stored {
     pub(crate) exactly_once: BTreeSet<u64>,
     /// A CONNECT was not answered, so that the client cannot know that this is still the session it knew.
     pub(crate) doubted: bool,
+    /// It began at another node of the cluster.
+    pub(crate) moved: bool,
     /// When it ends unless the client comes back (MQTT 5).
     pub(crate) ends: Option<Instant>,
     next: u16,
@@ -110,8 +112,11 @@ impl Broker {
                 connection.session_present = self.session.is_some();
                 let session = self.session.get_or_insert_default();
                 session.ends = None;
-                // As mosquitto counts: what it has not been released from has its place on each connection.
-                connection.open.clone_from(&session.received);
+                // As mosquitto counts: what it has not been released from has its place on each connection. A client that cannot
+                // know whether this is its session cannot know of those, and another node may have had places for more.
+                if !session.doubted && !session.moved {
+                    connection.open.clone_from(&session.received);
+                }
                 let mut answers = vec![(
                     mood.connack_delay,
                     Packet::ConnAck {

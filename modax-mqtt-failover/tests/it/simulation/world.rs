@@ -715,7 +715,9 @@ impl World {
                 self.at(Duration::from_millis(1), Happening::EndAtClient { attempt: old });
             }
             if other != index && self.brokers[index].session.is_none() {
-                self.brokers[index].session = self.brokers[other].session.take();
+                let mut session = self.brokers[other].session.take();
+                session.iter_mut().for_each(|session| session.moved = true);
+                self.brokers[index].session = session;
             }
         }
         self.brokers[index].connection = Some(Connection {
