@@ -16,7 +16,7 @@ use tokio_postgres::types::Type;
 
 use crate::{
     app::{App, unix_now, worth_a_line},
-    contract::{Analysis, AnalysisRequest, Checked, SensorData, Vibration, topic},
+    contract::{Analysis, AnalysisRequest, MAX_PAYLOAD_BYTES, SensorData, Vibration, parse, topic},
 };
 
 /// Windows with the AI layer at once. The others wait, for all devices' windows end together; one whose successor is over is
@@ -26,6 +26,11 @@ const AT_ONCE: usize = 8;
 const EXPIRES_IN: Duration = Duration::from_secs(60);
 /// Longest wait for the database; the AI layer is advisory, so is its history.
 const DATABASE_DEADLINE: Duration = Duration::from_secs(5);
+/// Says that an answer has more than [`MAX_PAYLOAD_BYTES`].
+const TOO_LONG: &str = "answered more than 64 KiB";
+const _: () = assert!(MAX_PAYLOAD_BYTES == 64 * 1024, "the text says so");
+/// Of a reason that is stored and logged.
+const MAX_REASON_CHARS: usize = 300;
 /// Devices with an open window at most; more are somebody's mistake.
 const MAX_DEVICES: usize = 10_000;
 
@@ -221,7 +226,7 @@ async fn handle(app: &App, http: &reqwest::Client, request: &AnalysisRequest) {
         Err(error) => {
             let count = app.metrics.analyses_failed.increment();
             if worth_a_line(count) {
-                tracing::warn!(%error, count, "the AI layer does not answer");
+                tracing::warn!(device_id = request.device_id, %error, count, "a window was not analysed");
             }
         }
     }
@@ -260,16 +265,37 @@ async fn claim(app: &App, request: &AnalysisRequest) -> Result<bool, WriteError>
 
 async fn ask(app: &App, http: &reqwest::Client, request: &AnalysisRequest) -> Result<Analysis, String> {
     let url = format!("{}/api/v1/analyze", app.config.ai_layer_url);
-    let answer = http.post(url).json(request).send().await.map_err(|error| error.without_url().to_string())?;
+    let mut answer = http.post(url).json(request).send().await.map_err(|error| error.without_url().to_string())?;
     if !answer.status().is_success() {
         return Err(format!("answered {}", answer.status()));
     }
-    let analysis: Analysis = answer.json().await.map_err(|error| error.without_url().to_string())?;
-    analysis.check().map_err(|error| error.to_string())?;
-    if analysis.device_id != request.device_id {
-        return Err("answered for another device".to_owned());
+    let mut body = Vec::new();
+    while let Some(part) = answer.chunk().await.map_err(|error| error.without_url().to_string())? {
+        if body.len() + part.len() > MAX_PAYLOAD_BYTES {
+            return Err(TOO_LONG.to_owned());
+        }
+        body.extend_from_slice(&part);
     }
-    Ok(analysis)
+    understand(&body, &request.device_id)
+}
+
+/// What the AI layer says of `device_id`, if it can be shown, stored and published.
+fn understand(body: &[u8], device_id: &str) -> Result<Analysis, String> {
+    let analysis: Analysis = parse(body).map_err(|error| printable(&error.0))?;
+    if analysis.device_id != device_id {
+        return Err("device_id: another than was asked for".to_owned());
+    }
+    // It is published as we write it: a number of three characters may need three hundred.
+    match serde_json::to_string(&analysis) {
+        Ok(text) if text.len() <= MAX_PAYLOAD_BYTES => Ok(analysis),
+        Ok(_) => Err(TOO_LONG.to_owned()),
+        Err(error) => Err(printable(&error.to_string())),
+    }
+}
+
+/// A reason as it can be stored: it may name what the answer names.
+fn printable(reason: &str) -> String {
+    reason.chars().filter(|character| !character.is_control()).take(MAX_REASON_CHARS).collect()
 }
 
 /// Stores the answer and, with it, the message that publishes it.
@@ -347,8 +373,8 @@ mod tests {
 
     use tokio::sync::Semaphore;
 
-    use super::{AT_ONCE, MAX_DEVICES, Windows, in_turn};
-    use crate::contract::{SensorData, Vibration};
+    use super::{AT_ONCE, MAX_DEVICES, MAX_REASON_CHARS, Windows, in_turn, understand};
+    use crate::contract::{MAX_PAYLOAD_BYTES, SensorData, Vibration};
 
     fn reading(currents: &[f64]) -> SensorData {
         let vibration = Vibration { x: 1.0, y: 2.0, z: 3.0, magnitude: 4.0 };
@@ -358,6 +384,34 @@ mod tests {
             motor_currents: currents.to_vec(),
             vibration,
             temperatures: vec![40.0],
+        }
+    }
+
+    #[test]
+    fn an_answer_is_refused_for_what_it_holds_with_a_reason_that_can_be_stored() {
+        let answer = |device_id: &str, details: &str| {
+            format!(
+                r#"{{"timestamp":1,"device_id":"{device_id}","anomaly_detected":false,"anomaly_score":0.5,
+                   "anomaly_description":"","predicted_wear_level":0,"estimated_remaining_hours":1,
+                   "recommendations":[],"confidence":1,"analysis_details":{{{details}}}}}"#
+            )
+        };
+        assert!(understand(answer("a", "").as_bytes(), "a").is_ok());
+        // 10,000 numbers of four characters that are written out with seventeen.
+        let grows = format!("\"a\":[{}]", vec!["1e15"; 10_000].join(","));
+        assert!(answer("a", &grows).len() < MAX_PAYLOAD_BYTES);
+        let long = "x".repeat(10_000);
+        for (body, named) in [
+            (answer("b", ""), "device_id"),
+            (answer("a", &grows), "more than 64 KiB"),
+            (answer("a", r#""b\u0000":nothing"#), "analysis_details"),
+            (answer("a", &format!(r#""{long}":nothing"#)), "analysis_details"),
+            (answer("a", r#""b":"\u0000""#), "analysis_details"),
+            ("[]".to_owned(), "not a JSON object"),
+        ] {
+            let reason = understand(body.as_bytes(), "a").expect_err(named);
+            assert!(reason.contains(named), "{reason}");
+            assert!(reason.len() <= MAX_REASON_CHARS && !reason.contains('\0'), "{reason:?}");
         }
     }
 

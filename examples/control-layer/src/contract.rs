@@ -9,6 +9,7 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{self, DeserializeOwned, MapAccess, Visitor},
 };
+use serde_json::Value;
 use uuid::Uuid;
 
 /// The topics of the contract.
@@ -31,8 +32,9 @@ pub const UNIX_TIME_ABOVE: u64 = 100_000_000_000;
 /// A counter of 32 bits has wrapped before: a time since boot is below it.
 const BOOT_TIME_BELOW: u64 = 1 << 32;
 
-/// Largest payload taken: a reading has a few hundred bytes.
-const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
+/// Largest payload taken: a reading has a few hundred bytes, an analysis a few thousand. Well below what brokers take in one
+/// packet: a larger one would have them close the connection, on which the commands travel as well.
+pub const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
 /// Most motors or temperatures of one device.
 const MAX_CHANNELS: usize = 256;
 /// The last millisecond of the year 9999, the end of what RFC 3339 can write.
@@ -251,7 +253,7 @@ pub struct Analysis {
     /// How sure, 0 to 1.
     pub confidence: f64,
     /// Whatever else the analysis has to say.
-    pub analysis_details: serde_json::Value,
+    pub analysis_details: Value,
 }
 
 /// Whether a device can have this identity.
@@ -302,10 +304,50 @@ impl Checked for SafetyReport {
     }
 }
 
+/// PostgreSQL can hold no NUL in a text, nor in one inside JSON.
+fn check_text(name: &str, text: &str) -> Result<(), BadPayload> {
+    if text.contains('\0') { Err(BadPayload(format!("{name}: no NUL"))) } else { Ok(()) }
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(has_nul),
+        Value::Object(values) => values.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
 impl Checked for Analysis {
     fn check(&self) -> Result<(), BadPayload> {
         check_device(&self.device_id)?;
-        check_timestamp(self.timestamp)
+        check_timestamp(self.timestamp)?;
+        for (name, value) in [
+            ("anomaly_score", self.anomaly_score),
+            ("predicted_wear_level", self.predicted_wear_level),
+            ("confidence", self.confidence),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(BadPayload(format!("{name}: {value} is not from 0 to 1")));
+            }
+        }
+        if self.estimated_remaining_hours < 0 {
+            return Err(BadPayload(format!(
+                "estimated_remaining_hours: {} is below 0",
+                self.estimated_remaining_hours
+            )));
+        }
+        check_text("anomaly_description", &self.anomaly_description)?;
+        for recommendation in &self.recommendations {
+            check_text("recommendations", recommendation)?;
+        }
+        if !self.analysis_details.is_object() {
+            return Err(BadPayload("analysis_details: not an object".to_owned()));
+        }
+        if has_nul(&self.analysis_details) {
+            return Err(BadPayload("analysis_details: no NUL".to_owned()));
+        }
+        Ok(())
     }
 }
 
@@ -483,6 +525,36 @@ mod tests {
             let mut whole = reading();
             whole[field] = value;
             assert!(parse::<SensorData>(whole.to_string().as_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn an_analysis_out_of_its_bounds_is_refused_by_name() {
+        for (field, values) in [
+            ("anomaly_score", vec![json!(-3), json!(-1e-9), json!(1.000_1), json!(1e300), json!(null)]),
+            ("predicted_wear_level", vec![json!(-0.1), json!(2)]),
+            ("confidence", vec![json!(-0.1), json!(2)]),
+            ("estimated_remaining_hours", vec![json!(-5), json!(1.5)]),
+            ("anomaly_description", vec![json!("a\u{0}")]),
+            ("recommendations", vec![json!(["a", "b\u{0}"])]),
+            (
+                "analysis_details",
+                vec![json!([]), json!("x"), json!(null), json!({"a": [{"b\u{0}": 1}]}), json!({"a": {"b": ["\u{0}"]}})],
+            ),
+        ] {
+            for value in values {
+                let mut whole = analysis();
+                whole[field] = value;
+                let error = parse::<Analysis>(whole.to_string().as_bytes()).expect_err(field);
+                assert!(error.0.starts_with(field), "{error}");
+            }
+        }
+        for (field, value) in
+            [("anomaly_score", json!(1)), ("confidence", json!(0)), ("analysis_details", json!({"a": []}))]
+        {
+            let mut whole = analysis();
+            whole[field] = value;
+            assert!(parse::<Analysis>(whole.to_string().as_bytes()).is_ok(), "{field}");
         }
     }
 

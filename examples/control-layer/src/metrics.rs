@@ -94,7 +94,7 @@ counters! {
     leases_acquired = "modax_control_relay_leases_acquired_total",
     /// Windows the AI layer answered.
     analyses_answered = "modax_control_analyses_answered_total",
-    /// Windows the AI layer did not answer.
+    /// Windows the AI layer did not answer, or with what cannot be used.
     analyses_failed = "modax_control_analyses_failed_total",
     /// Windows not analysed because earlier ones were with the AI layer for too long, or the database was away.
     analyses_skipped = "modax_control_analyses_skipped_total",
