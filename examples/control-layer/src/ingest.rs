@@ -41,13 +41,15 @@ pub async fn listen(app: Arc<App>, filter: &'static str, start: Arc<Start>, mut 
                 let mut granted = std::pin::pin!(subscription.granted());
                 loop {
                     let received = tokio::select! {
-                        received = subscription.next() => received,
+                        // What is taken after the stop might be after the writer's last look.
+                        biased;
+                        _ = stop.changed() => return std::future::pending().await,
                         _ = &mut granted, if !is_answered => {
                             is_answered = true;
                             start.is_answered();
                             continue;
                         }
-                        _ = stop.changed() => return std::future::pending().await,
+                        received = subscription.next() => received,
                     };
                     match received {
                         Some(Received::Delivery(delivery)) => take(&app, filter, delivery),

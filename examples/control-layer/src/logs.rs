@@ -16,7 +16,7 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 /// Lines that wait for their reader, at most; more are dropped and counted. Some hundred kilobytes.
 const MAX_LINES: usize = 1_024;
 /// Longest wait for the reader of the last lines when the process ends.
-const LAST_LINES: Duration = Duration::from_secs(1);
+pub(crate) const LAST_LINES: Duration = Duration::from_secs(1);
 /// How often a full queue is looked at then.
 const LOOKS_EVERY: Duration = Duration::from_millis(10);
 

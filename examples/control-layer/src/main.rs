@@ -32,6 +32,8 @@ fn main() -> ExitCode {
     match ended {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(RunError::Setting(error))) => fail(BAD_SETTING, &error.to_string()),
+        // The log has said what.
+        Ok(Err(RunError::Lost)) => ExitCode::FAILURE,
         Ok(Err(RunError::Io(error))) => fail(1, &format!("cannot serve: {error}")),
         Err(error) => fail(1, &format!("no runtime: {error}")),
     }

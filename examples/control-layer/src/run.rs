@@ -23,7 +23,9 @@ use crate::{
     config::{BadSetting, Config},
     contract::topic,
     health::{self, Start},
-    ingest, relay, schema,
+    ingest,
+    logs::LAST_LINES,
+    relay, schema,
     serve::{Limits, serve},
     state::Listed,
 };
@@ -34,8 +36,15 @@ const LIST_EVERY: Duration = Duration::from_secs(1);
 const PARTITIONS_EVERY: Duration = Duration::from_secs(6 * 3600);
 /// Pause between two tries of something that the start needs.
 const RETRY_EVERY: Duration = Duration::from_millis(500);
-/// Longest time for each step of the stop after the drain; all of them together stay below the 30 s of an orchestrator.
+/// Longest time for each step of the stop after the drain, but for what is written.
 const STEP: Duration = Duration::from_secs(4);
+/// From the signal on, what was taken and is not in the database is tried again for so long: a failover or a lock may be over
+/// by then. With the two farewells after it (half a [`STEP`] each) and the last log lines all together stays below the 30 s that
+/// an orchestrator waits before it kills. Where the drain (default 5 s) has left less than a [`STEP`] of it, it is a [`STEP`]:
+/// with a `DRAIN_TIME` above 12 s the orchestrator must wait for longer, too.
+const WRITES_FOR: Duration = Duration::from_secs(24);
+const _: () =
+    assert!(WRITES_FOR.as_secs() + STEP.as_secs() + LAST_LINES.as_secs() < 30, "an orchestrator kills after 30 s");
 
 /// Why the instance did not start or did not stop in order.
 #[derive(Debug)]
@@ -44,6 +53,8 @@ pub enum RunError {
     Setting(BadSetting),
     /// The HTTP port cannot be had, or the operating system refuses something else.
     Io(std::io::Error),
+    /// It stopped, and something that it had taken is in no database; the log says what.
+    Lost,
 }
 
 impl From<BadSetting> for RunError {
@@ -84,7 +95,7 @@ pub async fn until_stop(mut stop: watch::Receiver<bool>, work: impl Future<Outpu
 /// Runs until SIGTERM or SIGINT, then drains and stops. A second signal shortens the drain.
 ///
 /// # Errors
-/// [`RunError`]: nothing was served.
+/// [`RunError`]: nothing was served, or what was taken could not be written before the stop.
 ///
 /// # Cancel safety
 /// Not meant to be dropped: it is the process.
@@ -118,15 +129,16 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     let parts = Parts::start(&app, &start, writer, http, &audits);
 
     stop_is_asked(&mut terminate, &mut interrupt).await;
+    let written_until = tokio::time::Instant::now() + WRITES_FOR;
     tracing::info!("draining");
     drain(&registry, &mut terminate, &mut interrupt).await;
     let _ = closing.send(true);
     if tokio::time::timeout(STEP, server).await.is_err() {
         tracing::warn!("connections were cut");
     }
-    parts.stop(&app).await;
+    let is_written = parts.stop(&app, &audits, written_until).await;
     tracing::info!("stopped");
-    Ok(())
+    if is_written { Ok(()) } else { Err(RunError::Lost) }
 }
 
 /// Takes the address; an error names the one variable that must change.
@@ -168,6 +180,7 @@ struct Parts {
     sources: Vec<JoinHandle<()>>,
     stop_sinks: watch::Sender<bool>,
     sinks: Vec<JoinHandle<()>>,
+    writers: Vec<JoinHandle<()>>,
     rest: Vec<JoinHandle<()>>,
 }
 
@@ -192,28 +205,39 @@ impl Parts {
             let (app, audits, stop) = (Arc::clone(app), Arc::clone(audits), sinks_stop.clone());
             tokio::spawn(async move { audits.run(&app, stop).await })
         };
-        let sinks = vec![
+        let writers = vec![
             tokio::spawn(prepare_then_write(Arc::clone(app), Arc::clone(start), writer, sinks_stop.clone())),
+            auditor,
+        ];
+        let sinks = vec![
             tokio::spawn(relay::run(Arc::clone(app), sinks_stop.clone())),
             tokio::spawn(relay::reconcile(Arc::clone(app), sinks_stop)),
-            auditor,
         ];
         let rest = vec![
             tokio::spawn(relay::log_mqtt(Arc::clone(app))),
             tokio::spawn(relay::log_database(Arc::clone(app))),
             tokio::spawn(list_devices(Arc::clone(app))),
         ];
-        Self { listeners, stop_sources, sources, stop_sinks, sinks, rest }
+        Self { listeners, stop_sources, sources, stop_sinks, sinks, writers, rest }
     }
 
-    /// Stops taking, writes what was taken, gives the lease back, says goodbye. Each step has its deadline.
-    async fn stop(self, app: &App) {
+    /// Stops taking, writes what was taken, gives the lease back, says goodbye. Each step has its deadline. Answers whether
+    /// everything that was taken is written.
+    async fn stop(self, app: &App, audits: &Audits, written_until: tokio::time::Instant) -> bool {
+        let step = || tokio::time::Instant::now() + STEP;
         let _ = self.stop_sources.send(true);
-        finish("sources", self.sources).await;
+        finish("sources", self.sources, step()).await;
         let _ = self.stop_sinks.send(true);
-        finish("sinks", self.sinks).await;
-        if !app.buffer.is_empty() {
-            tracing::error!(items = app.buffer.len(), "readings were not stored; another instance may have them");
+        let written_until = written_until.max(step());
+        tokio::join!(finish("sinks", self.sinks, step()), finish("writers", self.writers, written_until));
+        let (readings, refusals) = (app.buffer.len(), audits.give_up(app));
+        let is_written = readings == 0 && refusals == 0;
+        if !is_written {
+            tracing::error!(
+                readings_and_safety_changes = readings,
+                audits_of_refused_commands = refusals,
+                "not written: the database did not take them in time; of the readings another instance may have copies"
+            );
         }
         let left = app.mqtt.close(STEP / 2).await;
         for listener in self.listeners {
@@ -226,11 +250,11 @@ impl Parts {
         for task in self.rest {
             task.abort();
         }
+        is_written
     }
 }
 
-async fn finish(what: &str, tasks: Vec<JoinHandle<()>>) {
-    let until = tokio::time::Instant::now() + STEP;
+async fn finish(what: &str, tasks: Vec<JoinHandle<()>>, until: tokio::time::Instant) {
     for mut task in tasks {
         if tokio::time::timeout_at(until, &mut task).await.is_err() {
             task.abort();
@@ -244,20 +268,11 @@ async fn prepare_then_write(
     app: Arc<App>,
     start: Arc<Start>,
     writer: modax_health::Watchdog,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
-    let mut failures = 0_u64;
-    while let Err(error) = schema::prepare(&app.router, &app.outbox_schema, || writer.bump()).await {
-        writer.bump();
-        failures += 1;
-        if !error.is_transient() {
-            tracing::error!(%error, "the tables cannot be used; waiting for somebody to mend them");
-        } else if crate::app::worth_a_line(failures) {
-            tracing::warn!(%error, failures, "the tables are not ready");
-        }
-        if *stop.borrow() || tokio::time::timeout(RETRY_EVERY, stop.changed()).await.is_ok() {
-            return;
-        }
+    tokio::select! {
+        () = prepare(&app, &writer) => {}
+        () = nothing_to_write(&app, stop.clone()) => return,
     }
     start.has_tables();
     tracing::info!("the tables are ready");
@@ -275,6 +290,28 @@ async fn prepare_then_write(
     };
     ingest::write(app, writer, stop).await;
     partitions.abort();
+}
+
+async fn prepare(app: &App, writer: &modax_health::Watchdog) {
+    let mut failures = 0_u64;
+    while let Err(error) = schema::prepare(&app.router, &app.outbox_schema, || writer.bump()).await {
+        writer.bump();
+        failures += 1;
+        if !error.is_transient() {
+            tracing::error!(%error, "the tables cannot be used; waiting for somebody to mend them");
+        } else if crate::app::worth_a_line(failures) {
+            tracing::warn!(%error, failures, "the tables are not ready");
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+    }
+}
+
+/// Returns once the instance stops and holds nothing that needs the tables.
+async fn nothing_to_write(app: &App, mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+    while !app.buffer.is_empty() {
+        tokio::time::sleep(RETRY_EVERY).await;
+    }
 }
 
 /// Reads the list of devices again and again. Its failure changes nothing: what is known stays known.

@@ -17,8 +17,8 @@ use crate::{app::App, contract::CommandRequest};
 
 /// Longest wait for the database with one of them.
 const DEADLINE: Duration = Duration::from_millis(2_500);
-/// Longest time for the last of them when the instance stops: shorter than the stop waits for its parts.
-const LAST_WRITE: Duration = Duration::from_secs(3);
+/// Between two tries while the instance stops.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Audit records of blocked commands that wait for the database; more are counted and gone.
 const MAX_AUDITS: usize = 1_000;
 
@@ -87,21 +87,29 @@ impl Audits {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(waiting, _)| *waiting != command_id);
     }
 
-    /// Writes what waits, until `stop`; then what can be written by then. What stays is counted and lost.
+    /// Writes what waits, until `stop` is set and nothing is left.
     pub async fn run(&self, app: &App, mut stop: watch::Receiver<bool>) {
         while !*stop.borrow() {
             self.write(app).await;
             let _ = tokio::time::timeout(Duration::from_secs(1), stop.changed()).await;
         }
-        let in_time = tokio::time::timeout(LAST_WRITE, self.write(app)).await.is_ok();
+        loop {
+            self.write(app).await;
+            if self.first().is_none() {
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Counts and names what was not written; answers how many.
+    pub fn give_up(&self, app: &App) -> usize {
         let lost = self.take_all();
-        if !lost.is_empty() {
-            app.metrics.audits_shed.add(lost.len() as u64);
-            tracing::error!(lost = lost.len(), in_time, "audits of refused commands are lost: the database is away");
+        app.metrics.audits_shed.add(lost.len() as u64);
+        for (command_id, request) in &lost {
+            tracing::warn!(%command_id, command_type = request.command_type, "this refusal is in no audit");
         }
-        for (command_id, request) in lost {
-            tracing::error!(%command_id, command_type = request.command_type, "this refusal is in no audit");
-        }
+        lost.len()
     }
 
     async fn write(&self, app: &App) {
