@@ -1,5 +1,7 @@
 //! Two real control layers, a real PostgreSQL, a real broker, broken on purpose. Each test has a ground of its own.
 
+mod advice;
+mod end;
 mod frozen;
 mod late;
 mod layer;
