@@ -65,7 +65,7 @@ pub fn router(api: Api) -> Router {
         .route("/devices/{id}/data", get(device_data))
         .route("/devices/{id}/history", get(device_history))
         .route("/devices/{id}/ai-analysis", get(device_analysis))
-        .route("/control/command", post(command))
+        .route("/control/command", post(command).route_layer(middleware::from_fn(refuse_by_head)))
         .route("/control/commands/{id}", get(command_status))
         .route("/ai/status", get(ai_status))
         .route("/ws", get(live::all))
@@ -95,6 +95,32 @@ async fn within_deadline(request: Request, next: Next) -> Response {
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "timeout", "the request did not arrive in time").into_response()
         }
     }
+}
+
+/// What the head of a command says is enough to refuse it, before its body has come.
+async fn refuse_by_head(request: Request, next: Next) -> Response {
+    match head_refusal(request.headers()) {
+        Some(refusal) => refusal.into_response(),
+        None => next.run(request).await,
+    }
+}
+
+fn head_refusal(headers: &HeaderMap) -> Option<ApiError> {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    // hyper has refused what is no number.
+    if text(header::CONTENT_LENGTH).is_some_and(|length| length.parse::<usize>().map_or(true, |it| it > MAX_BODY_BYTES))
+    {
+        let message = format!("a body has at most {MAX_BODY_BYTES} bytes");
+        return Some(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large", message));
+    }
+    // Any page may have a browser send a form or plain text to any address; for JSON the browser asks us first, and is not
+    // answered as it needs. Programs send no `Origin`.
+    let kind = text(header::CONTENT_TYPE).and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    if headers.contains_key(header::ORIGIN) && !kind.trim().eq_ignore_ascii_case("application/json") {
+        let message = "a command from a page is application/json";
+        return Some(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
+    }
+    None
 }
 
 async fn require_key(State(api): State<Api>, request: Request, next: Next) -> Response {
@@ -336,5 +362,38 @@ fn write_metrics(app: &App, out: &mut String) {
     ];
     for (name, help, value) in counters {
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_refused_by_its_head_if_it_is_too_long_or_a_form_of_a_page() {
+        let refused = |pairs: &[(header::HeaderName, &str)]| {
+            let headers = pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).expect("text")));
+            head_refusal(&headers.collect()).map(|error| error.into_response().status().as_u16())
+        };
+        let (length, kind, page) = (header::CONTENT_LENGTH, header::CONTENT_TYPE, (header::ORIGIN, "http://evil"));
+        assert_eq!(refused(&[]), None);
+        assert_eq!(refused(&[(length.clone(), "65536")]), None);
+        for long in ["65537", "99999999999", "99999999999999999999999999"] {
+            assert_eq!(refused(&[(length.clone(), long)]), Some(413), "{long}");
+        }
+        for (given, is_refused) in [
+            ("application/json", false),
+            ("Application/JSON ; charset=utf-8", false),
+            ("text/plain", true),
+            ("text/plain; application/json", true),
+            ("application/x-www-form-urlencoded", true),
+            ("application/jsonp", true),
+            ("", true),
+        ] {
+            let kind = (kind.clone(), given);
+            assert_eq!(refused(&[kind.clone(), page.clone()]), is_refused.then_some(415), "{given}");
+            assert_eq!(refused(&[kind]), None, "no page: {given}");
+        }
+        assert_eq!(refused(&[(header::ORIGIN, "null")]), Some(415));
     }
 }

@@ -171,6 +171,15 @@ async fn bodies(layer: &Layer) {
             assert!(answer["message"].as_str().is_some_and(|text| text.contains(field)), "{field}: {answer}");
         }
     }
+    // Refused by what its head says: the body never comes.
+    let announced = "Content-Length: 99999999999\r\n";
+    refused(layer, "POST /control/command", announced, b"", 413).await;
+    // As any page may have an operator's browser send it.
+    let page = "Origin: http://elsewhere\r\nContent-Type: text/plain\r\n";
+    refused(layer, "POST /control/command", page, br#"{"command_type": "stop"}"#, 415).await;
+    refused(layer, "POST /api/v1/control/command", "Origin: null\r\n", br#"{"command_type": "stop"}"#, 415).await;
+    let page = "Origin: http://elsewhere\r\nContent-Type: application/json\r\n";
+    refused(layer, "POST /control/command", page, b"{", 400).await;
     // A chunk that is none ends the request, whoever says so.
     let broken = b"POST /control/command HTTP/1.1\r\nHost: modax\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n";
     assert_eq!(layer.raw(broken).await.0, 400);
