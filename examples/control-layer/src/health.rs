@@ -3,7 +3,8 @@
 //! `mqtt` and `database` are needed, and shared by all instances: their loss makes `/health` answer 503 and
 //! readiness merely degraded, because taking all instances out would help nobody. The AI layer is advisory. Private
 //! to an instance are its start (`started`: the tables are there, and a broker has answered each subscription once: an
-//! instance that does not hear the plant yet is no help) and its writer's life.
+//! instance that does not hear the plant yet is no help) and its writer's life. Brokers and database must have been seen once
+//! for the start, too: who has waited for `/ready` is not told by `/health` that they are away.
 
 use std::{
     sync::{
@@ -15,7 +16,7 @@ use std::{
 
 use modax_health::{CheckConfig, CheckError, ConfigError, Need, Prober, Registry, Scope, Watchdog};
 
-use crate::{app::App, contract::topic};
+use crate::{app::App, contract::topic, state::MAX_DEVICES};
 
 /// Longest turn of the writer that is no reason for a restart: it waits for the database in rounds of ten seconds, and at the
 /// start once for the migration of the outbox.
@@ -86,6 +87,8 @@ pub fn registry(
         }
     })
     .scope(Scope::Shared)
+    .startup_gate(true)
+    .rise(1)
     .interval(Duration::from_millis(500));
     let nodes = Arc::clone(app);
     let database = CheckConfig::new("database", move || {
@@ -101,12 +104,37 @@ pub fn registry(
         }
     })
     .scope(Scope::Shared)
+    .startup_gate(true)
+    .rise(1)
     .interval(Duration::from_secs(1));
     let drain = app.config.drain_time;
     let prober = Prober { interval: drain, timeout: Duration::ZERO, fall: 1, rise: 1 };
-    let builder = Registry::builder().check(starting).check(mqtt).check(database).watchdog(writer).prober(prober);
+    let builder = Registry::builder()
+        .check(starting)
+        .check(mqtt)
+        .check(database)
+        .check(devices(app))
+        .watchdog(writer)
+        .prober(prober);
     let builder = if app.config.ai_enabled { builder.check(ai_layer(app, http)) } else { builder };
     builder.build()
+}
+
+/// Says that there are more devices than the plant's memory takes: what the others report is acknowledged, and lost.
+fn devices(app: &Arc<App>) -> CheckConfig {
+    let app = Arc::clone(app);
+    CheckConfig::new("devices", move || {
+        let app = Arc::clone(&app);
+        async move { if app.plant.has_refused() { Err(CheckError::public(too_many_devices())) } else { Ok(()) } }
+    })
+    .need(Need::Optional)
+    .fall(1)
+    .rise(1)
+    .interval(Duration::from_secs(1))
+}
+
+fn too_many_devices() -> String {
+    format!("more than {MAX_DEVICES} devices: others are not stored; not safe until there are fewer and a restart")
 }
 
 fn ai_layer(app: &Arc<App>, http: &reqwest::Client) -> CheckConfig {

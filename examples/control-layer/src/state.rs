@@ -21,7 +21,7 @@ pub const HISTORY: usize = 1_000;
 /// A device that was not heard for this long is not online.
 const ONLINE: Duration = Duration::from_secs(10);
 /// Most devices of one plant; more are somebody's mistake and must not fill the memory.
-const MAX_DEVICES: usize = 10_000;
+pub const MAX_DEVICES: usize = 10_000;
 /// So far the clocks of an AI layer and of this machine may be apart.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
@@ -209,6 +209,11 @@ impl Plant {
         }
         inner.listed = true;
         refused
+    }
+
+    /// Whether there was no room for a device since the start.
+    pub fn has_refused(&self) -> bool {
+        self.lock().has_refused
     }
 
     /// Forgets a device.
