@@ -106,8 +106,7 @@ impl Client {
     /// pass, of a filter that had been granted before, as [`Event::SubscriptionPostponed`], and the broker is asked again.
     ///
     /// A broker is asked on each connection, also where it has kept our session: one that was restored from an older copy may
-    /// lack the newest wishes. In MQTT 3.1.1 it then sends again what it keeps as retained; in 5 only where it had
-    /// lost the wish, or for a filter with QoS 0, of which it kept nothing meanwhile.
+    /// lack the newest wishes. It then sends again what it keeps as retained.
     ///
     /// What the broker had kept for our session may arrive before this call. It waits for up to 10 s from the start of the
     /// client; what nobody has subscribed to by then is acknowledged, dropped and counted

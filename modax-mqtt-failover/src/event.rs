@@ -95,9 +95,10 @@ pub enum Event {
         /// How often within 30 s.
         takeovers: u32,
     },
-    /// A broker refused a filter that had been granted before, for a reason that may pass (0x80, 0x83, 0x97). The stream
-    /// stays: the broker is asked again after 1 s, 2 s and so on up to 64 s, and the next one at once. When it is granted the
-    /// stream gets a [`GapReason::RefusedForNow`](crate::GapReason).
+    /// A broker refused a filter that had been granted before, for a reason that [may pass](crate::Reason::is_transient), or
+    /// takes none of its kind (wildcards, a shared group, so long a filter) where another one did. The stream stays and gets a
+    /// [`GapReason::RefusedForNow`](crate::GapReason) now and when it is granted again; the event comes once until then. The
+    /// broker is asked again after 1 s, 2 s and so on, each 64 s in the end and for ever; the next one at once.
     SubscriptionPostponed {
         /// Which filter.
         filter: String,
@@ -262,7 +263,7 @@ pub enum GapReason {
     Reconnected,
     /// The reader was so slow that QoS 0 messages had to be dropped.
     Overflowed,
-    /// A broker had refused the filter for a while, and grants it again.
+    /// A broker refuses the filter that another one, or itself, had granted, or grants it again.
     RefusedForNow {
         /// The broker's code.
         code: u8,

@@ -370,8 +370,6 @@ pub enum Packet {
         id: PacketId,
         /// Filters with the highest level wanted.
         filters: Vec<(Arc<str>, Qos)>,
-        /// All were granted before: what is retained is sent only where the broker has them no more (MQTT 5 only).
-        repeats: bool,
     },
     /// Answer to [`Packet::Subscribe`], one code a filter: 0 to 2 granted, 0x80 and above refused.
     SubAck {

@@ -21,14 +21,11 @@ const DOUBLINGS: u32 = 6;
 pub struct Wish {
     /// The level wanted.
     pub qos: Qos,
-    /// Whether a broker of this process has ever granted it, or an earlier process may have left it in a session that is
-    /// about to be given up: else a first grant is no gap.
-    pub granted_before: bool,
+    /// The level a broker of this process granted last, if one ever did: else a first grant is no gap.
+    pub granted_before: Option<Qos>,
     /// Whether the present session has granted it.
     pub granted: bool,
-    /// Whether nobody has asked for more since a broker granted it: it need not send again what it has retained.
-    pub repeats: bool,
-    /// The code of a refusal that may pass, until a broker grants it again.
+    /// The code of a refusal that may pass, or that is this broker's alone, until a broker grants it again.
     pub refused: Option<u8>,
     /// Whether it is not asked for before its time.
     waits: bool,
@@ -41,17 +38,18 @@ pub struct Subscriptions {
     /// When the present broker is asked again for what it refused, and how often it was.
     ask_at: Option<Instant>,
     asked: u32,
+    /// The session is given up with what an earlier process may have left in it: a gap for all.
+    given_up: bool,
 }
 
 impl Subscriptions {
     /// Wants `filter`; true when a broker has to hear of it.
     pub fn want(&mut self, filter: Filter, qos: Qos) -> bool {
-        let wish = Wish { qos, granted_before: false, granted: false, repeats: false, refused: None, waits: false };
+        let wish = Wish { qos, granted_before: None, granted: false, refused: None, waits: false };
         let wish = self.wishes.entry(filter).or_insert(wish);
         let heard = wish.granted && wish.qos >= qos;
         wish.qos = wish.qos.max(qos);
         wish.granted = heard;
-        wish.repeats &= heard;
         wish.waits = false;
         !heard
     }
@@ -73,25 +71,40 @@ impl Subscriptions {
         self.wishes.keys().filter(|filter| matches(filter, topic)).count()
     }
 
-    /// A broker granted it; the code of the refusal that this ends.
-    pub fn granted(&mut self, filter: &Filter) -> Option<u8> {
+    /// A broker granted it at this level; the code of the refusal that this ends.
+    pub fn granted(&mut self, filter: &Filter, level: Qos) -> Option<u8> {
         let wish = self.wishes.get_mut(filter)?;
         wish.granted = true;
-        wish.granted_before = true;
-        wish.repeats = true;
-        wish.refused.take()
+        wish.granted_before = Some(level);
+        let ended = wish.refused.take();
+        if ended.is_some() && self.wishes.values().all(|wish| wish.refused.is_none()) {
+            self.asked = 0;
+        }
+        ended
     }
 
-    /// A broker refused what had been granted before, for a reason that may pass: it is asked again later, and the next
-    /// one at once.
-    pub fn postpone(&mut self, now: Instant, filter: &Filter, code: u8) {
-        let Some(wish) = self.wishes.get_mut(filter) else { return };
-        wish.refused = Some(code);
-        wish.waits = true;
+    /// A broker refused what had been granted before: the next one is asked at once, and this one later. True when that is
+    /// the first refusal since.
+    pub fn postpone(&mut self, now: Instant, filter: &Filter, code: u8) -> bool {
+        let is_first = self.suspend(filter, code);
         if self.ask_at.is_none() {
             self.ask_at = now.checked_add(FIRST_WAIT.saturating_mul(1 << self.asked.min(DOUBLINGS)));
             self.asked = self.asked.saturating_add(1);
         }
+        is_first
+    }
+
+    /// The same for what this broker never takes: only the next one is asked.
+    pub fn suspend(&mut self, filter: &Filter, code: u8) -> bool {
+        let Some(wish) = self.wishes.get_mut(filter) else { return false };
+        wish.waits = true;
+        wish.refused.replace(code).is_none()
+    }
+
+    /// Whether the present broker refuses something that was granted before.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.wishes.values().any(|wish| wish.waits)
     }
 
     /// When a broker is to be asked again.
@@ -119,10 +132,8 @@ impl Subscriptions {
     }
 
     /// The session is about to be given up, with all that it may have kept for them.
-    pub fn expect_gaps(&mut self) {
-        for wish in self.wishes.values_mut() {
-            wish.granted_before = true;
-        }
+    pub const fn expect_gaps(&mut self) {
+        self.given_up = true;
     }
 
     /// What the present session has not granted.
@@ -134,11 +145,13 @@ impl Subscriptions {
 
     /// The filters whose readers may have missed something, and why. `kept` says that the session went on.
     #[must_use]
-    pub fn gaps(&self, kept: bool, reason: GapReason) -> Vec<(Filter, GapReason)> {
-        let missed = |wish: &Wish| match (wish.granted_before, kept, wish.qos) {
-            (false, _, _) | (true, true, Qos::AtLeastOnce | Qos::ExactlyOnce) => None,
-            (true, true, Qos::AtMostOnce) => Some(GapReason::Reconnected),
-            (true, false, _) => Some(reason),
+    pub fn gaps(&mut self, kept: bool, reason: GapReason) -> Vec<(Filter, GapReason)> {
+        let given_up = std::mem::take(&mut self.given_up);
+        let missed = |wish: &Wish| match (wish.granted_before, kept) {
+            (None, _) if given_up => Some(reason),
+            (None, _) | (Some(Qos::AtLeastOnce | Qos::ExactlyOnce), true) => None,
+            (Some(Qos::AtMostOnce), true) => Some(GapReason::Reconnected),
+            (Some(_), false) => Some(reason),
         };
         self.wishes.iter().filter_map(|(filter, wish)| Some((Arc::clone(filter), missed(wish)?))).collect()
     }

@@ -38,6 +38,7 @@ impl Courier {
             }
             session::Output::Postponed { filter, code } => {
                 self.emit(Event::SubscriptionPostponed { filter: filter.to_string(), code });
+                self.outputs.push_back(Output::Gap { filter, reason: GapReason::RefusedForNow { code } });
             }
             session::Output::QosLowered { filter, requested, granted } => {
                 let filter = filter.map(|filter| filter.to_string());

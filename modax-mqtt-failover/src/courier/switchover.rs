@@ -1,7 +1,8 @@
 //! The way back to a preferred broker: what is on its way is finished, then one step to the other connection.
 //!
 //! Between independent brokers a second session stands on the new connection and has every filter before the old one is
-//! left; what the new broker delivers meanwhile waits until then. In a cluster the session moves as it is.
+//! left; what the new broker delivers meanwhile waits until then, and when that is too much the step is made at once. A
+//! broker that does not grant a filter is not gone back to. In a cluster the session moves as it is.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ const MOST_HELD_BYTES: usize = 16 << 20;
 enum Step {
     /// Transport and CONNECT are the failover's.
     Opening,
-    /// Until every filter is granted on the new connection.
+    /// Until every filter is granted on the new connection, or too much waits.
     Subscribing { until: Instant },
     /// Nothing new is sent.
     Draining { since: Instant, until: Instant },
@@ -167,7 +168,9 @@ impl Courier {
             Step::Opening => {}
             Step::Subscribing { until } => {
                 // The new session goes on asking once it has taken over.
-                if is_full || switchover.session().is_none_or(|session| !session.is_asking()) {
+                if switchover.session().is_some_and(|session| session.is_refused()) {
+                    self.failover.handle_input(now, failover::Input::Lost { attempt, by_peer: false });
+                } else if is_full || switchover.session().is_none_or(|session| !session.is_asking()) {
                     switchover.step = Step::Draining { since: now, until: now + DRAINING };
                     self.session.handle_input(now, session::Input::Hold(true));
                     self.settle_switchover(now);

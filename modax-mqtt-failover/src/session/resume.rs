@@ -6,7 +6,7 @@ use super::{Control, Output, Request, Session, State};
 use crate::{
     config::Topology,
     event::{Filter, GapReason},
-    packet::{Packet, PacketId, Qos, Version},
+    packet::{Packet, PacketId, Qos},
     reason::Reason,
 };
 
@@ -70,28 +70,43 @@ impl Session {
         missing.retain(|(filter, _)| {
             let refusal = self.filter_refusal(filter);
             if let Some(reason) = refusal {
-                self.subscriptions.drop_wish(filter);
-                self.outputs.push_back(Output::Refused { filter: Arc::clone(filter), code: reason.number() });
+                self.not_taken(filter, reason);
             }
             refusal.is_none()
         });
-        // In one packet all are alike: in MQTT 5 what was granted before is asked for without what is retained. With QoS 0
-        // nothing was kept for us meanwhile, so that what is retained is how a reader learns of the newest.
-        let repeats = |(filter, qos): &(Filter, Qos)| {
-            let kept = self.version == Version::V5 && *qos != Qos::AtMostOnce;
-            kept && self.subscriptions.get(filter).is_some_and(|wish| wish.repeats)
-        };
-        let (again, new): (Vec<_>, Vec<_>) = missing.into_iter().partition(repeats);
-        for (repeats, missing) in [(false, new), (true, again)] {
-            for filters in self.packets_of(missing, |(filter, _)| filter) {
-                let Some(id) = self.free_id() else {
-                    self.starved = true;
-                    return;
-                };
-                self.send(Packet::Subscribe { id, filters: filters.clone(), repeats });
-                self.control.insert(id, Control { sequence: self.sent, request: Request::Subscribe(filters) });
-            }
+        for filters in self.packets_of(missing, |(filter, _)| filter) {
+            let Some(id) = self.free_id() else {
+                self.starved = true;
+                return;
+            };
+            self.send(Packet::Subscribe { id, filters: filters.clone() });
+            self.control.insert(id, Control { sequence: self.sent, request: Request::Subscribe(filters) });
         }
+    }
+
+    /// This broker has no such filters. Where another one granted it, the next may again.
+    fn not_taken(&mut self, filter: &Filter, reason: Reason) {
+        let code = reason.number();
+        if self.subscriptions.get(filter).is_some_and(|wish| wish.granted_before.is_some()) {
+            let is_first = self.subscriptions.suspend(filter, code);
+            self.tell_postponed(filter, code, is_first);
+        } else {
+            self.subscriptions.drop_wish(filter);
+            self.outputs.push_back(Output::Refused { filter: Arc::clone(filter), code });
+        }
+    }
+
+    /// Once until it is granted again: a broker may be asked for ever.
+    fn tell_postponed(&mut self, filter: &Filter, code: u8, is_first: bool) {
+        if is_first {
+            self.outputs.push_back(Output::Postponed { filter: Arc::clone(filter), code });
+        }
+    }
+
+    /// Whether this broker refuses a filter that was granted before.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.subscriptions.is_refused()
     }
 
     /// When that is to be done again, of what was refused for a while.
@@ -149,9 +164,10 @@ impl Session {
         for ((filter, requested), code) in filters.into_iter().zip(codes.iter().copied()) {
             let Some(wish) = self.subscriptions.get(&filter).copied() else { continue };
             let Some(qos) = Qos::from_level(code) else {
-                if wish.granted_before && Reason::new(code).is_failure() && Reason::new(code).is_transient() {
-                    self.subscriptions.postpone(now, &filter, code);
-                    self.outputs.push_back(Output::Postponed { filter, code });
+                let may_pass = Reason::new(code).is_failure() && Reason::new(code).is_transient();
+                if may_pass && wish.granted_before.is_some() {
+                    let is_first = self.subscriptions.postpone(now, &filter, code);
+                    self.tell_postponed(&filter, code, is_first);
                     continue;
                 }
                 self.subscriptions.drop_wish(&filter);
@@ -161,7 +177,7 @@ impl Session {
             self.outputs.push_back(Output::Granted { filter: Arc::clone(&filter), qos });
             // A wish that was raised meanwhile has a SUBSCRIBE of its own.
             if wish.qos <= requested
-                && let Some(code) = self.subscriptions.granted(&filter)
+                && let Some(code) = self.subscriptions.granted(&filter, qos)
             {
                 let reason = GapReason::RefusedForNow { code };
                 self.outputs.push_back(Output::Gap { filter: Arc::clone(&filter), reason });

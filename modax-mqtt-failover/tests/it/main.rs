@@ -19,8 +19,8 @@ mod scouting;
 mod session_tables;
 mod simulation;
 mod storm;
-#[cfg(feature = "ring")]
 mod switchover;
+#[cfg(feature = "ring")]
 mod tls;
 mod transport;
 mod version5;

@@ -200,10 +200,9 @@ fn show_packet(packet: &Packet) -> String {
         Packet::PubRec { id, .. } => format!("PUBREC {id}"),
         Packet::PubRel { id, code } => coded("PUBREL", *id, *code),
         Packet::PubComp { id, code } => coded("PUBCOMP", *id, *code),
-        Packet::Subscribe { id, filters, repeats } => {
-            let repeats = if *repeats { " repeats" } else { "" };
+        Packet::Subscribe { id, filters } => {
             let filters = filters.iter().map(|(filter, qos)| format!(" {filter}:{}", qos.level()));
-            format!("SUBSCRIBE {id}{}{repeats}", filters.collect::<String>())
+            format!("SUBSCRIBE {id}{}", filters.collect::<String>())
         }
         Packet::Unsubscribe { id, filters } => {
             let filters = filters.iter().map(|filter| format!(" {filter}"));

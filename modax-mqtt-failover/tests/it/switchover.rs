@@ -13,14 +13,17 @@ use modax_mqtt_failover::{
     packet::{ConnectCode, Limits, Packet, PacketId, Publish, PublishProperties},
 };
 
-/// Answers for two brokers; the preferred one is away at first, and answers no SUBSCRIBE.
+/// Answers for two brokers; the preferred one is away at first.
 struct Brokers {
     now: Instant,
     courier: Courier,
     attempts: BTreeMap<u64, usize>,
     away: bool,
-    /// The connection to the preferred broker on which the filters wait for their answer.
+    /// What the preferred broker says to a SUBSCRIBE, if anything.
+    code: Option<u8>,
+    /// The connection to it on which filters were asked for last, and how often that was.
     asked: Option<u64>,
+    questions: usize,
     connected: usize,
     failed_back: bool,
 }
@@ -50,11 +53,13 @@ impl Brokers {
                 let (code, limits) = (ConnectCode::Accepted, Limits::default());
                 Packet::ConnAck { session_present: false, code, limits }
             }
-            Packet::Subscribe { .. } if self.attempts.get(&attempt) == Some(&0) => {
+            Packet::Subscribe { id, .. } if self.attempts.get(&attempt) == Some(&0) => {
                 self.asked = Some(attempt);
-                return;
+                self.questions += 1;
+                let Some(code) = self.code else { return };
+                Packet::SubAck { id, codes: vec![code] }
             }
-            Packet::Subscribe { id, filters, .. } => Packet::SubAck { id, codes: vec![1; filters.len()] },
+            Packet::Subscribe { id, filters } => Packet::SubAck { id, codes: vec![1; filters.len()] },
             Packet::PingReq => Packet::PingResp,
             _ => return,
         };
@@ -76,18 +81,43 @@ impl Brokers {
     }
 }
 
-#[test]
-fn what_waits_for_the_step_is_bounded_in_bytes_also_before_the_filters_are_granted() {
+/// The second broker serves, and the preferred one is back.
+fn back_at_the_preferred(code: Option<u8>) -> Brokers {
     let mut config = Config::from_urls("moves", ["mqtt://a", "mqtt://b"]).unwrap();
     config.selection = Selection::priority().failback_after(Duration::from_secs(1));
     let now = Instant::now();
-    let courier = Courier::new(&config, now);
-    let attempts = BTreeMap::new();
-    let mut brokers = Brokers { now, courier, attempts, away: true, asked: None, connected: 0, failed_back: false };
+    let mut brokers = Brokers {
+        now,
+        courier: Courier::new(&config, now),
+        attempts: BTreeMap::new(),
+        away: true,
+        code,
+        asked: None,
+        questions: 0,
+        connected: 0,
+        failed_back: false,
+    };
     brokers.tell(Input::Subscribe { filter: Arc::from("a/#"), qos: Qos::AtLeastOnce });
     brokers.tell(Input::Start);
     brokers.until("the second broker", |brokers| brokers.connected == 1);
     brokers.away = false;
+    brokers
+}
+
+#[test]
+fn a_broker_that_refuses_a_filter_for_now_is_not_gone_back_to() {
+    let mut brokers = back_at_the_preferred(Some(0x97));
+    for tries in 1..=3 {
+        brokers.until("the question beside", |brokers| brokers.questions == tries);
+        assert!(!brokers.failed_back, "at try {tries}");
+    }
+    brokers.code = Some(1);
+    brokers.until("the step", |brokers| brokers.failed_back);
+}
+
+#[test]
+fn what_waits_for_the_step_is_bounded_in_bytes_also_before_the_filters_are_granted() {
+    let mut brokers = back_at_the_preferred(None);
     brokers.until("the question beside", |brokers| brokers.asked.is_some());
     let attempt = brokers.asked.unwrap();
     assert!(!brokers.failed_back);

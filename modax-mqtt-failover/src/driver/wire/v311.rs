@@ -23,7 +23,7 @@ pub(super) fn encode(packet: &Packet, out: &mut BytesMut) -> Result<(), WireErro
         Packet::PubRec { id, .. } => v4::Packet::PubRec(v4::PubRec { pkid: id.number() }),
         Packet::PubRel { id, .. } => v4::Packet::PubRel(v4::PubRel { pkid: id.number() }),
         Packet::PubComp { id, .. } => v4::Packet::PubComp(v4::PubComp { pkid: id.number() }),
-        Packet::Subscribe { id, filters, .. } => {
+        Packet::Subscribe { id, filters } => {
             let filters =
                 filters.iter().map(|(filter, qos)| v4::SubscribeFilter { path: filter.to_string(), qos: level(*qos) });
             let mut subscribe = v4::Subscribe::new_many(filters);

@@ -17,13 +17,11 @@ pub(super) fn encode(packet: &Packet, out: &mut BytesMut) -> Result<(), WireErro
         Packet::PubRec { id, code } => write_ack(0x50, *id, *code, out),
         Packet::PubRel { id, code } => write_ack(0x62, *id, *code, out),
         Packet::PubComp { id, code } => write_ack(0x70, *id, *code, out),
-        Packet::Subscribe { id, filters, repeats } => {
-            // Retain Handling 1 (MQTT 5, 3.8.3.1).
-            let options = u8::from(*repeats) << 4;
+        Packet::Subscribe { id, filters } => {
             let mut body = with_id(*id);
             for (filter, qos) in filters {
                 put_text(&mut body, filter.as_bytes())?;
-                body.put_u8(qos.level() | options);
+                body.put_u8(qos.level());
             }
             put_frame(0x82, &body, out)
         }

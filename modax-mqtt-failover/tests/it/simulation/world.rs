@@ -716,7 +716,9 @@ impl World {
             }
             if other != index && self.brokers[index].session.is_none() {
                 let mut session = self.brokers[other].session.take();
-                session.iter_mut().for_each(|session| session.moved = true);
+                if let Some(session) = session.as_mut() {
+                    session.moved = true;
+                }
                 self.brokers[index].session = session;
             }
         }

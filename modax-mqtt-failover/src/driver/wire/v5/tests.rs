@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use rumqttc::v5::mqttbytes::{QoS, v5 as theirs, v5::RetainForwardRule};
+use rumqttc::v5::mqttbytes::{QoS, v5 as theirs};
 
 use super::super::{decode, encode};
 use super::*;
@@ -152,13 +152,7 @@ fn another_codec_reads_our_other_packets_the_same() {
     let filters = vec![(Arc::clone(&filter), Qos::AtLeastOnce), (Arc::clone(&other), Qos::ExactlyOnce)];
     let theirs_of = |packet: &Packet| theirs::Packet::read(&mut bytes_of(packet), None).unwrap();
 
-    for (repeats, handling) in [(false, RetainForwardRule::OnEverySubscribe), (true, RetainForwardRule::OnNewSubscribe)]
-    {
-        let packet = Packet::Subscribe { id: id(7), filters: filters.clone(), repeats };
-        let theirs::Packet::Subscribe(read) = theirs_of(&packet) else { panic!() };
-        assert!(read.filters.iter().all(|filter| filter.retain_forward_rule == handling));
-    }
-    let packet = Packet::Subscribe { id: id(7), filters, repeats: false };
+    let packet = Packet::Subscribe { id: id(7), filters };
     let theirs::Packet::Subscribe(read) = theirs_of(&packet) else { panic!() };
     let paths: Vec<_> = read.filters.iter().map(|filter| (filter.path.as_str(), filter.qos)).collect();
     assert_eq!((read.pkid, paths), (7, vec![("a/+", QoS::AtLeastOnce), ("$share/g/b/#", QoS::ExactlyOnce)]));
