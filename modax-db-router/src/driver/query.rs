@@ -77,8 +77,8 @@ struct Question<'a> {
 enum Proof {
     /// A replica whose position is not known to be there yet.
     Replayed(WriteToken),
-    /// The primary. It has every write of its history, unless it was set back to an older copy of its files, which no
-    /// identifier tells.
+    /// The primary. It has every write of its history, unless it crashed before it wrote down an asynchronous one, or was
+    /// set back to an older copy of its files, which no identifier tells; until it has written as much again.
     Kept(WriteToken),
 }
 

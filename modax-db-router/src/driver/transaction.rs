@@ -12,12 +12,12 @@ use tokio_postgres::error::Severity;
 use tokio_postgres::types::ToSql;
 
 use super::acquire::Acquired;
-use super::evidence::{AFTER_COMMIT, BEFORE_COMMIT, Before, columns, durability, read_before};
+use super::evidence::{AFTER_COMMIT, BEFORE_COMMIT, Before, columns, durability, read_before, token_position};
 use super::pool::Checkout;
 use super::{Shared, now};
 use crate::commit::{Evidence, UnknownBecause};
 use crate::error::WriteError;
-use crate::lsn::{Lsn, WriteToken};
+use crate::lsn::WriteToken;
 use crate::observation::Incarnation;
 use crate::policy::retry::{Reaction, pause_after_break, pause_before, react};
 use crate::topology::NodeId;
@@ -255,7 +255,7 @@ impl Shared {
         match committed {
             Some(Ok(())) => {
                 let warned = checkout.warnings() != warnings;
-                let after = after.and_then(Result::ok).and_then(|messages| columns::<3>(&messages));
+                let after = after.and_then(Result::ok).and_then(|messages| columns::<4>(&messages));
                 let whole = after.is_some();
                 if whole {
                     checkout.give_back();
@@ -281,7 +281,7 @@ impl Shared {
         &self,
         place: &Place,
         before: &Before,
-        after: Option<[Option<String>; 3]>,
+        after: Option<[Option<String>; 4]>,
         warned: bool,
         value: T,
     ) -> Attempt<T> {
@@ -294,8 +294,8 @@ impl Shared {
         if replaced {
             return self.settle_commit(place, &before.evidence, None, value).await;
         }
-        let [position, synchronous, loaded] = after.unwrap_or_default();
-        let lsn = position.and_then(|text| text.parse().ok()).map(Lsn::end_of_record);
+        let [inserted, flushed, synchronous, loaded] = after.unwrap_or_default();
+        let lsn = token_position(before, inserted.as_deref(), flushed.as_deref());
         let token = lsn.map(|lsn| WriteToken::new(place.incarnation.system, place.incarnation.timeline, lsn));
         let synchronous = synchronous.map(|text| text == "t");
         let unchanged = loaded.is_some() && loaded == before.loaded;

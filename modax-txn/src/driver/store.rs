@@ -271,6 +271,7 @@ fn read_message(row: &Row) -> Result<Fetched, Error> {
     let payload: Vec<u8> = row.try_get(3)?;
     // Whoever may insert may write an array here that is no list of texts: it must not hold up the rows behind it.
     let (headers, fault) = match row.try_get::<_, Option<Vec<String>>>(4) {
+        Ok(Some(headers)) if headers.len() % 2 == 1 => (Vec::new(), Some("headers: a name without a value".to_owned())),
         Ok(headers) => (headers.unwrap_or_default(), None),
         Err(error) => (Vec::new(), Some(format!("headers: {}", source(&error)))),
     };
