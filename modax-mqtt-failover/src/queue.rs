@@ -298,23 +298,24 @@ impl Backlog {
         }
     }
 
-    /// Removes one waiting message whose time to live has ended.
+    /// Removes one message that was not handed out and whose time to live has ended.
     pub fn expire(&mut self, now: Instant) -> Option<Admitted> {
         let (at, id) = self.next_expiry()?;
         if at > now {
             return None;
         }
-        self.remove_waiting(id)
+        self.yielding.remove(id).or_else(|| self.remove_waiting(id))
     }
 
-    /// When the next waiting message expires.
+    /// When the next message that was not handed out expires.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.next_expiry().map(|(at, _)| at)
     }
 
     fn next_expiry(&self) -> Option<(Instant, MessageId)> {
-        self.expiries.iter().find(|(_, id)| self.is_written(*id)).copied()
+        let waiting = self.expiries.iter().find(|(_, id)| self.is_written(*id)).copied();
+        [waiting, self.yielding.next_expiry()].into_iter().flatten().min()
     }
 
     /// Removes everything that waits, in order.

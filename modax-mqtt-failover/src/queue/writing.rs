@@ -16,11 +16,13 @@ pub(super) struct Yielding {
     messages: BTreeMap<MessageId, Admitted>,
     /// The newer one and the older one; that may have been sent meanwhile.
     pairs: BTreeSet<(MessageId, MessageId)>,
+    expiries: BTreeSet<(Instant, MessageId)>,
 }
 
 impl Yielding {
     fn insert(&mut self, admitted: Admitted, to: MessageId) {
         self.pairs.insert((to, admitted.id));
+        self.expiries.extend(admitted.expires_at.map(|at| (at, admitted.id)));
         self.messages.insert(admitted.id, admitted);
     }
 
@@ -28,7 +30,7 @@ impl Yielding {
         let pairs: Vec<_> = self.pairs.range((to, MessageId::new(0))..=(to, to)).copied().collect();
         let remove = |pair: (MessageId, MessageId)| {
             self.pairs.remove(&pair);
-            self.messages.remove(&pair.1)
+            self.remove(pair.1)
         };
         pairs.into_iter().filter_map(remove).collect()
     }
@@ -40,8 +42,17 @@ impl Yielding {
         self.messages.iter().find(|(_, admitted)| lives(admitted)).map(|(id, _)| *id)
     }
 
+    /// The first that expires: a disk that does not answer keeps nobody waiting for that.
+    pub(super) fn next_expiry(&self) -> Option<(Instant, MessageId)> {
+        self.expiries.first().copied()
+    }
+
     pub(super) fn remove(&mut self, id: MessageId) -> Option<Admitted> {
-        self.messages.remove(&id)
+        let removed = self.messages.remove(&id)?;
+        if let Some(at) = removed.expires_at {
+            self.expiries.remove(&(at, id));
+        }
+        Some(removed)
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Admitted> + use<> {
@@ -183,6 +194,50 @@ mod tests {
         assert_eq!(backlog.messages(), 4, "one above the limit, and nothing new before it is below");
         assert_eq!(backlog.take(now).map(|admitted| admitted.id), Some(newer));
         assert_eq!(backlog.admit(now, &Message::new("t", "")), Admission::Full);
+    }
+
+    #[test]
+    fn what_is_to_make_room_expires_in_its_time_and_is_then_neither_shed_nor_put_back() {
+        for refused in [false, true] {
+            let mut backlog = on_disk(WhenFull::ShedOldest);
+            let now = crate::driver::now();
+            let dies_after = Duration::from_secs(1);
+            let mortal = Message::new("t", "").expires_in(dies_after);
+            let Admission::Admitted { id, .. } = backlog.admit(now, &mortal) else { panic!("there is room") };
+            backlog.written(MessageId::new(id.number() + 1));
+            store(&mut backlog, "t");
+            store(&mut backlog, "t");
+            let newer = admit(&mut backlog, "t");
+            assert_eq!(backlog.poll_timeout(), Some(now + dies_after), "the disk has not answered");
+            assert!(backlog.expire(now).is_none(), "it lives");
+
+            let expired = backlog.expire(now + dies_after);
+
+            assert_eq!(expired.map(|admitted| admitted.id), Some(id));
+            assert_eq!((backlog.poll_timeout(), backlog.messages()), (None, 3));
+            if refused {
+                assert!(backlog.withdraw(newer).is_some());
+            } else {
+                assert!(backlog.stored(newer).is_empty(), "it has its outcome");
+            }
+            assert_eq!(backlog.messages(), if refused { 2 } else { 3 });
+        }
+    }
+
+    #[test]
+    fn what_came_back_expires_in_its_time() {
+        let mut backlog = on_disk(WhenFull::ShedOldest);
+        let now = crate::driver::now();
+        let mortal = Message::new("t", "").expires_in(Duration::from_secs(1));
+        for _ in 0..3 {
+            let Admission::Admitted { id, .. } = backlog.admit(now, &mortal) else { panic!("there is room") };
+            backlog.written(MessageId::new(id.number() + 1));
+        }
+        refuse(&mut backlog, "t");
+        let later = now + Duration::from_secs(1);
+        let expired: Vec<_> = std::iter::from_fn(|| backlog.expire(later)).collect();
+        assert_eq!(numbers(expired), [0, 1, 2], "each once");
+        assert_eq!((backlog.poll_timeout(), backlog.messages(), backlog.bytes()), (None, 0, 0));
     }
 
     #[test]
