@@ -211,6 +211,8 @@ impl Inflight {
     /// Notes a PUBREC; the PUBREL is then pending.
     pub fn mark_received(&mut self, message: MessageId) {
         if let Some(entry) = self.entries.get_mut(&message) {
+            // An answer on the last connection may come on this one, before it is sent again.
+            self.unsent = self.unsent.saturating_sub(usize::from(entry.phase == Phase::Pending));
             entry.phase = Phase::ReleasePending;
             self.pending.insert(message);
         }
