@@ -146,7 +146,7 @@
 //!   its highest QoS, or retained where it keeps nothing is rejected to its caller, and what is behind it goes on. In
 //!   3.1.1 a broker can only close the connection: see the next section. QoS 2 messages that an earlier process left open
 //!   may take all places of its receive maximum: a broker that closes with 0x93 for that gets a new session, and readers
-//!   get a [`Received::Gap`].
+//!   get a [`Received::Gap`]. QoS 2 messages that were on their way in the old one are published again, and may arrive twice.
 //! - **Time**: [`Message::expires_in`] goes along, as what is left of it; [`ClientBuilder::session_expiry`] says how long a
 //!   broker keeps our session (default one hour), [`ClientBuilder::will_delay`] how long it waits with the will.
 //! - **[User properties](Message::user_property)**, also through a disk queue, and [of what arrives](Delivery::user_properties).

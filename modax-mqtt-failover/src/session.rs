@@ -87,6 +87,8 @@ pub struct Session {
     doubtful_until: Option<Instant>,
     /// The broker counts against us what we do not know of: the next CONNECT begins a new session.
     begins_anew: bool,
+    /// The generation in which a broker last closed for more than it takes (0x93).
+    overfull_in: Option<u64>,
     /// Grows with each new session on a broker.
     generation: u64,
     next_id: PacketId,
@@ -150,6 +152,7 @@ impl Session {
             doubtful: false,
             doubtful_until: None,
             begins_anew: false,
+            overfull_in: None,
             generation: 0,
             next_id: PacketId::FIRST,
             inflight: Inflight::default(),

@@ -35,12 +35,15 @@ impl Session {
 
     /// The broker says goodbye. It may do so for more messages than it takes although we kept to what it said: then its session
     /// holds what an earlier process, or an older copy of the session, left open. We cannot release what we do not know, so
-    /// that only a new session helps, and readers are told what that means for them.
+    /// that only a new session helps, and readers are told what that means for them. One of our own is gone on with once: the
+    /// second time it is overfull for good, even where each connection brings some answers.
     pub(super) fn dismissed(&mut self, reason: Reason) {
-        let is_stuck = self.inflight.is_inherited() || self.answers == 0;
-        if reason == Reason::RECEIVE_MAXIMUM_EXCEEDED && self.is_up() && is_stuck {
-            self.begins_anew = true;
-            self.subscriptions.expect_gaps();
+        if reason == Reason::RECEIVE_MAXIMUM_EXCEEDED && self.is_up() {
+            let again = self.overfull_in.replace(self.generation) == Some(self.generation);
+            if again || self.inflight.is_inherited() || self.answers == 0 {
+                self.begins_anew = true;
+                self.subscriptions.expect_gaps();
+            }
         }
         self.outputs.push_back(Output::Dismissed(reason));
     }
