@@ -82,8 +82,12 @@ impl Session {
         if !self.limits.wildcards_available && filter.contains(['+', '#']) {
             return Some(Reason::NO_WILDCARDS);
         }
-        let bytes = filter.len().saturating_add(FILTER_BYTES);
-        (!self.filters_fit(bytes)).then_some(Reason::PACKET_TOO_LARGE)
+        (!self.filter_fits(filter)).then_some(Reason::PACKET_TOO_LARGE)
+    }
+
+    /// Whether this broker takes a packet with this filter alone.
+    pub(super) fn filter_fits(&self, filter: &str) -> bool {
+        self.filters_fit(filter.len().saturating_add(FILTER_BYTES))
     }
 
     /// Divides filters so that each part is one packet that this broker takes.

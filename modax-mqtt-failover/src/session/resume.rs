@@ -121,10 +121,13 @@ impl Session {
         }
     }
 
-    /// Tells the broker what is not wanted any more.
+    /// Tells the broker what is not wanted any more, but for what it would close the connection on: it may take that on a
+    /// later one.
     pub(super) fn withdraw(&mut self) {
-        let filters: Vec<_> = std::mem::take(&mut self.unwanted).into_iter().collect();
-        for filters in self.packets_of(filters, |filter| filter) {
+        let all = std::mem::take(&mut self.unwanted);
+        let (fitting, kept) = all.into_iter().partition::<Vec<_>, _>(|filter| self.filter_fits(filter));
+        self.unwanted.extend(kept);
+        for filters in self.packets_of(fitting, |filter| filter) {
             let Some(id) = self.free_id() else {
                 self.starved = true;
                 self.unwanted.extend(filters);
