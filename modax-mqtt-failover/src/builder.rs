@@ -171,12 +171,13 @@ impl ClientBuilder {
         self
     }
 
-    /// Said first on each connection, before anything else; default none. Usually [retained](Message::retained) and on the
+    /// Said first on each connection, before any other message; default none. Usually [retained](Message::retained) and on the
     /// topic of the will, which it contradicts: the client then watches for its own will, and says this again when a broker
     /// publishes it although the client lives (it was left in a failover, or took an old connection for the present one).
     /// A client that is closed says nothing more: publish the farewell before, if there is to be one.
     ///
-    /// At most QoS 1, and another payload than the will's.
+    /// At most QoS 1, and another payload than the will's. Where both have one topic, that can be subscribed to: no control
+    /// character, no non-character, at most 200 levels.
     pub fn on_connect(mut self, message: Message) -> Self {
         self.config.on_connect = Some(message);
         self

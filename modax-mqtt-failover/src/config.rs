@@ -157,9 +157,10 @@ pub struct Config {
     /// The largest packet a broker may send us, in bytes (MQTT 5); default none, because a broker drops a larger one
     /// without a word.
     pub max_packet_bytes: Option<u32>,
-    /// Said first on each connection, before anything else; default none. Usually retained and on the topic of the will,
+    /// Said first on each connection, before any other message; default none. Usually retained and on the topic of the will,
     /// which it then contradicts: the will is watched for, and this said again when a broker publishes it although we
-    /// live. At most QoS 1, and another payload than the will's.
+    /// live. At most QoS 1, and another payload than the will's. Where both have one topic, that can be subscribed to
+    /// ([`check_filter`]).
     pub on_connect: Option<Message>,
     /// How long a broker waits with the will for us to come back (MQTT 5), in whole seconds; default none, which is 10 s:
     /// longer than a failover, so that a client that lives on elsewhere or comes back is not mourned.
@@ -291,8 +292,10 @@ impl Config {
         refuse(said.user_properties.check().is_ok(), "a user property is too long or holds a NUL character")?;
         refuse(said.qos <= Qos::AtLeastOnce, "at most QoS 1")?;
         refuse(said.expires_in.is_none(), "never expires: it is said again on each connection")?;
-        let repeats = |will: &Message| will.topic == said.topic && will.payload == said.payload;
-        refuse(!self.will.as_ref().is_some_and(repeats), "says the same as the will")
+        let Some(will) = self.will.as_ref().filter(|will| will.topic == said.topic) else { return Ok(()) };
+        refuse(will.payload != said.payload, "says the same as the will")?;
+        // It is watched on each connection.
+        refuse(check_filter(&said.topic).is_ok(), "topic is the will's as well, and cannot be subscribed to")
     }
 
     /// Finds contradictions.

@@ -137,13 +137,18 @@ async fn settings_of_mqtt_5_are_refused_by_name_on_3_1_1_and_where_they_contradi
         assert_eq!(refused(old), ConfigError::NeedsVersion5 { field });
     }
     let new = || builder().version(Version::V5);
+    let watched = |topic: &str| new().will(Message::new(topic, "gone")).on_connect(Message::new(topic, "here"));
+    let unwatched = new().will(will()).on_connect(Message::new("a\u{1}", "here"));
+    assert!(watched("a").build().is_ok() && unwatched.build().is_ok());
     let contradictions = [
         (new().clean_session(true).session_expiry(Duration::from_secs(1)), "session_expiry"),
         (new().receive_maximum(0), "receive_maximum"),
         (new().max_packet_bytes(10), "max_packet_bytes"),
         (new().will(will()).on_connect(will()), "on_connect: says the same"),
         (new().on_connect(will().exactly_once()), "on_connect: at most QoS 1"),
-        (new().on_connect(Message::new("a/#", "")), "on_connect: topic"),
+        (new().on_connect(Message::new("a/#", "")), "on_connect: topic is empty"),
+        (watched(&vec!["a"; 201].join("/")), "on_connect: topic is the will's"),
+        (watched("a\u{1}"), "on_connect: topic is the will's"),
         (new().will_delay(Duration::from_secs(1)), "will_delay"),
     ];
     for (builder, named) in contradictions {
