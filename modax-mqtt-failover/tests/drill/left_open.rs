@@ -14,6 +14,9 @@ use crate::{DEADLINE, serving};
 /// mosquitto's own receive maximum; the testbed has it unlimited.
 const PLACES: u8 = 20;
 
+/// Of what expires half-way: longer than it takes to be on its way on the slowest machine.
+const LIFE: Duration = Duration::from_secs(10);
+
 async fn broker(ground: &Ground) -> Mosquitto {
     let extra = format!("max_inflight_messages {PLACES}");
     ground.mosquitto_with(MosquittoOptions { extra, ..MosquittoOptions::default() }).await.expect("mosquitto")
@@ -54,9 +57,11 @@ async fn what_expired_half_way_keeps_no_place_at_the_broker() {
     proxy.set(Direction::ToClient, Fault::Blackhole);
     let mut receipts = Vec::new();
     for number in 0..PLACES {
-        let message = Message::new("drill/x", number.to_string()).exactly_once().expires_in(Duration::from_secs(1));
+        let message = Message::new("drill/x", number.to_string()).exactly_once().expires_in(LIFE);
         receipts.push(client.publish(message).await.expect("admitted"));
     }
+    let all = async || client.stats().inflight == usize::from(PLACES);
+    wait::until(LIFE, "all are on their way", all).await.expect("a place is left");
     for receipt in receipts {
         let outcome = tokio::time::timeout(DEADLINE, receipt.acked()).await.expect("in time");
         assert_eq!(outcome, Outcome::Expired { maybe_delivered: true });
