@@ -99,7 +99,8 @@ impl Inflight {
         self.left_open.extend(entry.and_then(|entry| entry.id));
     }
 
-    /// How many were left open and not released yet: the broker may hold a place of its receive maximum for each.
+    /// How many were left open and are not released, or not known to be (no PUBCOMP yet): the broker may hold a place of its
+    /// receive maximum for each.
     #[must_use]
     pub fn left_open(&self) -> usize {
         self.left_open.len().saturating_add(self.released.len())

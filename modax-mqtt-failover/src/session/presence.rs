@@ -54,7 +54,7 @@ impl Presence {
 }
 
 impl Session {
-    /// Says who we are, before anything else on a connection.
+    /// Says who we are, before anything else on a connection but the release of what was left open.
     pub(super) fn announce(&mut self) {
         self.presence.is_due = false;
         let Some(message) = self.presence.announcement.clone() else { return };
