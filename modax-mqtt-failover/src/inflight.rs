@@ -65,6 +65,10 @@ pub struct Inflight {
     /// to be sent on this connection, and those for which it went out there as which packet.
     left_open: BTreeSet<PacketId>,
     released: BTreeMap<PacketId, u64>,
+    /// The broker knows QoS 2. One of MQTT 3.1.1 that does not (NATS 2.9) closes the connection on it, and on its PUBREL.
+    knows_qos_2: bool,
+    /// What was given up where that is not known; released before its identifier is used again.
+    unanswered: BTreeSet<PacketId>,
     expiries: BTreeSet<(Instant, MessageId)>,
 }
 
@@ -96,7 +100,14 @@ impl Inflight {
     /// Notes that a message is about to be given up: what the broker may have of it (QoS 2) stays open there.
     pub fn leave_open(&mut self, message: MessageId) {
         let entry = self.entries.get(&message).filter(|entry| entry.admitted.message.qos == Qos::ExactlyOnce);
-        self.left_open.extend(entry.and_then(|entry| entry.id));
+        let open = if self.knows_qos_2 { &mut self.left_open } else { &mut self.unanswered };
+        open.extend(entry.and_then(|entry| entry.id));
+    }
+
+    /// The broker has answered a QoS 2 message, or says that it takes them.
+    pub fn mark_qos_2(&mut self) {
+        self.knows_qos_2 = true;
+        self.left_open.append(&mut self.unanswered);
     }
 
     /// How many were left open and are not released, or not known to be (no PUBCOMP yet): the broker may hold a place of its
@@ -130,15 +141,16 @@ impl Inflight {
         self.free.is_some()
     }
 
-    /// Whether an earlier process may have left a QoS 2 message open under this identifier.
+    /// Whether an earlier process may have left a QoS 2 message open under this identifier, or we have, at a broker that may
+    /// know none.
     #[must_use]
     pub fn may_be_open(&self, id: PacketId) -> bool {
-        self.free.as_ref().is_some_and(|free| !free.contains(&id))
+        self.unanswered.contains(&id) || self.free.as_ref().is_some_and(|free| !free.contains(&id))
     }
 
     /// Notes that the broker has released what may have been left open; true when that was not known.
     pub fn mark_free(&mut self, id: PacketId) -> bool {
-        let was_left = self.left_open.remove(&id) | self.released.remove(&id).is_some();
+        let was_left = self.left_open.remove(&id) | self.released.remove(&id).is_some() | self.unanswered.remove(&id);
         self.free.as_mut().is_some_and(|free| free.insert(id)) || was_left
     }
 
@@ -211,6 +223,7 @@ impl Inflight {
 
     /// Notes a PUBREC; the PUBREL is then pending.
     pub fn mark_received(&mut self, message: MessageId) {
+        self.mark_qos_2();
         if let Some(entry) = self.entries.get_mut(&message) {
             // An answer on the last connection may come on this one, before it is sent again.
             self.unsent = self.unsent.saturating_sub(usize::from(entry.phase == Phase::Pending));
@@ -256,6 +269,8 @@ impl Inflight {
         self.ids.clear();
         self.free = None;
         self.left_open.clear();
+        self.unanswered.clear();
+        self.knows_qos_2 = false;
         self.released.clear();
         for entry in self.entries.values_mut() {
             entry.id = None;

@@ -6,7 +6,7 @@ use super::{Control, Output, Request, Session, State};
 use crate::{
     config::Topology,
     event::{Filter, GapReason},
-    packet::{Packet, PacketId, Qos},
+    packet::{Packet, PacketId, Qos, Version},
     reason::Reason,
 };
 
@@ -37,6 +37,9 @@ impl Session {
             self.incoming.doubt();
         }
         // First: the broker may have no place for anything else.
+        if self.version == Version::V5 && self.limits.max_qos == Qos::ExactlyOnce {
+            self.inflight.mark_qos_2();
+        }
         self.release_left_open();
         self.announce();
         let reason = if same_broker { GapReason::SessionLost } else { GapReason::BrokerChanged };
