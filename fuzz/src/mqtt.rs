@@ -27,7 +27,10 @@ pub(crate) fn topic(data: &[u8]) {
     if by_client.is_ok() && !topic.starts_with("$share/") {
         let as_filter = check_filter(topic);
         // Brokers may close on these, in a filter again and again.
-        assert!(matches!(as_filter, Ok(()) | Err(TopicError::Control | TopicError::TooDeep)), "a topic is a filter: {as_filter:?}");
+        assert!(
+            matches!(as_filter, Ok(()) | Err(TopicError::Control | TopicError::TooDeep)),
+            "a topic is a filter: {as_filter:?}"
+        );
         assert!(matches(topic, topic), "a topic matches itself");
     }
     if Message::to(topic).validate().is_ok() {

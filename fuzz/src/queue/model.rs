@@ -49,7 +49,20 @@ enum Stage {
     /// Waits for the disk.
     Unwritten,
     Waiting,
+    /// Makes room for this one as soon as the disk has it; not counted meanwhile.
+    Yielding(u64),
     Taken,
+}
+
+impl Stage {
+    const fn is_yielding(self) -> bool {
+        matches!(self, Self::Yielding(_))
+    }
+
+    /// On disk, if there is one, and not on its way.
+    const fn waits(self) -> bool {
+        matches!(self, Self::Waiting | Self::Yielding(_))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -80,12 +93,16 @@ enum Decision {
 }
 
 impl Model {
+    fn counted(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(|entry| !entry.stage.is_yielding())
+    }
+
     fn bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.cost).sum()
+        self.counted().map(|entry| entry.cost).sum()
     }
 
     fn has_room(&self, cost: usize) -> bool {
-        self.entries.len() < self.max_messages && self.bytes() + cost <= self.max_bytes
+        self.counted().count() < self.max_messages && self.bytes() + cost <= self.max_bytes
     }
 
     fn remove(&mut self, id: u64) -> Entry {
@@ -111,7 +128,13 @@ impl Model {
                 self.entries = before;
                 return Decision::Full;
             };
-            shed.push(self.remove(victim).id);
+            if stage == Stage::Unwritten {
+                let id = self.next;
+                let victim = self.entries.iter_mut().find(|entry| entry.id == victim);
+                victim.expect("the model has it").stage = Stage::Yielding(id);
+            } else {
+                shed.push(self.remove(victim).id);
+            }
         }
         let id = self.next;
         self.next += 1;
@@ -126,19 +149,20 @@ impl Model {
 
     /// Whether a newer message of its topic waits, or is to be admitted.
     fn has_newer(&self, entry: &Entry, newcomer: &str) -> bool {
-        let newer = |other: &Entry| other.id > entry.id && other.topic == entry.topic && other.stage != Stage::Taken;
+        let waits = |other: &Entry| other.stage != Stage::Taken && !other.stage.is_yielding();
+        let newer = |other: &Entry| other.id > entry.id && other.topic == entry.topic && waits(other);
         entry.topic == newcomer || self.entries.iter().any(newer)
     }
 
     fn take(&mut self, now: Instant) -> Option<u64> {
         let fresh = |entry: &&mut Entry| entry.stage != Stage::Taken && entry.expires_at.is_none_or(|at| at > now);
-        let first = self.entries.iter_mut().find(fresh).filter(|entry| entry.stage == Stage::Waiting)?;
+        let first = self.entries.iter_mut().find(fresh).filter(|entry| entry.stage.waits())?;
         first.stage = Stage::Taken;
         Some(first.id)
     }
 
     fn expire(&mut self, now: Instant) -> Vec<u64> {
-        let late = |entry: &&Entry| entry.stage == Stage::Waiting && entry.expires_at.is_some_and(|at| at <= now);
+        let late = |entry: &&Entry| entry.stage.waits() && entry.expires_at.is_some_and(|at| at <= now);
         let mut late: Vec<_> = self.entries.iter().filter(late).map(|entry| (entry.expires_at, entry.id)).collect();
         late.sort_unstable();
         late.into_iter().map(|(_, id)| self.remove(id).id).collect()
@@ -174,7 +198,6 @@ impl Both {
         }
         let expires_at = (with >= 128).then(|| self.now + ttl);
         let stage = if self.disk.is_some() { Stage::Unwritten } else { Stage::Waiting };
-        let before = self.model.entries.clone();
         let decision = self.model.admit(&topic, message.cost_bytes(), expires_at, stage);
         let real = match self.real.admit(self.now, &message) {
             Admission::Admitted { id, shed } => {
@@ -186,7 +209,7 @@ impl Both {
             other => panic!("unknown to the model: {other:?}"),
         };
         assert_eq!(real, decision, "admission of {} bytes by {:?}", message.cost_bytes(), self.model.policy);
-        let (Some(disk), Decision::Admitted { id, shed }) = (&mut self.disk, decision) else { return };
+        let (Some(disk), Decision::Admitted { id, .. }) = (&mut self.disk, decision) else { return };
         disk.pending.push(Record::Message(StoredMessage {
             sequence: id,
             qos_level: 1,
@@ -196,10 +219,6 @@ impl Both {
             user_properties: message.user_properties().clone(),
             payload: payload.into(),
         }));
-        for victim in shed {
-            let entry = before.iter().find(|entry| entry.id == victim).expect("it was there").clone();
-            disk.settle(entry);
-        }
     }
 
     fn take(&mut self) {
@@ -237,14 +256,26 @@ impl Both {
             // Outcomes are no admission: they are written with the next commit.
             disk.pending.retain(|record| matches!(record, Record::Settled(_)));
         }
-        for entry in self.model.entries.iter_mut().filter(|entry| entry.stage == Stage::Unwritten) {
+        let answered: Vec<_> =
+            self.model.entries.iter().filter(|entry| entry.stage == Stage::Unwritten).map(|entry| entry.id).collect();
+        for id in answered {
+            let yields = |entry: &&mut Entry| entry.stage == Stage::Yielding(id);
             if works {
-                entry.stage = Stage::Waiting;
+                let shed: Vec<_> = self.real.stored(MessageId::new(id)).iter().map(|(id, _)| id.number()).collect();
+                let victims: Vec<_> = self.model.entries.iter_mut().filter(yields).map(|entry| entry.id).collect();
+                assert_eq!(shed, victims, "what made room for {id}");
+                victims.into_iter().for_each(|victim| disk.settle(self.model.remove(victim)));
+                self.model
+                    .entries
+                    .iter_mut()
+                    .filter(|entry| entry.id == id)
+                    .for_each(|entry| entry.stage = Stage::Waiting);
             } else {
-                assert!(self.real.withdraw(MessageId::new(entry.id)).is_some(), "it waited for the disk");
+                assert!(self.real.withdraw(MessageId::new(id)).is_some(), "it waited for the disk");
+                self.model.remove(id);
+                self.model.entries.iter_mut().filter(yields).for_each(|entry| entry.stage = Stage::Waiting);
             }
         }
-        self.model.entries.retain(|entry| entry.stage != Stage::Unwritten);
         self.real.written(MessageId::new(self.model.next));
     }
 
@@ -271,10 +302,10 @@ impl Both {
 
     fn compare(&self) {
         let (real, model) = (&self.real, &self.model);
-        assert_eq!((real.messages(), real.bytes()), (model.entries.len(), model.bytes()));
-        let waiting = model.entries.iter().filter(|entry| entry.stage != Stage::Taken).count();
+        assert_eq!((real.messages(), real.bytes()), (model.counted().count(), model.bytes()));
+        let waiting = model.counted().filter(|entry| entry.stage != Stage::Taken).count();
         assert_eq!(real.waiting(), waiting);
-        let waiting = model.entries.iter().filter(|entry| entry.stage == Stage::Waiting);
+        let waiting = model.entries.iter().filter(|entry| entry.stage.waits());
         assert_eq!(real.poll_timeout(), waiting.filter_map(|entry| entry.expires_at).min());
         // What a crash brought back may be more: it had been let go, and others came in its place.
         if self.disk.is_none() {
