@@ -98,7 +98,8 @@ pub enum Event {
     /// A broker refused a filter that had been granted before, for a reason that [may pass](crate::Reason::is_transient), or
     /// takes none of its kind (wildcards, a shared group, so long a filter) where another one did. The stream stays and gets a
     /// [`GapReason::RefusedForNow`](crate::GapReason) now and when it is granted again; the event comes once until then. The
-    /// broker is asked again after 1 s, 2 s and so on, each 64 s in the end and for ever; the next one at once.
+    /// next broker is asked at once. This one is asked again after 1 s, 2 s and so on, each 64 s in the end and for ever, but
+    /// not for a kind that it takes none of.
     SubscriptionPostponed {
         /// Which filter.
         filter: String,

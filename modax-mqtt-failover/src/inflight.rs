@@ -67,8 +67,10 @@ pub struct Inflight {
     released: BTreeMap<PacketId, u64>,
     /// The broker knows QoS 2. One of MQTT 3.1.1 that does not (NATS 2.9) closes the connection on it, and on its PUBREL.
     knows_qos_2: bool,
-    /// What was given up where that is not known; released before its identifier is used again.
+    /// What was given up where that is not known: to be released once, on the next connection; and what was, which is
+    /// released before its identifier is used again.
     unanswered: BTreeSet<PacketId>,
+    tried: BTreeSet<PacketId>,
     expiries: BTreeSet<(Instant, MessageId)>,
 }
 
@@ -108,6 +110,14 @@ impl Inflight {
     pub fn mark_qos_2(&mut self) {
         self.knows_qos_2 = true;
         self.left_open.append(&mut self.unanswered);
+        self.left_open.append(&mut self.tried);
+    }
+
+    /// What was left open at a broker that may know no QoS 2, for its one release.
+    pub fn try_unanswered(&mut self) -> Vec<PacketId> {
+        let ids: Vec<_> = std::mem::take(&mut self.unanswered).into_iter().collect();
+        self.tried.extend(&ids);
+        ids
     }
 
     /// How many were left open and are not released, or not known to be (no PUBCOMP yet): the broker may hold a place of its
@@ -145,12 +155,17 @@ impl Inflight {
     /// know none.
     #[must_use]
     pub fn may_be_open(&self, id: PacketId) -> bool {
-        self.unanswered.contains(&id) || self.free.as_ref().is_some_and(|free| !free.contains(&id))
+        self.unanswered.contains(&id)
+            || self.tried.contains(&id)
+            || self.free.as_ref().is_some_and(|free| !free.contains(&id))
     }
 
     /// Notes that the broker has released what may have been left open; true when that was not known.
     pub fn mark_free(&mut self, id: PacketId) -> bool {
-        let was_left = self.left_open.remove(&id) | self.released.remove(&id).is_some() | self.unanswered.remove(&id);
+        let was_left = self.left_open.remove(&id)
+            | self.released.remove(&id).is_some()
+            | self.unanswered.remove(&id)
+            | self.tried.remove(&id);
         self.free.as_mut().is_some_and(|free| free.insert(id)) || was_left
     }
 
@@ -270,6 +285,7 @@ impl Inflight {
         self.free = None;
         self.left_open.clear();
         self.unanswered.clear();
+        self.tried.clear();
         self.knows_qos_2 = false;
         self.released.clear();
         for entry in self.entries.values_mut() {

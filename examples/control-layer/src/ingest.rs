@@ -41,9 +41,12 @@ pub async fn listen(app: Arc<App>, filter: &'static str, start: Arc<Start>, mut 
                 let mut granted = std::pin::pin!(subscription.granted());
                 loop {
                     let received = tokio::select! {
-                        // What is taken after the stop might be after the writer's last look.
                         biased;
-                        _ = stop.changed() => return std::future::pending().await,
+                        _ = stop.changed() => {
+                            // Whoever stops us waits for this: nothing is taken after the writer's last look.
+                            drop(stop);
+                            return std::future::pending().await;
+                        }
                         _ = &mut granted, if !is_answered => {
                             is_answered = true;
                             start.is_answered();

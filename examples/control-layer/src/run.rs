@@ -136,7 +136,11 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     if tokio::time::timeout(STEP, server).await.is_err() {
         tracing::warn!("connections were cut");
     }
-    let is_written = parts.stop(&app, &audits, written_until).await;
+    let hurried = async {
+        stop_is_asked(&mut terminate, &mut interrupt).await;
+        tracing::info!("what is not written soon is given up");
+    };
+    let is_written = parts.stop(&app, &audits, written_until, hurried).await;
     tracing::info!("stopped");
     if is_written { Ok(()) } else { Err(RunError::Lost) }
 }
@@ -223,14 +227,32 @@ impl Parts {
 
     /// Stops taking, writes what was taken, gives the lease back, says goodbye. Each step has its deadline. Answers whether
     /// everything that was taken is written.
-    async fn stop(self, app: &App, audits: &Audits, written_until: tokio::time::Instant) -> bool {
+    async fn stop(
+        self,
+        app: &App,
+        audits: &Audits,
+        written_until: tokio::time::Instant,
+        hurried: impl Future<Output = ()>,
+    ) -> bool {
         let step = || tokio::time::Instant::now() + STEP;
         let _ = self.stop_sources.send(true);
         finish("sources", self.sources, step()).await;
+        if tokio::time::timeout(STEP, self.stop_sources.closed()).await.is_err() {
+            tracing::warn!("a listener did not stop in time");
+        }
         let _ = self.stop_sinks.send(true);
         let written_until = written_until.max(step());
-        tokio::join!(finish("sinks", self.sinks, step()), finish("writers", self.writers, written_until));
-        let (readings, refusals) = (app.buffer.len(), audits.give_up(app));
+        let mut writers = std::pin::pin!(finish("writers", self.writers, written_until));
+        let written = async {
+            tokio::select! {
+                () = &mut writers => {}
+                () = hurried => {
+                    let _ = tokio::time::timeout(STEP, writers).await;
+                }
+            }
+        };
+        tokio::join!(finish("sinks", self.sinks, step()), written);
+        let (readings, refusals) = (app.buffer.len(), audits.waiting());
         let is_written = readings == 0 && refusals == 0;
         if !is_written {
             tracing::error!(
@@ -238,6 +260,7 @@ impl Parts {
                 audits_of_refused_commands = refusals,
                 "not written: the database did not take them in time; of the readings another instance may have copies"
             );
+            audits.give_up(app);
         }
         let left = app.mqtt.close(STEP / 2).await;
         for listener in self.listeners {

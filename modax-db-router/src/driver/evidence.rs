@@ -48,7 +48,9 @@ pub(crate) fn read_before(row: BeforeRow, origin: Incarnation) -> Option<Before>
 /// The token's position. A commit that waited for the disk is below what is flushed; what was inserted behind it, by others, need
 /// not outlive a crash of the server, and a token that asked for it would be called lost with its own write in place.
 pub(crate) fn token_position(before: &Before, inserted: Option<&str>, flushed: Option<&str>) -> Option<Lsn> {
-    let waited = matches!(before.commit_level.as_deref(), Some(level) if level != "off");
+    // Without a write of its own it waited for nothing, and may have read what others have not flushed.
+    let wrote = before.evidence.xid.is_some();
+    let waited = wrote && matches!(before.commit_level.as_deref(), Some(level) if level != "off");
     let position = if waited { flushed } else { inserted };
     position.and_then(|text| text.parse().ok()).map(Lsn::end_of_record)
 }
@@ -70,8 +72,8 @@ mod tests {
 
     #[test]
     fn a_token_asks_for_what_outlives_a_crash_where_the_commit_waited_for_the_disk() {
-        let of = |level: Option<&str>| {
-            let row = [None, Some("0/100".to_owned()), None, level.map(str::to_owned), None, None];
+        let of = |xid: Option<&str>, level: Option<&str>| {
+            let row = [xid.map(str::to_owned), Some("0/100".to_owned()), None, level.map(str::to_owned), None, None];
             let incarnation = Incarnation {
                 system: crate::lsn::SystemId::new(1),
                 timeline: crate::lsn::Timeline::new(1),
@@ -82,10 +84,11 @@ mod tests {
             token_position(&before, Some("0/300"), Some("0/200")).map(|lsn| lsn.to_string())
         };
         for level in ["on", "local", "remote_write", "remote_apply"] {
-            assert_eq!(of(Some(level)).as_deref(), Some("0/200"), "{level}");
+            assert_eq!(of(Some("7"), Some(level)).as_deref(), Some("0/200"), "{level}");
+            assert_eq!(of(None, Some(level)).as_deref(), Some("0/300"), "{level}: it wrote nothing");
         }
         for level in [Some("off"), None] {
-            assert_eq!(of(level).as_deref(), Some("0/300"), "{level:?}");
+            assert_eq!(of(Some("7"), level).as_deref(), Some("0/300"), "{level:?}");
         }
     }
 }

@@ -55,6 +55,15 @@ impl Switchover {
         }
     }
 
+    /// Whether the new broker refuses, for now or for good, what the old one serves.
+    fn refuses(&self, old: &Session) -> bool {
+        let served = |output: &session::Output| match output {
+            session::Output::Refused { filter, .. } => old.has_granted(filter),
+            _ => false,
+        };
+        self.session.as_ref().is_some_and(|session| session.is_refused()) || self.unsaid.iter().any(served)
+    }
+
     fn hold(&mut self, packet: Packet) {
         if let Packet::Publish(publish) = &packet {
             self.held_bytes = self.held_bytes.saturating_add(publish.encoded_bytes());
@@ -168,7 +177,7 @@ impl Courier {
             Step::Opening => {}
             Step::Subscribing { until } => {
                 // The new session goes on asking once it has taken over.
-                if switchover.session().is_some_and(|session| session.is_refused()) {
+                if switchover.refuses(&self.session) {
                     self.failover.handle_input(now, failover::Input::Lost { attempt, by_peer: false });
                 } else if is_full || switchover.session().is_none_or(|session| !session.is_asking()) {
                     switchover.step = Step::Draining { since: now, until: now + DRAINING };

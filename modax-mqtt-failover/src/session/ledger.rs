@@ -129,6 +129,7 @@ impl Session {
             Phase::Pending | Phase::Sent { .. } => {
                 self.answered(now, phase);
                 self.inflight.mark_received(message);
+                self.release_left_open();
                 self.pump(now);
             }
             // Said twice: the PUBREL is on its way.

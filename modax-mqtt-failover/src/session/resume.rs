@@ -40,6 +40,10 @@ impl Session {
         if self.version == Version::V5 && self.limits.max_qos == Qos::ExactlyOnce {
             self.inflight.mark_qos_2();
         }
+        // A broker that knows no QoS 2 closes on this, once; another one may have no place for anything else.
+        for id in self.inflight.try_unanswered() {
+            self.send(Packet::PubRel { id, code: 0 });
+        }
         self.release_left_open();
         self.announce();
         let reason = if same_broker { GapReason::SessionLost } else { GapReason::BrokerChanged };
@@ -104,6 +108,12 @@ impl Session {
         if is_first {
             self.outputs.push_back(Output::Postponed { filter: Arc::clone(filter), code });
         }
+    }
+
+    /// Whether the present session has granted this filter.
+    #[must_use]
+    pub fn has_granted(&self, filter: &str) -> bool {
+        self.subscriptions.get(&Filter::from(filter)).is_some_and(|wish| wish.granted)
     }
 
     /// Whether this broker refuses a filter that was granted before.

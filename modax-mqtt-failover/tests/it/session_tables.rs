@@ -369,18 +369,19 @@ fn the_widest_window_leaves_identifiers_for_subscriptions_and_no_wish_is_lost_fo
     assert_eq!(player.play("PUBACK 1"), ["settled a acked after 1", "UNSUBSCRIBE 1 kept"]);
 }
 
-/// NATS 2.9 closes the connection on a QoS 2 message, and would on its PUBREL, on each connection again.
+/// NATS 2.9 closes the connection on a QoS 2 message, and on its PUBREL: once, not on each connection again.
 #[test]
-fn f29_a_broker_that_never_answered_qos_2_is_sent_no_release_of_what_was_given_up() {
+fn f29_a_broker_that_never_answered_qos_2_is_sent_one_release_of_what_was_given_up() {
     let mut player = Player::new("");
     player.play("greet 0");
     player.play("CONNACK 0");
     assert_eq!(player.play("publish a 2"), ["PUBLISH 1 a 2"]);
     reject(&mut player);
-    assert!(connect(&mut player, "CONNACK 1").is_empty());
+    assert_eq!(connect(&mut player, "CONNACK 1"), ["PUBREL 1"], "it may have no place for anything else");
+    assert!(connect(&mut player, "CONNACK 1").is_empty(), "it may have closed on that");
     assert_eq!(player.play("publish b 2"), ["PUBLISH 2 b 2"]);
-    assert_eq!(player.play("PUBREC 2"), ["PUBREL 2"]);
-    assert_eq!(connect(&mut player, "CONNACK 1"), ["PUBREL 1", "PUBREL 2"], "it knows QoS 2");
+    assert_eq!(player.play("PUBREC 2"), ["PUBREL 1", "PUBREL 2"], "it knows QoS 2");
+    assert_eq!(connect(&mut player, "CONNACK 1"), ["PUBREL 1", "PUBREL 2"], "neither was answered");
 }
 
 #[test]

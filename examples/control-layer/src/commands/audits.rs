@@ -102,14 +102,18 @@ impl Audits {
         }
     }
 
-    /// Counts and names what was not written; answers how many.
-    pub fn give_up(&self, app: &App) -> usize {
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Counts and names what was not written.
+    pub fn give_up(&self, app: &App) {
         let lost = self.take_all();
         app.metrics.audits_shed.add(lost.len() as u64);
         for (command_id, request) in &lost {
             tracing::warn!(%command_id, command_type = request.command_type, "this refusal is in no audit");
         }
-        lost.len()
     }
 
     async fn write(&self, app: &App) {

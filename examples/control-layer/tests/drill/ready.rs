@@ -78,7 +78,7 @@ async fn more_devices_than_there_is_room_for_are_said() -> Outcome {
         .until("it is said", "/health", |status, body| status == StatusCode::OK && body["status"] == "degraded")
         .await;
     assert!(body.to_string().contains("more than 10000 devices"), "{body}");
-    assert_eq!(layer.counter("modax_control_devices_refused_total").await, 1);
+    assert!(layer.counter("modax_control_devices_refused_total").await >= 1);
     assert_eq!(layer.get("/ready").await.0, StatusCode::OK);
     ground.stop().await;
     Ok(())
