@@ -9,6 +9,11 @@ use modax_testbed::{
     wait,
 };
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
 use crate::{DEADLINE, serving};
 
 /// mosquitto's own receive maximum; the testbed has it unlimited.
@@ -75,5 +80,51 @@ async fn what_expired_half_way_keeps_no_place_at_the_broker() {
     wait::until(DEADLINE, "no message on its way", async || client.stats().inflight == 0).await.unwrap();
     let (exceeded, found) = ended(client, events).await;
     assert_eq!((exceeded, found), (0, vec![false, true]), "what expired takes a place");
+    ground.stop().await;
+}
+
+/// Fills the session of "drill" as an earlier process may: as many QoS 2 messages received as it takes, none released.
+async fn fill_session(broker: &Mosquitto) {
+    const CONNECT: &[u8] = b"\x10\x17\0\x04MQTT\x05\0\0\0\x05\x11\0\0\x02\0\0\x05drill";
+    let mut stream = TcpStream::connect(broker.addr()).await.expect("connects");
+    stream.write_all(CONNECT).await.expect("written");
+    assert_eq!(packet(&mut stream).await, 0x20, "no CONNACK");
+    for number in 1..=PLACES {
+        // Identifiers that a client comes to late.
+        stream.write_all(&[0x34, 9, 0, 3, b'o', b'l', b'd', 0xF0, number, 0, b'1']).await.expect("written");
+        assert_eq!(packet(&mut stream).await, 0x50, "no PUBREC");
+    }
+}
+
+/// Reads one short packet and gives its first byte.
+async fn packet(stream: &mut TcpStream) -> u8 {
+    let read = async {
+        let kind = stream.read_u8().await.expect("a packet");
+        let mut rest = vec![0; usize::from(stream.read_u8().await.expect("a length"))];
+        stream.read_exact(&mut rest).await.expect("a whole packet");
+        kind
+    };
+    tokio::time::timeout(DEADLINE, read).await.expect("in time")
+}
+
+/// Each message needs a place there, and mosquitto refuses one that finds none (0x97): what may be open under its
+/// identifier is released before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_another_process_left_full_takes_every_message_all_the_same() {
+    let ground = Ground::start().await.expect("a ground");
+    let broker = broker(&ground).await;
+    fill_session(&broker).await;
+    let (client, events) = client(broker.url());
+    let mut receipts = Vec::new();
+    for number in 0..3 * u32::from(PLACES) {
+        let message = Message::new("drill/x", number.to_string()).exactly_once();
+        receipts.push(client.publish(message).await.expect("admitted"));
+    }
+    for receipt in receipts {
+        let outcome = tokio::time::timeout(DEADLINE, receipt.acked()).await.expect("in time");
+        assert!(outcome.is_acked(), "{outcome:?}");
+    }
+    let (exceeded, found) = ended(client, events).await;
+    assert_eq!((exceeded, found), (0, vec![true]), "another session, or one given too much");
     ground.stop().await;
 }
