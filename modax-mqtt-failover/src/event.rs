@@ -156,6 +156,12 @@ pub enum Event {
         /// Its topic.
         topic: String,
     },
+    /// A connection ended while this message of QoS 0 was being written, and nobody can say how much of it arrived. It is not
+    /// sent again: QoS 0 is at most once.
+    Undelivered {
+        /// Its topic.
+        topic: String,
+    },
     /// The disk queue found no room to write that messages have their outcome: were the process to end now, the next
     /// start would send them again. Said when it begins; [`Stats::unwritten`] counts them until they are written.
     OutcomesUnwritten {

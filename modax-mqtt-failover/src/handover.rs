@@ -316,6 +316,7 @@ fn trace(event: &Event) {
         | Event::ConnectFailed { .. }
         | Event::Shed { .. }
         | Event::Expired { .. }
+        | Event::Undelivered { .. }
         | Event::Lagged { .. } => tracing::debug!(?event, "mqtt"),
     }
 }

@@ -116,6 +116,7 @@ impl Courier {
             }
             End::Broken => {
                 self.stats.undelivered = self.stats.undelivered.saturating_add(1);
+                self.emit(Event::Undelivered { topic: admitted.message.topic().to_owned() });
                 Outcome::Undelivered { maybe_delivered: was_sent }
             }
         };

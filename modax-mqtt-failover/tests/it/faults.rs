@@ -3,10 +3,11 @@
 use std::{future::Future, time::Duration};
 
 use modax_mqtt_failover::{
-    Backoff, Client, ClientBuilder, Event, Events, GapReason, LivenessConfig, Message, Outcome, Qos, Received,
+    Backoff, Client, ClientBuilder, Event, Events, GapReason, LivenessConfig, Message, Outcome, Qos, Queue, Received,
     Rejection, Subscription, Topology,
 };
 use modax_testbed::broker::{Connack, Puback, Script, ScriptedBroker, Suback};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -508,6 +509,31 @@ async fn f56_a_close_without_any_broker_returns_what_was_not_delivered() {
     assert!(client.publish(Message::new("a", "late")).await.is_err());
     let mut events = client.events();
     event(&mut events, "the end", |event| matches!(event, Event::Closed)).await;
+}
+
+#[tokio::test]
+async fn qos_0_that_breaks_off_while_it_is_written_has_an_outcome_a_count_and_an_event() {
+    // More than the sockets between hold.
+    const PAYLOAD_BYTES: usize = 64 << 20;
+    const READ_BYTES: u64 = 100_000;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("mqtt://{}", listener.local_addr().unwrap());
+    let queue = Queue::memory().max_bytes(2 * PAYLOAD_BYTES);
+    let client = Client::builder("faults").brokers([url]).unwrap().queue(queue).build().unwrap();
+    let mut events = client.events();
+    let message = Message::new("large", vec![0; PAYLOAD_BYTES]).at_most_once();
+    let receipt = client.publish(message).await.unwrap();
+
+    let (mut connection, _) = within("a connection", listener.accept()).await.unwrap();
+    connection.write_all(b"\x20\x02\0\0").await.unwrap();
+    let mut part = (&mut connection).take(READ_BYTES);
+    let read = within("a part", tokio::io::copy(&mut part, &mut tokio::io::sink())).await.unwrap();
+    assert_eq!(read, READ_BYTES, "it was not on its way");
+    drop((connection, listener));
+
+    assert_eq!(within("an outcome", receipt.acked()).await, Outcome::Undelivered { maybe_delivered: true });
+    event(&mut events, "the loss", |event| matches!(event, Event::Undelivered { topic } if topic == "large")).await;
+    assert_eq!(client.stats().undelivered, 1);
 }
 
 #[tokio::test]
