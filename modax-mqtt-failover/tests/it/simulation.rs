@@ -91,6 +91,17 @@ fn f08_a_link_that_is_cut_again_and_again_costs_no_message() {
 }
 
 #[test]
+fn six_hours_without_any_broker_cost_what_the_queue_refused_and_nothing_else() {
+    for seed in 0..4 {
+        let fired = World::new(seed, Plan::dark(seed)).run();
+
+        assert!(fired.kills > 0 && fired.full > 0, "{fired:?}");
+        // At most one a second for each of four brokers, scouts and witnesses included.
+        assert!(fired.dials < 4 * 6 * 3600, "{fired:?}");
+    }
+}
+
+#[test]
 fn f55_a_client_that_is_late_itself_condemns_no_healthy_broker() {
     let fired = for_each_seed(SEEDS, |_| Plan::starved());
 

@@ -15,9 +15,11 @@ use modax_mqtt_failover::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stored {
     pub(crate) filters: BTreeSet<Arc<str>>,
-    /// Sent to the client and not acknowledged, and what waits for it.
-    pub(crate) outgoing: BTreeMap<PacketId, Publish>,
+    /// Sent to the client and not acknowledged, in order, each with whether its PUBREC came; and what waits for it.
+    pub(crate) outgoing: Vec<(PacketId, Publish, bool)>,
     pub(crate) waiting: VecDeque<Publish>,
+    /// Tells sessions of one broker apart.
+    pub(crate) serial: u64,
     /// QoS 2 messages received and not released, and all that this session has received.
     pub(crate) received: BTreeSet<PacketId>,
     pub(crate) exactly_once: BTreeSet<u64>,
@@ -65,6 +67,16 @@ pub(crate) struct Broker {
     pub(crate) connection: Option<Connection>,
     /// What arrived while it was frozen.
     pub(crate) unread: Vec<(u64, Packet)>,
+    pub(crate) sessions: u64,
+    pub(crate) spoilt: Spoilt,
+}
+
+/// Answers that were not sent, sent twice, and held back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spoilt {
+    pub(crate) missing: u64,
+    pub(crate) doubled: u64,
+    pub(crate) held: u64,
 }
 
 #[derive(Debug)]
@@ -110,6 +122,10 @@ impl Broker {
                     self.session = None;
                 }
                 connection.session_present = self.session.is_some();
+                if self.session.is_none() {
+                    self.sessions += 1;
+                    self.session = Some(Stored { serial: self.sessions, ..Stored::default() });
+                }
                 let session = self.session.get_or_insert_default();
                 session.ends = None;
                 // As mosquitto counts: what it has not been released from has its place on each connection. A client that cannot
@@ -125,8 +141,14 @@ impl Broker {
                         limits: self.limits,
                     },
                 )];
-                let again = session.outgoing.values().cloned().map(|publish| Publish { duplicate: true, ..publish });
-                answers.extend(again.map(|publish| (mood.connack_delay, Packet::Publish(publish))));
+                let again = session.outgoing.iter().cloned().map(|(id, publish, received)| {
+                    if received {
+                        Packet::PubRel { id, code: 0 }
+                    } else {
+                        Packet::Publish(Publish { duplicate: true, ..publish })
+                    }
+                });
+                answers.extend(again.map(|packet| (mood.connack_delay, packet)));
                 answers.extend(self.feed().into_iter().map(|(_, packet)| (mood.connack_delay, packet)));
                 answers
             }
@@ -167,25 +189,25 @@ impl Broker {
                         let first = session.exactly_once.insert(sequence);
                         assert!(first || session.doubted, "message {sequence} arrived twice in one session");
                     }
-                    return if draw(16) < mood.acks_missing {
-                        Vec::new()
-                    } else {
-                        vec![(now, Packet::PubRec { id, code: 0 })]
-                    };
+                    let answer = Packet::PubRec { id, code: 0 };
+                    return spoil(&mood, &mut self.spoilt, &mut draw, answer);
                 }
                 assert!(connection.unanswered.insert(id), "packet id {id} is in use");
                 if draw(16) < mood.acks_missing {
+                    self.spoilt.missing += 1;
                     return Vec::new();
                 }
                 let ack = Packet::PubAck { id, code: 0 };
                 connection.unanswered.remove(&id);
                 connection.open.remove(&id);
                 if draw(16) < mood.acks_held {
+                    self.spoilt.held += 1;
                     connection.held.push(ack);
                     return Vec::new();
                 }
                 let mut answers = vec![(now, ack.clone())];
                 if draw(16) < mood.acks_doubled {
+                    self.spoilt.doubled += 1;
                     answers.push((now, ack));
                 }
                 answers.extend(connection.held.drain(..).rev().map(|held| (now, held)));
@@ -194,22 +216,33 @@ impl Broker {
             Packet::PubRel { id, .. } => {
                 let known = self.session.get_or_insert_default().received.remove(&id);
                 let code = if known || self.version == Version::V311 { 0 } else { 0x92 };
-                if draw(16) < mood.acks_missing {
-                    return Vec::new();
+                let answers = spoil(&mood, &mut self.spoilt, &mut draw, Packet::PubComp { id, code });
+                if !answers.is_empty() {
+                    connection.open.remove(&id);
                 }
-                connection.open.remove(&id);
-                vec![(now, Packet::PubComp { id, code })]
+                answers
             }
             Packet::Subscribe { id, filters, .. } => {
-                let codes = filters.iter().map(|(_, qos)| qos.level().min(1)).collect();
+                let codes = filters.iter().map(|(_, qos)| qos.level()).collect();
                 let session = self.session.get_or_insert_default();
                 session.filters.extend(filters.into_iter().map(|(filter, _)| filter));
                 vec![(now, Packet::SubAck { id, codes })]
             }
             Packet::PubAck { id, .. } => {
-                if let Some(session) = self.session.as_mut() {
-                    session.outgoing.remove(&id);
+                self.acknowledged(id, Qos::AtLeastOnce);
+                self.feed()
+            }
+            Packet::PubRec { id, .. } => {
+                let known =
+                    self.session.as_mut().and_then(|session| session.outgoing.iter_mut().find(|sent| sent.0 == id));
+                if let Some((_, publish, received)) = known {
+                    assert_eq!(publish.qos, Qos::ExactlyOnce, "PUBREC for QoS 1");
+                    *received = true;
                 }
+                spoil(&mood, &mut self.spoilt, &mut draw, Packet::PubRel { id, code: 0 })
+            }
+            Packet::PubComp { id, .. } => {
+                self.acknowledged(id, Qos::ExactlyOnce);
                 self.feed()
             }
             Packet::PingReq => {
@@ -225,21 +258,28 @@ impl Broker {
         }
     }
 
-    /// A command for the client, kept while it is away.
-    pub(crate) fn command(&mut self, sequence: u64) -> Vec<(Duration, Packet)> {
-        let Some(session) = self.session.as_mut().filter(|session| !session.filters.is_empty()) else {
-            return Vec::new();
-        };
+    /// A command for the client, kept while it is away; `None` when no session wants it.
+    pub(crate) fn command(&mut self, sequence: u64, qos: Qos) -> Option<Vec<(Duration, Packet)>> {
+        let session = self.session.as_mut().filter(|session| !session.filters.is_empty())?;
         session.waiting.push_back(Publish {
             topic: Arc::from("commands/a"),
             payload: Bytes::copy_from_slice(&sequence.to_be_bytes()),
-            qos: Qos::AtLeastOnce,
+            qos,
             retain: false,
             duplicate: false,
             id: None,
             properties: PublishProperties::default(),
         });
-        self.feed()
+        Some(self.feed())
+    }
+
+    fn acknowledged(&mut self, id: PacketId, qos: Qos) {
+        if let Some(session) = self.session.as_mut() {
+            session.outgoing.retain(|(sent, publish, received)| {
+                // An answer to the second of two PUBRELs may come when its identifier is another message's already.
+                !(*sent == id && publish.qos == qos && *received == (qos == Qos::ExactlyOnce))
+            });
+        }
     }
 
     /// The connection ended, from either side.
@@ -269,14 +309,31 @@ impl Broker {
         while session.outgoing.len() < 10 {
             let Some(mut publish) = session.waiting.pop_front() else { break };
             session.next = session.next % 30 + 1;
-            let Some(id) = PacketId::new(session.next).filter(|id| !session.outgoing.contains_key(id)) else {
+            let Some(id) = PacketId::new(session.next).filter(|id| session.outgoing.iter().all(|sent| sent.0 != *id))
+            else {
                 session.waiting.push_front(publish);
                 break;
             };
             publish.id = Some(id);
-            session.outgoing.insert(id, publish.clone());
+            session.outgoing.push((id, publish.clone(), false));
             sent.push((Duration::ZERO, Packet::Publish(publish)));
         }
         sent
     }
+}
+
+/// An answer of QoS 2, which may be missing or come twice.
+fn spoil(
+    mood: &Mood,
+    spoilt: &mut Spoilt,
+    draw: &mut impl FnMut(u64) -> u64,
+    answer: Packet,
+) -> Vec<(Duration, Packet)> {
+    if draw(16) < mood.acks_missing {
+        spoilt.missing += 1;
+        return Vec::new();
+    }
+    let twice = draw(16) < mood.acks_doubled;
+    spoilt.doubled += u64::from(twice);
+    vec![(Duration::ZERO, answer); 1 + usize::from(twice)]
 }
