@@ -127,7 +127,8 @@ impl ClientBuilder {
     }
 
     /// Unacknowledged publishes on the wire; default 100, which fills a link of 20 ms round trip at 5000 messages a
-    /// second and is below the limits brokers set by default.
+    /// second. A broker of MQTT 5 says how many it takes, and is given no more. One of 3.1.1 cannot say: of QoS 2 it is given
+    /// 8 at once whatever stands here, because mosquitto takes 20 by default and drops what is more with an acknowledgement.
     ///
     /// More than 65,000 is taken for 65,000: the rest of the 65,535 packet identifiers is for subscriptions.
     pub fn max_inflight(mut self, messages: u16) -> Self {

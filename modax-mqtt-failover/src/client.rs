@@ -105,6 +105,9 @@ impl Client {
     /// there now does not matter. A broker's refusal comes as [`Event::SubscriptionRefused`] and ends the stream; one that may
     /// pass, of a filter that had been granted before, as [`Event::SubscriptionPostponed`], and the broker is asked again.
     ///
+    /// A second stream of a filter that is granted shares its grant: the broker is not asked, and what it keeps as retained came
+    /// to the first one alone.
+    ///
     /// A broker is asked on each connection, also where it has kept our session: one that was restored from an older copy may
     /// lack the newest wishes. It then sends again what it keeps as retained.
     ///

@@ -183,6 +183,12 @@ impl Courier {
         self.attempt
     }
 
+    /// Grows with each new session that carries messages.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.session.generation()
+    }
+
     /// The attempt that is not read while readers are full. One whose CONNACK is to come is read in any case.
     #[must_use]
     pub fn unread_attempt(&self) -> Option<u64> {

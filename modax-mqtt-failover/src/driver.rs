@@ -35,6 +35,7 @@ use crate::{
         link::{Link, Progress},
         links::{Found, Links},
         readers::Readers,
+        unclaimed::Came,
     },
     event::{Event, GapReason},
     handover::{Acknowledged, Command, Shared, State, Told},
@@ -266,7 +267,7 @@ impl Driver {
 
     fn deliver(&mut self, publish: &Publish, serial: Option<u64>) {
         let is_kept = self.readers.deliver(&self.shared, publish, serial)
-            || self.readers.unclaimed.keep(now(), self.courier.attempt(), publish, serial);
+            || self.readers.unclaimed.keep(now(), Came::of(&self.courier), publish, serial);
         if is_kept {
             return;
         }
@@ -357,7 +358,7 @@ impl Driver {
                 self.readers.add(Arc::clone(&filter), reader, granted);
                 // The handle has noted it, and an older stream that was dropped before may have struck it out since.
                 self.shared.lock().filters.insert(Arc::clone(&filter));
-                for waiting in self.readers.unclaimed.claim(&filter, self.courier.attempt()) {
+                for waiting in self.readers.unclaimed.claim(&filter, Came::of(&self.courier)) {
                     self.deliver(&waiting.publish, Some(waiting.serial));
                 }
                 self.input(Input::Subscribe { filter, qos });

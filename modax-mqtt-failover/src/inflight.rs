@@ -59,6 +59,8 @@ pub struct Inflight {
     pending: BTreeSet<MessageId>,
     /// Entries whose PUBLISH is to be sent (again) on this connection.
     unsent: usize,
+    /// QoS 2 entries that have an identifier: the broker may hold them half-way.
+    half_way: usize,
     /// In a session that an earlier process began: the identifiers under which it left nothing open. `None`: all.
     free: Option<BTreeSet<PacketId>>,
     /// The identifiers of QoS 2 messages that were given up in this generation after they were sent: those whose PUBREL is
@@ -127,6 +129,12 @@ impl Inflight {
         self.left_open.len().saturating_add(self.released.len())
     }
 
+    /// QoS 2 messages that the broker may hold half-way, with what is left open of others.
+    #[must_use]
+    pub fn half_way(&self) -> usize {
+        self.half_way.saturating_add(self.left_open())
+    }
+
     /// The next identifier whose release is to be sent on this connection.
     #[must_use]
     pub fn next_left_open(&self) -> Option<PacketId> {
@@ -187,6 +195,13 @@ impl Inflight {
         self.pending.first().copied()
     }
 
+    /// Every message whose PUBREL is to be sent (again), oldest first.
+    #[must_use]
+    pub fn releases(&self) -> Vec<MessageId> {
+        let releases = |id: &&MessageId| self.get(**id).is_some_and(|entry| entry.phase == Phase::ReleasePending);
+        self.pending.iter().filter(releases).copied().collect()
+    }
+
     /// The oldest message whose PUBREL is to be sent (again).
     #[must_use]
     pub fn next_release(&self) -> Option<MessageId> {
@@ -223,7 +238,10 @@ impl Inflight {
     pub fn mark_sent(&mut self, message: MessageId, id: PacketId, sequence: u64) {
         let Some(entry) = self.entries.get_mut(&message) else { return };
         self.pending.remove(&message);
-        let is_known = entry.id.replace(id) == Some(id);
+        let before = entry.id.replace(id);
+        let is_known = before == Some(id);
+        let is_new = before.is_none() && entry.admitted.message.qos == Qos::ExactlyOnce;
+        self.half_way = self.half_way.saturating_add(usize::from(is_new));
         self.ids.insert(id, message);
         entry.phase = match entry.phase {
             Phase::Pending | Phase::Sent { .. } => {
@@ -254,6 +272,8 @@ impl Inflight {
         self.unsent = self.unsent.saturating_sub(usize::from(entry.phase == Phase::Pending));
         if let Some(id) = entry.id {
             self.ids.remove(&id);
+            let is_half_way = entry.admitted.message.qos == Qos::ExactlyOnce;
+            self.half_way = self.half_way.saturating_sub(usize::from(is_half_way));
         }
         if let Some(at) = entry.admitted.expires_at {
             self.expiries.remove(&(at, message));
@@ -282,6 +302,7 @@ impl Inflight {
     /// QoS 2 message is unknown, so that it is published again.
     pub fn forget_packet_ids(&mut self) {
         self.ids.clear();
+        self.half_way = 0;
         self.free = None;
         self.left_open.clear();
         self.unanswered.clear();
@@ -369,7 +390,7 @@ impl Inflight {
     pub fn drain(&mut self) -> Vec<Entry> {
         self.ids.clear();
         self.pending.clear();
-        self.unsent = 0;
+        (self.unsent, self.half_way) = (0, 0);
         self.expiries.clear();
         std::mem::take(&mut self.entries).into_values().collect()
     }

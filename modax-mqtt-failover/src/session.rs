@@ -181,22 +181,8 @@ impl Session {
             Input::Received(packet) => self.receive(now, packet),
             Input::Lost => self.lose(now),
             Input::Publish(admitted) => self.publish(now, admitted),
-            Input::Subscribe { filter, qos } => {
-                self.unwanted.remove(&filter);
-                self.presence.note_wish(&filter, true);
-                if self.subscriptions.want(filter, qos) && self.is_up() {
-                    self.apply_subscriptions();
-                }
-            }
-            Input::Unsubscribe { filter } => {
-                if !self.presence.note_wish(&filter, false) && self.subscriptions.drop_wish(&filter) {
-                    self.retract(&filter);
-                    self.unwanted.insert(filter);
-                    if self.is_up() {
-                        self.withdraw();
-                    }
-                }
-            }
+            Input::Subscribe { filter, qos } => self.subscribe(filter, qos),
+            Input::Unsubscribe { filter } => self.unsubscribe(filter),
             Input::Acknowledge { id, serial } => match self.incoming.acknowledge(id, serial) {
                 Some(answer) if self.is_up() => self.send(answer),
                 // QoS 2 goes on with the session: the answer follows when the broker asks again.

@@ -27,6 +27,10 @@ pub struct Wish {
     pub granted: bool,
     /// The code of a refusal that may pass, or that is this broker's alone, until a broker grants it again.
     pub refused: Option<u8>,
+    /// Whether a SUBSCRIBE for it went out in this session.
+    pub told: bool,
+    /// Whether that has no answer yet.
+    asked: bool,
     /// Whether it is not asked for before its time.
     waits: bool,
 }
@@ -45,18 +49,49 @@ pub struct Subscriptions {
 impl Subscriptions {
     /// Wants `filter`; true when a broker has to hear of it.
     pub fn want(&mut self, filter: Filter, qos: Qos) -> bool {
-        let wish = Wish { qos, granted_before: None, granted: false, refused: None, waits: false };
+        let wish =
+            Wish { qos, granted_before: None, granted: false, refused: None, told: false, asked: false, waits: false };
         let wish = self.wishes.entry(filter).or_insert(wish);
         let heard = wish.granted && wish.qos >= qos;
+        // What is under way asks for less.
+        wish.asked &= wish.qos >= qos;
         wish.qos = wish.qos.max(qos);
         wish.granted = heard;
         wish.waits = false;
         !heard
     }
 
-    /// Wants it no more; true when it was wanted.
-    pub fn drop_wish(&mut self, filter: &Filter) -> bool {
-        self.wishes.remove(filter).is_some()
+    /// Wants it no more; the wish, if it was wanted.
+    pub fn drop_wish(&mut self, filter: &Filter) -> Option<Wish> {
+        self.wishes.remove(filter)
+    }
+
+    /// A SUBSCRIBE for these is sent.
+    pub fn mark_asked<'a>(&mut self, filters: impl Iterator<Item = &'a Filter>) {
+        for filter in filters {
+            if let Some(wish) = self.wishes.get_mut(filter) {
+                (wish.told, wish.asked) = (true, true);
+            }
+        }
+    }
+
+    /// A SUBSCRIBE at this level was answered; the wish, if it stands.
+    pub fn answered(&mut self, filter: &Filter, requested: Qos) -> Option<Wish> {
+        let wish = self.wishes.get_mut(filter)?;
+        wish.asked &= wish.qos > requested;
+        Some(*wish)
+    }
+
+    /// It is to be asked for again although it was granted.
+    pub fn forget_grant(&mut self, filter: &Filter) {
+        if let Some(wish) = self.wishes.get_mut(filter) {
+            (wish.granted, wish.asked) = (false, false);
+        }
+    }
+
+    /// The session is another one, and has heard of nothing.
+    pub fn forget_told(&mut self) {
+        self.wishes.values_mut().for_each(|wish| wish.told = false);
     }
 
     /// The wish for this filter.
@@ -65,10 +100,10 @@ impl Subscriptions {
         self.wishes.get(filter)
     }
 
-    /// How many wanted filters match this topic.
+    /// Whether another wanted filter than the topic itself matches it.
     #[must_use]
-    pub fn matching(&self, topic: &str) -> usize {
-        self.wishes.keys().filter(|filter| matches(filter, topic)).count()
+    pub fn has_other(&self, topic: &str) -> bool {
+        self.wishes.keys().any(|filter| &**filter != topic && matches(filter, topic))
     }
 
     /// A broker granted it at this level; the code of the refusal that this ends.
@@ -101,10 +136,9 @@ impl Subscriptions {
         wish.refused.replace(code).is_none()
     }
 
-    /// Whether the present broker refuses something that was granted before.
-    #[must_use]
-    pub fn is_refused(&self) -> bool {
-        self.wishes.values().any(|wish| wish.waits)
+    /// What the present broker refuses although it was granted before.
+    pub fn refused(&self) -> impl Iterator<Item = &Filter> {
+        self.wishes.iter().filter(|(_, wish)| wish.waits).map(|(filter, _)| filter)
     }
 
     /// When a broker is to be asked again.
@@ -125,8 +159,7 @@ impl Subscriptions {
     /// The session that knew of them is gone, or may not know.
     pub fn forget_grants(&mut self) {
         for wish in self.wishes.values_mut() {
-            wish.granted = false;
-            wish.waits = false;
+            (wish.granted, wish.asked, wish.waits) = (false, false, false);
         }
         (self.ask_at, self.asked) = (None, 0);
     }
@@ -139,7 +172,7 @@ impl Subscriptions {
     /// What the present session has not granted.
     #[must_use]
     pub fn ungranted(&self) -> Vec<(Filter, Qos)> {
-        let ungranted = self.wishes.iter().filter(|(_, wish)| !wish.granted && !wish.waits);
+        let ungranted = self.wishes.iter().filter(|(_, wish)| !wish.granted && !wish.asked && !wish.waits);
         ungranted.map(|(filter, wish)| (Arc::clone(filter), wish.qos)).collect()
     }
 

@@ -61,7 +61,7 @@ impl Switchover {
             session::Output::Refused { filter, .. } => old.has_granted(filter),
             _ => false,
         };
-        self.session.as_ref().is_some_and(|session| session.is_refused()) || self.unsaid.iter().any(served)
+        self.session.as_ref().is_some_and(|session| session.refuses_what(old)) || self.unsaid.iter().any(served)
     }
 
     fn hold(&mut self, packet: Packet) {

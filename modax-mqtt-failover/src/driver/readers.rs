@@ -29,7 +29,8 @@ const STOP_ABOVE_BYTES: usize = 32 << 20;
 
 struct Reader {
     sender: ItemSender,
-    granted: watch::Sender<Option<Qos>>,
+    /// Until its filter is gone.
+    granted: Option<watch::Sender<Option<Qos>>>,
     overflow: VecDeque<Received>,
 }
 
@@ -53,23 +54,25 @@ impl Readers {
     pub(crate) fn add(&mut self, filter: Filter, sender: ItemSender, granted: watch::Sender<Option<Qos>>) {
         let readers = self.staying.entry(filter).or_default();
         // What one of them was granted holds for the next: the broker is not asked again.
-        if let Some(first) = readers.first() {
-            granted.send_replace(*first.granted.borrow());
+        if let Some(first) = readers.first().and_then(|first| first.granted.as_ref()) {
+            granted.send_replace(*first.borrow());
         }
-        readers.push(Reader { sender, granted, overflow: VecDeque::new() });
+        readers.push(Reader { sender, granted: Some(granted), overflow: VecDeque::new() });
     }
 
     /// Tells the readers of a filter that a broker granted it.
     pub(crate) fn granted(&self, filter: &Filter, qos: Qos) {
-        for reader in self.staying.get(filter).into_iter().flatten() {
-            reader.granted.send_replace(Some(qos));
+        for granted in self.staying.get(filter).into_iter().flatten().filter_map(|reader| reader.granted.as_ref()) {
+            granted.send_replace(Some(qos));
         }
     }
 
     /// Ends the streams of a filter after what they are owed.
     pub(crate) fn remove(&mut self, filter: &Filter) {
         let readers = self.staying.remove(filter).unwrap_or_default();
-        self.leaving.extend(readers.into_iter().filter(|reader| !reader.overflow.is_empty()));
+        let owed = readers.into_iter().filter(|reader| !reader.overflow.is_empty());
+        // Who waits to hear of a grant is not to wait until the rest is read.
+        self.leaving.extend(owed.map(|reader| Reader { granted: None, ..reader }));
     }
 
     /// Forgets readers that are gone; true when that was the filter's last.
@@ -126,7 +129,7 @@ impl Readers {
         for reader in &mut wanted {
             if publish.qos == Qos::AtMostOnce && *overflow_bytes > DROP_ABOVE_BYTES && !reader.overflow.is_empty() {
                 *dropped = dropped.saturating_add(1);
-                reader.mark_overflow(overflow_bytes);
+                reader.tell_gap(GapReason::Overflowed, overflow_bytes);
             } else {
                 reader.hand_over(Received::Delivery(Delivery::new(publish, token.clone())), overflow_bytes);
             }
@@ -137,7 +140,7 @@ impl Readers {
     /// Tells the readers of a filter that something may be missing.
     pub(crate) fn gap(&mut self, filter: &Filter, reason: GapReason) {
         for reader in self.staying.get_mut(filter).into_iter().flatten() {
-            reader.hand_over(Received::Gap { reason }, &mut self.overflow_bytes);
+            reader.tell_gap(reason, &mut self.overflow_bytes);
         }
     }
 
@@ -186,11 +189,11 @@ impl Reader {
         self.overflow.push_back(item);
     }
 
-    /// One gap stands for any number of messages dropped in a row.
-    fn mark_overflow(&mut self, overflow_bytes: &mut usize) {
-        let marked = matches!(self.overflow.back(), Some(Received::Gap { reason: GapReason::Overflowed }));
-        if !marked {
-            self.keep(Received::Gap { reason: GapReason::Overflowed }, overflow_bytes);
+    /// One gap stands for any number in a row while nobody reads: else connections that come and go would pile them up.
+    fn tell_gap(&mut self, reason: GapReason, overflow_bytes: &mut usize) {
+        let is_told = matches!(self.overflow.back(), Some(Received::Gap { reason: last }) if *last == reason);
+        if !is_told {
+            self.hand_over(Received::Gap { reason }, overflow_bytes);
         }
     }
 }
@@ -209,6 +212,7 @@ mod tests {
         readers.add(Arc::clone(&filter), sender, watch::channel(None).0);
         for _ in 0..=512 {
             readers.gap(&filter, GapReason::Reconnected);
+            readers.gap(&filter, GapReason::SessionLost);
         }
         readers.unblock();
         assert!(readers.is_blocked(), "more than the stream holds");
@@ -217,5 +221,24 @@ mod tests {
         assert!(readers.prune(&filter), "its own word");
         assert!(!readers.is_blocked(), "nobody is left to wait for");
         assert_eq!(readers.overflow_bytes, 0);
+    }
+    #[test]
+    fn who_waits_for_a_grant_hears_of_the_end_before_the_rest_is_read() {
+        let (sender, _items) = buffer();
+        let filter = Filter::from("a/#");
+        let mut readers = Readers::new(crate::driver::now());
+        let (granted, hears) = watch::channel(None);
+        readers.add(Arc::clone(&filter), sender, granted);
+        for _ in 0..=512 {
+            readers.gap(&filter, GapReason::Reconnected);
+            readers.gap(&filter, GapReason::SessionLost);
+        }
+        assert!(readers.is_blocked(), "more than the stream holds");
+        assert!(hears.has_changed().is_ok());
+
+        readers.remove(&filter);
+
+        assert!(readers.is_blocked(), "it is still owed");
+        assert!(hears.has_changed().is_err(), "it would wait for ever");
     }
 }

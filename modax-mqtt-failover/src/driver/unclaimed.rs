@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
+    courier::Courier,
     event::Filter,
     packet::{Publish, Qos},
     subscription::matches,
@@ -18,7 +19,20 @@ const TIME_TO_SUBSCRIBE: Duration = Duration::from_secs(10);
 pub(super) struct Waiting {
     pub(super) publish: Publish,
     pub(super) serial: u64,
+    came: Came,
+}
+
+/// On which connection, in which session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Came {
     attempt: u64,
+    generation: u64,
+}
+
+impl Came {
+    pub(super) const fn of(courier: &Courier) -> Self {
+        Self { attempt: courier.attempt(), generation: courier.generation() }
+    }
 }
 
 pub(super) struct Unclaimed {
@@ -34,21 +48,25 @@ impl Unclaimed {
 
     /// Keeps a message that nobody wants yet; false when the time is over, or it needs no acknowledgement. Packet
     /// identifiers bound how many there are, and reading stops when they are too large.
-    pub(super) fn keep(&mut self, now: Instant, attempt: u64, publish: &Publish, serial: Option<u64>) -> bool {
+    pub(super) fn keep(&mut self, now: Instant, came: Came, publish: &Publish, serial: Option<u64>) -> bool {
         let Some(serial) = serial.filter(|_| now < self.until) else { return false };
         self.bytes = self.bytes.saturating_add(publish.encoded_bytes());
-        self.waiting.push(Waiting { publish: publish.clone(), serial, attempt });
+        self.waiting.push(Waiting { publish: publish.clone(), serial, came });
         true
     }
 
-    /// Takes what this filter wants, in order of arrival. QoS 1 of an earlier connection came again on this one.
-    pub(super) fn claim(&mut self, filter: &Filter, attempt: u64) -> Vec<Waiting> {
+    /// Takes what this filter wants, in order of arrival. QoS 1 of an earlier connection comes again on this one, unless its
+    /// session is gone.
+    pub(super) fn claim(&mut self, filter: &Filter, now: Came) -> Vec<Waiting> {
         let (wanted, rest): (Vec<_>, Vec<_>) =
             self.waiting.drain(..).partition(|waiting| matches(filter, &waiting.publish.topic));
         self.waiting = rest;
         self.bytes = self.waiting.iter().map(|waiting| waiting.publish.encoded_bytes()).sum();
-        let is_new = |waiting: &Waiting| waiting.attempt == attempt || waiting.publish.qos == Qos::ExactlyOnce;
-        wanted.into_iter().filter(is_new).collect()
+        let comes_again = |waiting: &Waiting| {
+            let is_same_session = waiting.came.generation == now.generation;
+            waiting.publish.qos == Qos::AtLeastOnce && waiting.came.attempt != now.attempt && is_same_session
+        };
+        wanted.into_iter().filter(|waiting| !comes_again(waiting)).collect()
     }
 
     /// What waits, as it stands on the wire.
@@ -68,5 +86,42 @@ impl Unclaimed {
         }
         self.bytes = 0;
         std::mem::take(&mut self.waiting)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::packet::{PacketId, PublishProperties};
+
+    fn publish(number: u16, qos: Qos) -> Publish {
+        Publish {
+            topic: Arc::from("a"),
+            payload: number.to_string().into(),
+            qos,
+            retain: false,
+            duplicate: false,
+            id: PacketId::new(number),
+            properties: PublishProperties::default(),
+        }
+    }
+
+    /// What a session sent comes again on its next connection, but not from another session.
+    #[test]
+    fn what_no_broker_sends_again_is_not_let_go() {
+        let first = Came { attempt: 1, generation: 1 };
+        let again = Came { attempt: 2, generation: 1 };
+        let other = Came { attempt: 2, generation: 2 };
+        for (now, expected) in [(first, 2), (again, 1), (other, 2)] {
+            let start = crate::driver::now();
+            let mut unclaimed = Unclaimed::new(start);
+            for (number, qos) in [(1, Qos::AtLeastOnce), (2, Qos::ExactlyOnce)] {
+                assert!(unclaimed.keep(start, first, &publish(number, qos), Some(1)));
+            }
+            assert_eq!(unclaimed.claim(&Filter::from("a"), now).len(), expected, "{now:?}");
+            assert_eq!(unclaimed.bytes(), 0);
+        }
     }
 }

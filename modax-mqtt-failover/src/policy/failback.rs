@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 const LASTING: u32 = 10;
 /// The wait doubles so often at most.
 const MOST_DOUBLINGS: u32 = 6;
-/// Between tries of a move that did not come about.
+/// Between tries of a move that did not come about, at least.
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// The time a more preferred broker has to be reachable, growing with every return that did not last.
@@ -53,7 +53,9 @@ impl Failback {
     /// The move did not come about.
     pub fn failed(&mut self, now: Instant) {
         self.doublings = self.doublings.saturating_add(1).min(MOST_DOUBLINGS);
-        self.not_before = now.checked_add(AGAIN);
+        // The broker has been reachable for long: the time that it has to be would hold up nothing.
+        let wait = self.hysteresis().unwrap_or_default().max(AGAIN);
+        self.not_before = now.checked_add(wait);
     }
 
     /// The connection that served us ended by a fault.

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use super::{Session, UNWRITTEN_LIMIT};
 use crate::{
     config::Topology,
-    inflight::{Inflight, Phase},
+    inflight::{Entry, Inflight, Phase},
     message::MessageId,
+    packet::{Qos, Version},
 };
 
 /// Which messages may be sent. What was received already (PUBREL) goes on in any case.
@@ -21,6 +22,11 @@ pub enum Gate {
     /// Only this one, and no new ones are taken in.
     Only(MessageId),
 }
+
+/// QoS 2 messages half-way at a broker of MQTT 3.1.1, which cannot say how many it takes. mosquitto takes 20 by default, in
+/// one session, answers what is more as if it had taken it, and drops it, QoS 1 too. As many may be left there by an
+/// earlier process.
+const HALF_WAY: usize = 8;
 
 impl Session {
     /// How many more messages may be handed in: none without a connection, so that they wait where they can be shed.
@@ -72,12 +78,24 @@ impl Session {
         }
     }
 
+    /// Whether the broker can be trusted to keep this one: see [`HALF_WAY`].
+    fn may_begin(&self, message: MessageId) -> bool {
+        if self.version == Version::V5 || self.inflight.half_way() < HALF_WAY {
+            return true;
+        }
+        let begins = |entry: &Entry| entry.id.is_none() && entry.admitted.message.qos == Qos::ExactlyOnce;
+        !self.inflight.get(message).is_some_and(begins)
+    }
+
     /// The window counts messages, and a PUBREL is none (MQTT 5, 4.9).
     pub(super) fn next_to_send(&self) -> Option<MessageId> {
         let window = if self.is_unproven() { 1 } else { self.window() };
         let has_room = self.inflight.on_the_wire().saturating_add(self.announcing()) < window;
         match self.gate {
-            Gate::Open if has_room => self.inflight.next_pending(),
+            Gate::Open if has_room => {
+                let next = self.inflight.next_pending().filter(|message| self.may_begin(*message));
+                next.or_else(|| self.inflight.next_release())
+            }
             Gate::Only(message) if has_room && self.inflight.is_unsent(message) => Some(message),
             Gate::Open | Gate::Only(_) | Gate::Shut => self.inflight.next_release(),
         }

@@ -51,6 +51,13 @@ impl Session {
         }
     }
 
+    /// Sends (again) the PUBREL of a message that the broker has received.
+    pub(super) fn release(&mut self, message: MessageId) {
+        let Some(id) = self.inflight.get(message).and_then(|entry| entry.id) else { return };
+        self.send(Packet::PubRel { id, code: 0 });
+        self.inflight.mark_sent(message, id, self.sent);
+    }
+
     /// Sends what is pending, oldest first, so that later messages never overtake an earlier one's resend.
     pub(super) fn pump(&mut self, now: Instant) {
         self.ask_again();
@@ -60,8 +67,10 @@ impl Session {
             let (known, attempts, phase) = (entry.id, entry.attempts, entry.phase);
             let Some(id) = known.or_else(|| self.free_id()) else { return };
             if phase == Phase::ReleasePending {
-                self.send(Packet::PubRel { id, code: 0 });
-            } else if let Some(entry) = self.inflight.get(message) {
+                self.release(message);
+                continue;
+            }
+            if let Some(entry) = self.inflight.get(message) {
                 // DUP says: sent before, in this session, under this identifier (MQTT-3.3.1-1).
                 let duplicate = known.is_some() && attempts > 0;
                 let publish = packet(&entry.admitted, Some(id), duplicate, self.properties(now, &entry.admitted));

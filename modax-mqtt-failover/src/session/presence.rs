@@ -43,6 +43,11 @@ impl Presence {
         self.contradicted.as_ref().map(|will| Arc::clone(&will.topic))
     }
 
+    /// Whether we watch this filter and the program does not want it.
+    pub(super) fn is_ours_alone(&self, filter: &Filter) -> bool {
+        !self.wanted && self.watched().is_some_and(|watched| watched == *filter)
+    }
+
     /// The program wants this filter, or does not any more; true when it is watched all the same.
     pub(super) fn note_wish(&mut self, filter: &Filter, wanted: bool) -> bool {
         let watched = self.contradicted.as_ref().is_some_and(|will| will.topic == *filter);
@@ -54,8 +59,17 @@ impl Presence {
 }
 
 impl Session {
-    /// Says who we are, before anything else on a connection but the release of what was left open.
-    pub(super) fn announce(&mut self) {
+    /// Says who we are, before anything else on a connection but releases; if the broker may hold so much of ours that it has
+    /// no place, then as soon as it has one.
+    pub(super) fn greet_others(&mut self) {
+        if self.inflight.half_way() < self.window() {
+            self.announce();
+        } else {
+            self.presence.is_due = true;
+        }
+    }
+
+    fn announce(&mut self) {
         self.presence.is_due = false;
         let Some(message) = self.presence.announcement.clone() else { return };
         if self.announcing() > 0 {
@@ -76,7 +90,7 @@ impl Session {
 
     /// Says it again where that is due and the window has a place for it.
     pub(super) fn announce_again(&mut self) {
-        if self.presence.is_due && self.inflight.on_the_wire() < self.window() {
+        if self.presence.is_due && self.inflight.on_the_wire().max(self.inflight.half_way()) < self.window() {
             self.announce();
         }
     }
@@ -105,7 +119,7 @@ impl Session {
         };
         let mourned = will.payload == publish.payload;
         let ours_alone = !self.presence.wanted && publish.qos == Qos::AtMostOnce;
-        let ours_alone = ours_alone && self.subscriptions.matching(&publish.topic) <= 1;
+        let ours_alone = ours_alone && !self.subscriptions.has_other(&publish.topic);
         // One that is on its way will do.
         if mourned && self.announcing() == 0 {
             self.presence.is_due = true;

@@ -26,6 +26,7 @@ impl Session {
             self.inflight.forget_packet_ids();
             self.incoming.forget();
             self.unwanted.clear();
+            self.subscriptions.forget_told();
         }
         if session_present && !ours {
             self.inflight.inherit_packet_ids();
@@ -33,7 +34,7 @@ impl Session {
         if ours && doubtful {
             self.inflight.doubt_receipts();
         }
-        if ours && !certain {
+        if ours {
             self.incoming.doubt();
         }
         // First: the broker may have no place for anything else.
@@ -45,7 +46,10 @@ impl Session {
             self.send(Packet::PubRel { id, code: 0 });
         }
         self.release_left_open();
-        self.announce();
+        for message in self.inflight.releases() {
+            self.release(message);
+        }
+        self.greet_others();
         let reason = if same_broker { GapReason::SessionLost } else { GapReason::BrokerChanged };
         for (filter, reason) in self.subscriptions.gaps(certain, reason) {
             self.outputs.push_back(Output::Gap { filter, reason });
@@ -67,13 +71,7 @@ impl Session {
 
     /// Asks the broker for every wanted filter that this session has not granted.
     pub(super) fn apply_subscriptions(&mut self) {
-        let subscribes = self.control.values().filter_map(|control| match &control.request {
-            Request::Subscribe(filters) => Some(filters),
-            Request::Unsubscribe(_) | Request::Announce => None,
-        });
-        let asked: Vec<_> = subscribes.flatten().cloned().collect();
         let mut missing = self.subscriptions.ungranted();
-        missing.retain(|wish| !asked.contains(wish));
         missing.retain(|(filter, _)| {
             let refusal = self.filter_refusal(filter);
             if let Some(reason) = refusal {
@@ -86,8 +84,38 @@ impl Session {
                 self.starved = true;
                 return;
             };
+            self.subscriptions.mark_asked(filters.iter().map(|(filter, _)| filter));
             self.send(Packet::Subscribe { id, filters: filters.clone() });
             self.control.insert(id, Control { sequence: self.sent, request: Request::Subscribe(filters) });
+        }
+    }
+
+    pub(super) fn subscribe(&mut self, filter: Filter, qos: Qos) {
+        self.unwanted.remove(&filter);
+        // The program is to get what is retained there too.
+        if self.presence.note_wish(&filter, true) {
+            self.subscriptions.forget_grant(&filter);
+        }
+        if !self.subscriptions.want(Arc::clone(&filter), qos) {
+            let granted = self.subscriptions.get(&filter).and_then(|wish| wish.granted_before);
+            self.outputs.extend(granted.map(|qos| Output::Granted { filter, qos }));
+        } else if self.is_up() {
+            self.apply_subscriptions();
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, filter: Filter) {
+        if self.presence.note_wish(&filter, false) {
+            return;
+        }
+        let Some(wish) = self.subscriptions.drop_wish(&filter) else { return };
+        self.retract(&filter);
+        // What this session never heard of is not in it.
+        if wish.told {
+            self.unwanted.insert(filter);
+            if self.is_up() {
+                self.withdraw();
+            }
         }
     }
 
@@ -98,8 +126,17 @@ impl Session {
             let is_first = self.subscriptions.suspend(filter, code);
             self.tell_postponed(filter, code, is_first);
         } else {
-            self.subscriptions.drop_wish(filter);
-            self.outputs.push_back(Output::Refused { filter: Arc::clone(filter), code });
+            self.refused(Arc::clone(filter), code);
+        }
+    }
+
+    /// What we watch ourselves is asked for again on the next connection, and nobody has to be told.
+    fn refused(&mut self, filter: Filter, code: u8) {
+        if self.presence.is_ours_alone(&filter) {
+            self.subscriptions.suspend(&filter, code);
+        } else {
+            self.subscriptions.drop_wish(&filter);
+            self.outputs.push_back(Output::Refused { filter, code });
         }
     }
 
@@ -116,10 +153,10 @@ impl Session {
         self.subscriptions.get(&Filter::from(filter)).is_some_and(|wish| wish.granted)
     }
 
-    /// Whether this broker refuses a filter that was granted before.
+    /// Whether this broker refuses a filter that is granted there.
     #[must_use]
-    pub fn is_refused(&self) -> bool {
-        self.subscriptions.is_refused()
+    pub fn refuses_what(&self, other: &Self) -> bool {
+        self.subscriptions.refused().any(|filter| other.has_granted(filter))
     }
 
     /// When that is to be done again, of what was refused for a while.
@@ -178,7 +215,7 @@ impl Session {
             return self.violation("a SUBACK with the wrong number of codes");
         }
         for ((filter, requested), code) in filters.into_iter().zip(codes.iter().copied()) {
-            let Some(wish) = self.subscriptions.get(&filter).copied() else { continue };
+            let Some(wish) = self.subscriptions.answered(&filter, requested) else { continue };
             let Some(qos) = Qos::from_level(code) else {
                 let may_pass = Reason::new(code).is_failure() && Reason::new(code).is_transient();
                 if may_pass && wish.granted_before.is_some() {
@@ -186,8 +223,7 @@ impl Session {
                     self.tell_postponed(&filter, code, is_first);
                     continue;
                 }
-                self.subscriptions.drop_wish(&filter);
-                self.outputs.push_back(Output::Refused { filter, code });
+                self.refused(filter, code);
                 continue;
             };
             self.outputs.push_back(Output::Granted { filter: Arc::clone(&filter), qos });

@@ -1,8 +1,8 @@
 //! QoS 2 messages that stay half-way in a session of mosquitto, which counts them against its receive maximum.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use modax_mqtt_failover::{Client, Event, Events, Message, Outcome, Version};
+use modax_mqtt_failover::{Client, Event, Events, Message, Outcome, Qos, Received, Version};
 use modax_testbed::{
     Ground, Mosquitto, MosquittoOptions,
     proxy::{Direction, Fault, Proxy},
@@ -80,6 +80,43 @@ async fn what_expired_half_way_keeps_no_place_at_the_broker() {
     wait::until(DEADLINE, "no message on its way", async || client.stats().inflight == 0).await.unwrap();
     let (exceeded, found) = ended(client, events).await;
     assert_eq!((exceeded, found), (0, vec![false, true]), "what expired takes a place");
+    ground.stop().await;
+}
+
+/// Above its receive maximum mosquitto acknowledges to clients of 3.1.1 what it drops, of QoS 1 too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_is_kept_whole_by_a_mosquitto_of_its_own_settings() {
+    const BURST: u32 = 500;
+    let ground = Ground::start().await.expect("a ground");
+    let broker = broker(&ground).await;
+    for version in [Version::V311, Version::V5] {
+        let build = |id| Client::builder(id).brokers([broker.url()]).unwrap().version(version).build().unwrap();
+        let (client, reader) = (build("drill"), build("reader"));
+        let mut stream = reader.subscribe("drill/#", Qos::AtLeastOnce).await.expect("subscribes").auto_ack();
+        tokio::time::timeout(DEADLINE, stream.granted()).await.expect("in time").expect("granted");
+        let mut receipts = Vec::new();
+        for number in 0..BURST {
+            let message = Message::new("drill/burst", number.to_string());
+            let message = if number % 20 == 19 { message } else { message.exactly_once() };
+            receipts.push(client.publish(message).await.expect("admitted"));
+        }
+        for receipt in receipts {
+            let outcome = tokio::time::timeout(DEADLINE, receipt.acked()).await.expect("in time");
+            assert!(outcome.is_acked(), "{outcome:?}");
+        }
+        let mut missing: BTreeSet<_> = (0..BURST).map(|number| number.to_string().into_bytes()).collect();
+        let arrive = async {
+            while !missing.is_empty() {
+                if let Some(Received::Delivery(delivery)) = stream.next().await {
+                    missing.remove(&delivery.payload()[..]);
+                }
+            }
+        };
+        let arrived = tokio::time::timeout(DEADLINE, arrive).await;
+        assert!(arrived.is_ok(), "{version:?}: acknowledged and not kept: {}", missing.len());
+        client.close(DEADLINE).await;
+        reader.close(DEADLINE).await;
+    }
     ground.stop().await;
 }
 

@@ -18,9 +18,12 @@ struct Brokers {
     now: Instant,
     courier: Courier,
     attempts: BTreeMap<u64, usize>,
+    written: BTreeMap<u64, u64>,
     away: bool,
     /// What the preferred broker says to a SUBSCRIBE, if anything.
     code: Option<u8>,
+    /// What the other one says.
+    other: u8,
     /// The connection to it on which filters were asked for last, and how often that was.
     asked: Option<u64>,
     questions: usize,
@@ -39,7 +42,13 @@ impl Brokers {
                     let is_away = self.away && broker == 0;
                     self.tell(if is_away { refused } else { Input::Opened { attempt } });
                 }
-                Output::Send { attempt, packet } => self.answer(attempt, packet),
+                Output::Send { attempt, packet } => {
+                    let packets = self.written.entry(attempt).or_default();
+                    *packets += 1;
+                    let written = Input::Written { attempt, packets: *packets, stalled: None };
+                    self.tell(written);
+                    self.answer(attempt, packet);
+                }
                 Output::Event(Event::Connected { .. }) => self.connected += 1,
                 Output::Event(Event::FailedBack { .. }) => self.failed_back = true,
                 _ => {}
@@ -59,7 +68,7 @@ impl Brokers {
                 let Some(code) = self.code else { return };
                 Packet::SubAck { id, codes: vec![code] }
             }
-            Packet::Subscribe { id, filters } => Packet::SubAck { id, codes: vec![1; filters.len()] },
+            Packet::Subscribe { id, filters } => Packet::SubAck { id, codes: vec![self.other; filters.len()] },
             Packet::PingReq => Packet::PingResp,
             _ => return,
         };
@@ -81,8 +90,7 @@ impl Brokers {
     }
 }
 
-/// The second broker serves, and the preferred one is back.
-fn back_at_the_preferred(code: Option<u8>) -> Brokers {
+fn brokers(code: Option<u8>) -> Brokers {
     let mut config = Config::from_urls("moves", ["mqtt://a", "mqtt://b"]).unwrap();
     config.selection = Selection::priority().failback_after(Duration::from_secs(1));
     let now = Instant::now();
@@ -90,14 +98,23 @@ fn back_at_the_preferred(code: Option<u8>) -> Brokers {
         now,
         courier: Courier::new(&config, now),
         attempts: BTreeMap::new(),
-        away: true,
+        written: BTreeMap::new(),
+        away: false,
         code,
+        other: 1,
         asked: None,
         questions: 0,
         connected: 0,
         failed_back: false,
     };
     brokers.tell(Input::Subscribe { filter: Arc::from("a/#"), qos: Qos::AtLeastOnce });
+    brokers
+}
+
+/// The second broker serves, and the preferred one is back.
+fn back_at_the_preferred(code: Option<u8>) -> Brokers {
+    let mut brokers = brokers(code);
+    brokers.away = true;
     brokers.tell(Input::Start);
     brokers.until("the second broker", |brokers| brokers.connected == 1);
     brokers.away = false;
@@ -116,6 +133,22 @@ fn a_broker_that_refuses_a_filter_is_not_gone_back_to() {
         brokers.code = Some(1);
         brokers.until("the step", |brokers| brokers.failed_back);
     }
+}
+
+#[test]
+fn a_broker_is_gone_back_to_although_it_refuses_what_the_other_one_refuses_too() {
+    const QUOTA_EXCEEDED: u8 = 0x97;
+    let mut brokers = brokers(Some(1));
+    brokers.tell(Input::Start);
+    brokers.until("the preferred broker", |brokers| brokers.connected == 1);
+    let attempt = brokers.asked.unwrap();
+    (brokers.away, brokers.other, brokers.code) = (true, QUOTA_EXCEEDED, Some(QUOTA_EXCEEDED));
+    brokers.tell(Input::Closed { attempt, reason: "killed".to_owned(), by_peer: true });
+    brokers.until("the second broker", |brokers| brokers.connected == 2);
+
+    brokers.away = false;
+
+    brokers.until("the step", |brokers| brokers.failed_back);
 }
 
 #[test]

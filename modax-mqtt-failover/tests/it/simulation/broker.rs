@@ -186,6 +186,9 @@ impl Broker {
                 if publish.qos == Qos::ExactlyOnce {
                     let session = self.session.get_or_insert_default();
                     if session.received.insert(id) {
+                        let most = if self.version == Version::V311 { 8 } else { usize::MAX };
+                        let known = session.doubted || session.moved;
+                        assert!(known || session.received.len() <= most, "more than {most} half-way");
                         let first = session.exactly_once.insert(sequence);
                         assert!(first || session.doubted, "message {sequence} arrived twice in one session");
                     }

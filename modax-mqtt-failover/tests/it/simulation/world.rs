@@ -633,7 +633,7 @@ impl World {
                         Event::Connected { session_present, ref broker, .. } => {
                             self.fired.resumed += u64::from(session_present);
                             let broker = broker.host().rsplit('-').next().and_then(|number| number.parse().ok());
-                            let links = self
+                            let mut links = self
                                 .links
                                 .iter()
                                 .filter(|(at, link)| Some(link.broker) == broker && !self.aside.contains(at));
