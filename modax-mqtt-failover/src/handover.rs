@@ -21,7 +21,7 @@ use crate::{
     driver::Disk,
     event::{Event, Filter, Stats, Status},
     message::{Closed, MessageId, Outcome},
-    observer::Observer,
+    observer::{Observer, contained},
     packet::{PacketId, Qos, Version},
     queue::{Admitted, Backlog},
     receipt::Recovered,
@@ -200,12 +200,12 @@ impl Shared {
     /// Not under the lock: an observer may ask the client.
     pub(crate) fn emit(&self, event: Event) {
         if let Some(observer) = &self.observer {
-            observer.on_event(&event);
+            contained(|| observer.on_event(&event));
         }
         #[cfg(feature = "metrics")]
-        self.meter.event(&event);
+        contained(|| self.meter.event(&event));
         #[cfg(feature = "tracing")]
-        trace(&event);
+        contained(|| trace(&event));
         // No reader is not an error.
         let _ = self.events.send(event);
     }
@@ -214,10 +214,10 @@ impl Shared {
     pub(crate) fn tell(&self, told: Told) {
         for (receipt, outcome) in told {
             if let Some(observer) = &self.observer {
-                observer.on_outcome(&outcome);
+                contained(|| observer.on_outcome(&outcome));
             }
             #[cfg(feature = "metrics")]
-            self.meter.outcome(&outcome);
+            contained(|| self.meter.outcome(&outcome));
             // A receipt that was dropped wants no answer.
             let _ = receipt.map(|receipt| receipt.send(outcome));
         }
@@ -229,7 +229,7 @@ impl Shared {
         let state = self.lock();
         let (stats, status) = (state.stats(), state.status.clone());
         drop(state);
-        self.meter.measure(&stats, &status);
+        contained(|| self.meter.measure(&stats, &status));
     }
 
     /// Sets whether something waits for a reader to make room.

@@ -1,12 +1,15 @@
 //! Hears what happens, as it happens: for counting and metrics.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use crate::{event::Event, message::Outcome};
 
 /// Hears every event and every outcome of a client, on the task or thread where it happens.
 ///
 /// Both methods do nothing by default. They are called between two steps of the client, so they have to be quick: count,
 /// or send to a channel that does not wait. No lock is held meanwhile, so [`Client::stats`](crate::Client::stats) may be
-/// asked. A panic in one ends the client, as the end of its runtime would.
+/// asked. A panic in one is reported by the process's panic hook and goes no further: the client goes on, and so do the
+/// calls that follow. What the observer keeps is its own to keep sound.
 ///
 /// ```
 /// use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
@@ -42,4 +45,10 @@ pub trait Observer: Send + Sync + 'static {
     fn on_outcome(&self, outcome: &Outcome) {
         let _ = outcome;
     }
+}
+
+/// Code of others on our task or thread: a panic in it must not take the queue or its client along.
+pub(crate) fn contained(call: impl FnOnce()) {
+    // The panic hook has said all there is to say.
+    let _ = catch_unwind(AssertUnwindSafe(call));
 }

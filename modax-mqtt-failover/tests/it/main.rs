@@ -5,6 +5,7 @@ mod breaker_tests;
 mod client;
 mod damage;
 mod disk;
+mod ends;
 mod f21;
 mod failover_tests;
 mod faults;
