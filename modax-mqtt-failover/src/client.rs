@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures_core::Stream;
+use futures_util::StreamExt;
 use tokio::sync::{broadcast, oneshot, watch};
 
 use crate::{
@@ -355,10 +356,10 @@ impl Events {
                 Err(broadcast::error::RecvError::Closed) => None,
             }
         });
-        Self { inner: Box::pin(inner) }
+        Self { inner: Box::pin(inner.fuse()) }
     }
 
-    /// The next event; `None` when the client has ended.
+    /// The next event; `None`, each time, when the client has ended.
     ///
     /// # Cancel safety
     /// Cancel safe: an event is taken only by a call that returns it.

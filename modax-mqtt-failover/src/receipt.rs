@@ -6,17 +6,22 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use crate::message::{MessageId, Outcome};
 
+/// Of a client that is gone without a word.
+const UNANSWERED: Outcome = Outcome::Undelivered { maybe_delivered: true };
+
 /// Stands for one admitted message until its outcome is known. Dropping it changes nothing for the message.
 #[must_use = "without it nobody learns whether the message arrived; use `drop` where that is meant"]
 pub struct Receipt {
     id: MessageId,
     outcome: oneshot::Receiver<Outcome>,
+    /// As [`try_outcome`](Self::try_outcome) found it: the channel gives it once.
+    known: Option<Outcome>,
 }
 
 impl Receipt {
     pub(crate) fn new(id: MessageId) -> (oneshot::Sender<Outcome>, Self) {
         let (sender, outcome) = oneshot::channel();
-        (sender, Self { id, outcome })
+        (sender, Self { id, outcome, known: None })
     }
 
     /// The message's identity within this client.
@@ -31,16 +36,22 @@ impl Receipt {
     /// # Cancel safety
     /// Dropping the future drops the receipt; the message itself stays on its way.
     pub async fn acked(self) -> Outcome {
-        self.outcome.await.unwrap_or(Outcome::Undelivered { maybe_delivered: true })
+        match self.known {
+            Some(outcome) => outcome,
+            None => self.outcome.await.unwrap_or(UNANSWERED),
+        }
     }
 
-    /// The outcome, if it is known; the first call that returns one takes it.
+    /// The outcome, if it is known; the same at each later call, and of [`acked`](Self::acked).
     pub fn try_outcome(&mut self) -> Option<Outcome> {
-        match self.outcome.try_recv() {
-            Ok(outcome) => Some(outcome),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Closed) => Some(Outcome::Undelivered { maybe_delivered: true }),
+        if self.known.is_none() {
+            self.known = match self.outcome.try_recv() {
+                Ok(outcome) => Some(outcome),
+                Err(TryRecvError::Empty) => None,
+                Err(TryRecvError::Closed) => Some(UNANSWERED),
+            };
         }
+        self.known.clone()
     }
 }
 
@@ -59,4 +70,23 @@ pub struct Recovered {
     pub topic: Arc<str>,
     /// Its identity in the queue, and the promise of its outcome. Latency and attempts count from this start.
     pub receipt: Receipt,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_outcome_that_was_seen_stays_the_same_however_often_it_is_asked_for() {
+        let (outcome, mut receipt) = Receipt::new(MessageId::new(1));
+        assert_eq!(receipt.try_outcome(), None);
+        outcome.send(Outcome::Shed).unwrap();
+        assert_eq!([receipt.try_outcome(), receipt.try_outcome()], [Some(Outcome::Shed), Some(Outcome::Shed)]);
+        assert_eq!(receipt.acked().await, Outcome::Shed);
+
+        let (gone, mut receipt) = Receipt::new(MessageId::new(2));
+        drop(gone);
+        assert_eq!([receipt.try_outcome(), receipt.try_outcome()], [Some(UNANSWERED), Some(UNANSWERED)]);
+        assert_eq!(receipt.acked().await, UNANSWERED);
+    }
 }

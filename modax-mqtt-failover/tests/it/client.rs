@@ -279,6 +279,7 @@ async fn events_end_with_the_client_while_a_handle_is_still_held() {
     })
     .await;
     assert_eq!(last, Some(Event::Closed));
+    assert_eq!(events.next().await, None, "and stay ended");
     assert_eq!(within("the end for who comes late", client.events().next()).await, None);
 }
 
