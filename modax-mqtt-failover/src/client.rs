@@ -183,16 +183,14 @@ impl Client {
     }
 
     /// Admits nothing more, sends what it has for at most `deadline`, says goodbye to the broker and returns what was
-    /// not delivered. With [`Queue::disk`](crate::Queue::disk) that also stays on disk, for the next start. Calling it again, from any clone, returns an empty list.
+    /// not delivered. With [`Queue::disk`](crate::Queue::disk) that also stays on disk, for the next start. Of several calls, from any
+    /// clone, the shortest deadline holds, all wait for the same end, and the first gets what is left. A client that has ended by
+    /// itself, with its runtime or by a panic, keeps it for the first call that comes.
     ///
     /// # Cancel safety
-    /// Dropping the future does not stop the closing; what is left over is then only in the receipts.
+    /// Dropping the future does not stop the closing; the next call gets what is left.
     pub async fn close(&self, deadline: Duration) -> Closed {
-        let (left, closed) = oneshot::channel();
-        if !self.handle.shared.command(Command::Close { deadline, left: Some(left) }) {
-            return Closed::default();
-        }
-        closed.await.unwrap_or_default()
+        self.handle.shared.close(deadline).await.unwrap_or_default()
     }
 
     fn waits(&self) -> bool {

@@ -31,7 +31,6 @@ use crate::{
     courier::{Courier, Input, Output},
     dedup::Stamp,
     driver::{
-        closing::Closing,
         link::{Link, Progress},
         links::{Found, Links},
         readers::Readers,
@@ -39,7 +38,7 @@ use crate::{
     },
     event::{Event, GapReason},
     handover::{Acknowledged, Command, Shared, State, Told},
-    message::{MessageId, Outcome},
+    message::{Closed, MessageId, Outcome},
     packet::Publish,
 };
 
@@ -81,6 +80,7 @@ pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Resu
         readers: Readers::new(now()),
         settled: Vec::new(),
         closing: None,
+        left: Closed::default(),
         expiry: None,
         unmatched: 0,
     };
@@ -103,7 +103,9 @@ struct Driver {
     readers: Readers,
     /// Outcomes not yet told to their receipts.
     settled: Vec<(MessageId, Outcome)>,
-    closing: Option<Closing>,
+    /// When a client that closes gives up what is left.
+    closing: Option<Instant>,
+    left: Closed,
     /// When the next waiting message expires.
     expiry: Option<Instant>,
     unmatched: u64,
@@ -141,8 +143,7 @@ impl Driver {
 
     async fn wait(&mut self) -> Happened {
         let Self { courier, shared, links, readers, closing, expiry, .. } = self;
-        let deadline = closing.as_ref().map(|closing| closing.deadline);
-        let due = [courier.poll_timeout(), deadline, *expiry, readers.unclaimed.due()].into_iter().flatten().min();
+        let due = [courier.poll_timeout(), *closing, *expiry, readers.unclaimed.due()].into_iter().flatten().min();
         let unread = courier.unread_attempt().filter(|_| readers.is_full());
         // Outcomes to be told make room for more to send: not before the sockets were looked at, or a producer that never
         // rests would keep us from reading.
@@ -374,25 +375,7 @@ impl Driver {
                     self.input(Input::Unsubscribe { filter });
                 }
             }
-            Command::Close { deadline, left } => self.closing = Some(Closing::new(deadline, left)),
+            Command::Close { deadline } => self.close(deadline),
         }
-    }
-}
-
-impl Drop for Driver {
-    /// At the end, and when the runtime ends first: nobody waits for an answer that cannot come.
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.closed = true;
-        state.ended = true;
-        state.acknowledged.clear();
-        state.commands.clear();
-        let unanswered = std::mem::take(&mut state.receipts);
-        let disk = state.disk.take();
-        drop(state);
-        drop((unanswered, disk));
-        self.readers.clear();
-        self.shared.emit(Event::Closed);
-        self.shared.room.notify_waiters();
     }
 }

@@ -49,10 +49,8 @@ pub(crate) enum Command {
     Dropped {
         filter: Filter,
     },
-    /// `left` is `None` when the last handle was dropped.
     Close {
         deadline: Duration,
-        left: Option<oneshot::Sender<Closed>>,
     },
 }
 
@@ -81,6 +79,10 @@ pub(crate) struct State {
     pub(crate) closed: bool,
     /// The driver is gone.
     pub(crate) ended: bool,
+    /// Who waits for the end; the first of them gets what is left.
+    pub(crate) leaving: Vec<oneshot::Sender<Closed>>,
+    /// What is left, when nobody was there to get it.
+    pub(crate) left: Closed,
     pub(crate) status: Status,
     /// Counted by the handles and the queue.
     /// Deliveries whose reader was gone.
@@ -176,6 +178,8 @@ impl Shared {
                 hungry: true,
                 closed: false,
                 ended: false,
+                leaving: Vec::new(),
+                left: Closed::default(),
                 status: Status::default(),
                 declined: 0,
                 admission: Stats::default(),
@@ -271,10 +275,43 @@ impl Shared {
             }
             Command::Dropped { .. } | Command::Close { .. } => {}
         }
+        let is_last = state.closed;
         state.commands.push_back(command);
         drop(state);
         self.wake.notify_one();
+        if is_last {
+            self.room.notify_waiters();
+        }
         true
+    }
+
+    /// Asks for the end, which an earlier call may have asked for later; the answer is what is left.
+    pub(crate) fn close(&self, deadline: Duration) -> oneshot::Receiver<Closed> {
+        let (leaving, left) = oneshot::channel();
+        let mut state = self.lock();
+        if state.ended {
+            // The receiver is here.
+            let _ = leaving.send(std::mem::take(&mut state.left));
+        } else {
+            state.leaving.retain(|other| !other.is_closed());
+            state.leaving.push(leaving);
+        }
+        drop(state);
+        self.end(deadline);
+        left
+    }
+
+    /// Asks for the end, and wants no answer.
+    pub(crate) fn end(&self, deadline: Duration) {
+        let mut state = self.lock();
+        if state.ended {
+            return;
+        }
+        state.closed = true;
+        state.commands.push_back(Command::Close { deadline });
+        drop(state);
+        self.wake.notify_one();
+        self.room.notify_waiters();
     }
 
     pub(crate) fn acknowledge(&self, acknowledged: Acknowledged) {
@@ -330,7 +367,7 @@ pub(crate) struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.command(Command::Close { deadline: PARTING, left: None });
+        self.shared.command(Command::Close { deadline: PARTING });
     }
 }
 

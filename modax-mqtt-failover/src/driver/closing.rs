@@ -2,16 +2,17 @@
 
 use std::{
     future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
-
-use tokio::sync::oneshot;
 
 use super::{Driver, now};
 use crate::{
     courier::{Input, Output},
-    message::{Closed, Outcome, Undelivered},
+    event::{Event, Status},
+    handover::Told,
+    message::{Outcome, Undelivered},
 };
 
 /// Between the goodbye and the end of the socket.
@@ -19,27 +20,20 @@ const GOODBYE: Duration = Duration::from_millis(250);
 /// For the disk to take the last records; a disk that needs longer is failing.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
 
-pub(super) struct Closing {
-    pub(super) deadline: Instant,
-    pub(super) left: Option<oneshot::Sender<Closed>>,
-}
-
 /// Stands for a time that no clock can say: ten years.
 const AGES: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-impl Closing {
-    pub(super) fn new(time: Duration, left: Option<oneshot::Sender<Closed>>) -> Self {
-        let deadline = now().checked_add(time).unwrap_or_else(|| now() + AGES);
-        Self { deadline, left }
-    }
-}
-
 impl Driver {
+    pub(super) fn close(&mut self, time: Duration) {
+        let deadline = now().checked_add(time).unwrap_or_else(|| now() + AGES);
+        self.closing = Some(self.closing.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+
     pub(super) fn is_finished(&self) -> bool {
-        let Some(closing) = &self.closing else { return false };
+        let Some(deadline) = self.closing else { return false };
         let state = self.shared.lock();
         let quiet = state.backlog.messages() == 0 && state.acknowledged.is_empty() && self.settled.is_empty();
-        quiet || closing.deadline <= now()
+        quiet || deadline <= now()
     }
 
     pub(super) async fn finish(&mut self) {
@@ -64,31 +58,27 @@ impl Driver {
             };
             let _ = tokio::time::timeout(GOODBYE, goodbye).await;
         }
-        let left = self.account();
+        self.account();
         let disk = self.shared.lock().disk.take();
         if let Some(disk) = disk {
             let _ = tokio::time::timeout(LAST_COMMIT, disk.stop()).await;
         }
-        if let Some(sender) = self.closing.take().and_then(|closing| closing.left) {
-            let _ = sender.send(left);
-        }
     }
 
-    /// What is left, with every receipt resolved.
-    fn account(&mut self) -> Closed {
+    /// Notes what is left, with every receipt resolved.
+    fn account(&mut self) {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         let mut told = self.settle(&mut state);
         let mut left = self.courier.drain();
         left.extend(state.backlog.drain().into_iter().map(|admitted| (admitted, 0)));
-        let mut closed = Closed::default();
         for (admitted, attempts) in left {
             let maybe_delivered = attempts > 0 || admitted.recovered;
             state.backlog.settle(admitted.id);
             state.admission.undelivered = state.admission.undelivered.saturating_add(1);
             state.end(admitted.id, Outcome::Undelivered { maybe_delivered }, &mut told);
             let topic = admitted.message.topic().to_owned();
-            closed.undelivered.push(Undelivered { topic, payload: admitted.message.payload, maybe_delivered });
+            self.left.undelivered.push(Undelivered { topic, payload: admitted.message.payload, maybe_delivered });
         }
         state.status = self.courier.status().clone();
         state.delivery = self.courier.stats();
@@ -96,6 +86,43 @@ impl Driver {
         #[cfg(feature = "metrics")]
         shared.measure();
         shared.tell(told);
-        closed
+    }
+}
+
+impl Drop for Driver {
+    /// At the end, and when the runtime ends or the task panics first: nobody waits for an answer that cannot come.
+    fn drop(&mut self) {
+        // What a panic left half done may panic again, and a second one would end the process.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.account()));
+        let mut state = self.shared.lock();
+        state.closed = true;
+        state.ended = true;
+        state.acknowledged.clear();
+        state.commands.clear();
+        if state.status.is_connected() {
+            state.status = Status { since: Some(now()), ..Status::default() };
+        }
+        let mut told = Told::new();
+        // A panic took them along.
+        for (id, receipt) in std::mem::take(&mut state.receipts) {
+            state.backlog.settle(id);
+            state.admission.undelivered = state.admission.undelivered.saturating_add(1);
+            told.push((Some(receipt), Outcome::Undelivered { maybe_delivered: true }));
+        }
+        state.left = std::mem::take(&mut self.left);
+        for leaving in std::mem::take(&mut state.leaving) {
+            let left = std::mem::take(&mut state.left);
+            // One that gave up waiting leaves it to the next.
+            state.left = leaving.send(left).err().unwrap_or_default();
+        }
+        let disk = state.disk.take();
+        drop(state);
+        drop(disk);
+        self.shared.tell(told);
+        self.readers.clear();
+        #[cfg(feature = "metrics")]
+        self.shared.measure();
+        self.shared.emit(Event::Closed);
+        self.shared.room.notify_waiters();
     }
 }

@@ -94,7 +94,8 @@ pub(crate) fn attach(config: &Config, shared: &Arc<Shared>) -> Result<(), Config
     }
     let (jobs, todo) = mpsc::channel();
     let (fsync_every, shared_with) = (config.queue.fsync_every, Arc::downgrade(shared));
-    let writer = Writer { log, todo, fsync_every, unwritten: 0, shared: shared_with };
+    let end = End(Weak::clone(&shared_with));
+    let writer = Writer { _end: end, log, todo, fsync_every, unwritten: 0, shared: shared_with };
     thread::Builder::new().name("mqtt-queue".to_owned()).spawn(move || writer.run()).map_err(failed)?;
 
     let now = super::now();
@@ -111,7 +112,21 @@ pub(crate) fn attach(config: &Config, shared: &Arc<Shared>) -> Result<(), Config
     Ok(())
 }
 
+/// The end of the thread, whatever ended it: without one the client would admit what nobody writes. A client that ended
+/// before does not hear of it.
+struct End(Weak<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.end(Duration::ZERO);
+        }
+    }
+}
+
 struct Writer {
+    /// Before the log: the client knows before another process has the directory.
+    _end: End,
     log: Log<Directory>,
     todo: mpsc::Receiver<Job>,
     fsync_every: Duration,
@@ -295,6 +310,7 @@ fn millis(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handover::Handle;
 
     #[test]
     fn what_no_file_can_hold_is_refused_after_what_came_before_it_is_on_disk() {
@@ -303,7 +319,9 @@ mod tests {
         let shared = Shared::new(&Config::from_urls("alone", ["mqtt://a"]).unwrap(), None);
         let (_jobs, todo) = mpsc::channel();
         let shared_with = Arc::downgrade(&shared);
-        let mut writer = Writer { log, todo, fsync_every: Duration::ZERO, unwritten: 0, shared: shared_with };
+        let end = End(Weak::clone(&shared_with));
+        let fsync_every = Duration::ZERO;
+        let mut writer = Writer { _end: end, log, todo, fsync_every, unwritten: 0, shared: shared_with };
         let mut waiting = Vec::new();
         let mut take = |sequence, topic: String| {
             let (written, answer) = oneshot::channel();
@@ -319,6 +337,27 @@ mod tests {
         assert_eq!(good.try_recv(), Ok(Ok(())));
         assert!(matches!(bad.try_recv(), Ok(Err(_))));
         drop(writer);
+        std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_ends_by_itself_ends_the_client_and_answers_every_receipt() {
+        let path = std::env::temp_dir().join(format!("modax-queue-{}-ended", std::process::id()));
+        let mut config = Config::from_urls("alone", ["mqtt://127.0.0.1:1"]).unwrap();
+        config.queue = crate::Queue::disk(&path);
+        let shared = Shared::new(&config, None);
+        crate::driver::spawn(config, crate::driver::Ways::default(), Arc::clone(&shared)).unwrap();
+        let client = crate::Client::new(Arc::new(Handle { version: Version::V311, shared: Arc::clone(&shared) }));
+        let receipt = client.publish(Message::new("t", "1")).await.unwrap();
+
+        // What ends it: nothing will come any more.
+        drop(shared.lock().disk.take());
+
+        let outcome = tokio::time::timeout(Duration::from_secs(60), receipt.acked()).await.expect("the end in time");
+        assert_eq!(outcome, Outcome::Undelivered { maybe_delivered: false });
+        assert_eq!(client.publish(Message::new("t", "2")).await.unwrap_err(), crate::PublishError::Closed);
+        let left = client.close(Duration::ZERO).await.undelivered;
+        assert_eq!((left.len(), client.stats().undelivered, client.stats().queue_messages), (1, 1, 0));
         std::fs::remove_dir_all(path).unwrap();
     }
 }

@@ -96,7 +96,7 @@ fn loom_a_message_is_admitted_before_the_close_and_taken_or_refused() {
                 taken
             })
         };
-        assert!(shared.command(Command::Close { deadline: Duration::ZERO, left: None }));
+        assert!(shared.command(Command::Close { deadline: Duration::ZERO }));
 
         let taken = driver.join().unwrap();
         match publisher.join().unwrap() {

@@ -5,8 +5,12 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use modax_mqtt_failover::{Client, Event, Message, Observer, Outcome, Queue, WhenFull, disk};
-use modax_testbed::broker::{Script, ScriptedBroker};
+use futures_util::FutureExt;
+use modax_mqtt_failover::{
+    Client, Event, Message, Observer, Outcome, PublishError, Queue, WhenFull, disk,
+    transport::{Connector, Dial, Opening},
+};
+use modax_testbed::broker::{Puback, Script, ScriptedBroker};
 
 use crate::disk::{DEADLINE, Folder, within};
 
@@ -65,4 +69,89 @@ async fn an_observer_that_panics_at_everything_takes_neither_client_nor_queue_al
     let outcomes = 4;
     assert_eq!(observer.told.load(Ordering::SeqCst), seen + outcomes, "it was told all the same");
     assert!(disk::inspect(folder.0.join("queue")).unwrap().waiting.is_empty());
+}
+
+/// What is left of a client that nobody closed, as the handles see it.
+async fn account_for(client: &Client, left: usize) {
+    assert!(!client.status().is_connected());
+    assert_eq!(client.publish(Message::new("a", "late")).await.unwrap_err(), PublishError::Closed);
+    let stats = client.stats();
+    assert_eq!((stats.undelivered, stats.queue_messages, stats.inflight), (left as u64, 0, 0));
+    let closed = within("the end", client.close(DEADLINE)).await;
+    assert_eq!(closed.undelivered.len(), left);
+    assert!(
+        within("the end", client.clone().close(DEADLINE)).await.undelivered.is_empty(),
+        "it was given to the first"
+    );
+}
+
+#[test]
+fn f56_a_runtime_that_ends_leaves_a_status_counters_and_what_was_not_delivered() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let brokers = runtime();
+    let broker = brokers.block_on(ScriptedBroker::start(Script::new().puback(Puback::Missing))).unwrap();
+    let first = runtime();
+    let (client, receipts) = first.block_on(async {
+        let client = Client::builder("runtime").brokers([broker.url()]).unwrap().build().unwrap();
+        let mut receipts = Vec::new();
+        for payload in ["1", "2", "3"] {
+            receipts.push(client.publish(Message::new("a", payload)).await.unwrap());
+        }
+        assert!(broker.wait_until(DEADLINE, |broker| broker.publishes().len() == 3).await);
+        (client, receipts)
+    });
+    assert!(client.status().is_connected());
+
+    first.shutdown_timeout(DEADLINE);
+
+    brokers.block_on(async {
+        for receipt in receipts {
+            assert_eq!(within("an outcome", receipt.acked()).await, Outcome::Undelivered { maybe_delivered: true });
+        }
+        account_for(&client, 3).await;
+    });
+}
+
+struct Panicking;
+
+impl Connector for Panicking {
+    fn connect(&self, _: Dial) -> Opening {
+        panic!("a connector that panics");
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_task_panics_accounts_for_what_it_had() {
+    let client = Client::builder("panicked").brokers(["mqtt://nowhere"]).unwrap().connector(Panicking).build().unwrap();
+    let receipt = client.try_publish(Message::new("a", "1")).unwrap();
+    assert_eq!(within("an outcome", receipt.acked()).await, Outcome::Undelivered { maybe_delivered: false });
+    account_for(&client, 1).await;
+}
+
+#[tokio::test]
+async fn what_is_left_goes_to_a_call_that_waits_for_it_and_the_shortest_deadline_holds() {
+    let client = Client::builder("left").brokers(["mqtt://127.0.0.1:1"]).unwrap().build().unwrap();
+    drop(client.publish(Message::new("a", "1")).await.unwrap());
+    // It gives up waiting, and closes all the same.
+    let given_up = client.close(std::time::Duration::MAX).now_or_never();
+    assert!(given_up.is_none());
+    let closed = within("the end", client.close(std::time::Duration::ZERO)).await;
+    assert_eq!(closed.undelivered.len(), 1);
+}
+
+#[tokio::test]
+async fn a_publisher_that_waits_for_room_hears_of_a_close_before_its_deadline() {
+    let queue = Queue::memory().max_messages(1);
+    let client = Client::builder("room").brokers(["mqtt://127.0.0.1:1"]).unwrap().queue(queue).build().unwrap();
+    let receipt = client.publish(Message::new("a", "1")).await.unwrap();
+    let mut waiting = Box::pin(client.publish(Message::new("a", "2")));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    let mut closing = Box::pin(client.close(std::time::Duration::MAX));
+    assert!(closing.as_mut().now_or_never().is_none());
+
+    assert_eq!(within("the answer", waiting).await.unwrap_err(), PublishError::Closed);
+
+    assert!(closing.as_mut().now_or_never().is_none(), "it goes on trying");
+    within("the end", client.close(std::time::Duration::ZERO)).await;
+    assert!(!receipt.acked().await.is_acked());
 }
