@@ -83,6 +83,9 @@ pub enum AddressError {
     /// User name or password is not percent-encoded UTF-8.
     #[error("user name or password is not percent-encoded UTF-8")]
     Credentials,
+    /// User name or password does not go into a CONNECT packet.
+    #[error("user name or password is longer than 65535 bytes, or the user name holds a NUL character")]
+    Unsendable,
 }
 
 /// A parsed broker URL.

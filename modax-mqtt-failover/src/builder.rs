@@ -119,7 +119,7 @@ impl ClientBuilder {
         self
     }
 
-    /// What the broker is told; default 60 s. Whole seconds, 0 switches it off. How fast this client notices a dead
+    /// What the broker is told; default 60 s. Whole seconds up to 65535, 0 switches it off. How fast this client notices a dead
     /// broker does not depend on it: see [`liveness`](Self::liveness).
     pub fn keep_alive(mut self, keep_alive: Duration) -> Self {
         self.config.keep_alive = keep_alive;

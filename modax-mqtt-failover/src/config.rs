@@ -47,8 +47,9 @@ pub enum ConfigError {
         /// Which one.
         broker: Broker,
     },
-    /// `client_id` is empty or longer than 65535 bytes: without an identity there is no session to come back to.
-    #[error("client_id: must be 1 to 65535 bytes")]
+    /// `client_id` is empty (without an identity there is no session to come back to), longer than 65535 bytes, or holds a
+    /// NUL character.
+    #[error("client_id: must be 1 to 65535 bytes without a NUL character")]
     ClientId,
     /// A field is outside its limits.
     #[error("{field}: {limit}")]
@@ -136,7 +137,7 @@ pub struct Config {
     pub racing: bool,
     /// Default `false`: a broker keeps our session while we are away, so that a short break loses nothing.
     pub clean_session: bool,
-    /// Told to the broker in CONNECT, whole seconds; default 60. How fast *we* notice is [`LivenessConfig`]'s.
+    /// Told to the broker in CONNECT, in whole seconds up to 65535, 0 for never; default 60. How fast *we* notice is [`LivenessConfig`]'s.
     pub keep_alive: Duration,
     /// Unacknowledged publishes on the wire; default 100, which fills a link with 20 ms round trip at 5000 msg/s. More
     /// than 65,000 is taken for 65,000: other packet identifiers are for subscriptions.
@@ -285,6 +286,16 @@ impl Config {
         range(self.max_packet_bytes.is_none_or(|bytes| bytes >= 1024), "max_packet_bytes", "at least 1024")
     }
 
+    fn check_credentials(&self) -> Result<(), ConfigError> {
+        let fit = |pair: &Credentials| is_text(pair.user()) && pair.password().len() <= usize::from(u16::MAX);
+        let unfit = |pair: &Option<Credentials>| pair.as_ref().is_some_and(|pair| !fit(pair));
+        if let Some(position) = self.broker_credentials.iter().position(unfit) {
+            return Err(ConfigError::Broker { position, reason: AddressError::Unsendable });
+        }
+        let limit = "at most 65535 bytes each, and no NUL character in the user name";
+        if unfit(&self.credentials) { Err(ConfigError::OutOfRange { field: "credentials", limit }) } else { Ok(()) }
+    }
+
     fn check_on_connect(&self) -> Result<(), ConfigError> {
         let Some(said) = &self.on_connect else { return Ok(()) };
         let refuse = |holds, reason| if holds { Ok(()) } else { Err(ConfigError::OnConnect { reason }) };
@@ -304,7 +315,7 @@ impl Config {
     /// [`ConfigError`] names the field.
     pub fn check(&self) -> Result<(), ConfigError> {
         let range = |holds, field, limit| if holds { Ok(()) } else { Err(ConfigError::OutOfRange { field, limit }) };
-        if self.client_id.is_empty() || self.client_id.len() > usize::from(u16::MAX) {
+        if self.client_id.is_empty() || !is_text(&self.client_id) {
             return Err(ConfigError::ClientId);
         }
         if self.brokers.is_empty() {
@@ -322,11 +333,14 @@ impl Config {
             }
         }
         self.check_version(speaks)?;
+        self.check_credentials()?;
         self.check_on_connect()?;
-        range(u16::try_from(self.keep_alive.as_secs()).is_ok(), "keep_alive", "at most 65535 s")?;
+        let keep_alive = self.keep_alive.subsec_nanos() == 0 && u16::try_from(self.keep_alive.as_secs()).is_ok();
+        range(keep_alive, "keep_alive", "whole seconds, at most 65535")?;
         range(self.max_inflight > 0, "max_inflight", "at least 1")?;
         range(self.reject_after_closes != Some(0), "reject_after_closes", "at least 1")?;
         range(self.queue.max_messages > 0, "queue.max_messages", "at least 1")?;
+        range(self.queue.fsync_every <= Duration::from_secs(10), "queue.fsync_every", "at most 10 s")?;
         range(self.queue.max_bytes > Message::OVERHEAD_BYTES, "queue.max_bytes", "more than 128, one empty message")?;
         self.liveness.check()?;
         self.retry.check()?;
@@ -351,6 +365,11 @@ impl Config {
 const SESSION_EXPIRY: Duration = Duration::from_secs(3600);
 /// Longer than a failover.
 const WILL_DELAY: Duration = Duration::from_secs(10);
+
+/// Whether a string field of a packet can carry it (MQTT 3.1.1, 1.5.3).
+fn is_text(text: &str) -> bool {
+    text.len() <= usize::from(u16::MAX) && !text.contains('\0')
+}
 
 fn whole_seconds(time: Duration) -> u32 {
     u32::try_from(time.as_secs()).unwrap_or(u32::MAX)

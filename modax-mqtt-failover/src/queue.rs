@@ -89,7 +89,7 @@ impl Queue {
     }
 
     /// How long a message may wait for others, so that one synchronisation with the disk serves them all; default
-    /// 5 ms, about what one takes. Without meaning for a queue in memory.
+    /// 5 ms, about what one takes; at most 10 s, for `publish` waits as long. Without meaning for a queue in memory.
     pub fn fsync_every(mut self, time: Duration) -> Self {
         self.fsync_every = time;
         self

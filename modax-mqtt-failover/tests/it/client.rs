@@ -243,6 +243,38 @@ async fn contradictions_in_the_configuration_are_named_and_passwords_are_not() {
     ));
 }
 
+#[tokio::test]
+async fn what_no_connect_packet_can_carry_is_refused_by_the_field_that_holds_it() {
+    let named = |id: &str| Client::builder(id).brokers(["mqtt://host"]).unwrap();
+    let good = || named("x");
+    let (most, more) = ("u".repeat(65_535), "u".repeat(65_536));
+    let refused = |builder: ClientBuilder| builder.build().map(drop).unwrap_err();
+
+    for id in ["a\0b", &more] {
+        assert_eq!(refused(named(id)), ConfigError::ClientId);
+    }
+    for (user, password) in [("a\0b", "p"), (&more, "p"), ("u", &more)] {
+        let error = refused(good().credentials(user, password));
+        assert!(matches!(error, ConfigError::OutOfRange { field: "credentials", .. }), "{error}");
+    }
+    for pair in ["a%00b:canary".to_owned(), format!("{more}:canary"), format!("u:{more}")] {
+        let error = refused(good().brokers([format!("mqtt://{pair}@other")]).unwrap());
+        assert!(matches!(error, ConfigError::Broker { position: 1, .. }), "{error}");
+        assert!(!error.to_string().contains("canary"));
+    }
+    for time in [Duration::from_millis(1), Duration::from_millis(1500), Duration::from_secs(65_536)] {
+        let error = refused(good().keep_alive(time));
+        assert!(matches!(error, ConfigError::OutOfRange { field: "keep_alive", .. }), "{error}");
+    }
+    let queue = Queue::memory().fsync_every(Duration::from_millis(10_001));
+    let error = refused(good().queue(queue));
+    assert!(matches!(error, ConfigError::OutOfRange { field: "queue.fsync_every", .. }), "{error}");
+
+    let queue = Queue::memory().fsync_every(Duration::from_secs(10));
+    let built = named(&most).credentials(&most, "a\0b").keep_alive(Duration::ZERO).queue(queue).build();
+    assert!(built.is_ok(), "{built:?}");
+}
+
 #[test]
 fn building_outside_a_runtime_is_an_error_and_no_panic() {
     let built = Client::builder("x").brokers(["mqtt://host"]).unwrap().build();
