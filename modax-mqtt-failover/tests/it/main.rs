@@ -17,6 +17,8 @@ mod metrics;
 mod poison;
 mod properties;
 mod scouting;
+#[cfg(all(feature = "ring", feature = "tracing"))]
+mod secrets;
 mod session_tables;
 mod simulation;
 mod storm;

@@ -40,11 +40,11 @@ use tokio_rustls::{
 
 use crate::transport::{acked, broker, event, failure, within};
 
-const HOST: &str = "broker.plant";
+pub(crate) const HOST: &str = "broker.plant";
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Ends TLS in front of a broker.
-struct Front {
+pub(crate) struct Front {
     address: SocketAddr,
     config: Arc<Mutex<Arc<ServerConfig>>>,
     /// Handshakes that were completed.
@@ -52,7 +52,7 @@ struct Front {
 }
 
 impl Front {
-    async fn start(to: SocketAddr, shown: &Issued, clients: Option<&Authority>) -> Self {
+    pub(crate) async fn start(to: SocketAddr, shown: &Issued, clients: Option<&Authority>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let config = Arc::new(Mutex::new(server(shown, clients)));
@@ -78,7 +78,7 @@ impl Front {
         *self.config.lock().unwrap() = server(shown, None);
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("mqtts://{HOST}:{}", self.address.port())
     }
 }
