@@ -352,7 +352,16 @@ pub(crate) fn explain(error: &clap::Error) -> String {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
         .filter(|line| !line.is_empty())
         .collect();
-    lines.join(" ").trim_start_matches("error: ").to_owned()
+    without_passwords(lines.join(" ").trim_start_matches("error: "))
+}
+
+/// Words that are URLs, without what stands before their host: a URL may have come where none belongs.
+fn without_passwords(text: &str) -> String {
+    let word = |word: &str| match (word.find("://"), word.rfind('@')) {
+        (Some(scheme), Some(host)) if scheme < host => format!("{}://…{}", &word[..scheme], &word[host..]),
+        _ => word.to_owned(),
+    };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -12,5 +12,7 @@ mod outbox;
 mod queue;
 #[path = "drill/running.rs"]
 mod running;
+#[path = "drill/secrets.rs"]
+mod secrets;
 #[path = "drill/sql.rs"]
 mod sql;

@@ -19,6 +19,7 @@ pub(crate) struct Running {
     stdin: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
     events: Arc<Mutex<Vec<Value>>>,
+    stderr: Arc<Mutex<String>>,
 }
 
 impl Running {
@@ -52,8 +53,14 @@ impl Running {
         let stdin = child.stdin.take();
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
         let events = Arc::new(Mutex::new(Vec::new()));
-        tokio::spawn(collect(child.stderr.take().expect("stderr is piped"), Arc::clone(&events)));
-        Self { child, stdin, lines, events }
+        let stderr = Arc::default();
+        tokio::spawn(collect(child.stderr.take().expect("stderr is piped"), Arc::clone(&events), Arc::clone(&stderr)));
+        Self { child, stdin, lines, events, stderr }
+    }
+
+    /// What it has told on stderr, and goes on to tell.
+    pub(crate) fn stderr(&self) -> Arc<Mutex<String>> {
+        Arc::clone(&self.stderr)
     }
 
     /// Waits for an event of that name on stderr.
@@ -144,10 +151,11 @@ impl Running {
 }
 
 /// Keeps the events, and shows them where the test shows its output.
-async fn collect(stderr: ChildStderr, events: Arc<Mutex<Vec<Value>>>) {
+async fn collect(stderr: ChildStderr, events: Arc<Mutex<Vec<Value>>>, text: Arc<Mutex<String>>) {
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         eprintln!("{line}");
+        text.lock().expect("lock").extend([&*line, "\n"]);
         if let Ok(event) = serde_json::from_str(&line) {
             events.lock().expect("lock").push(event);
         }

@@ -142,3 +142,29 @@ fn a_flag_of_a_database_command_that_makes_no_sense_is_named() {
     refused(&["demo", "--only", "7"], "--only");
     refused(&["demo", "--only", "-1"], "--only");
 }
+
+#[test]
+fn a_password_in_a_url_is_not_told_whatever_is_wrong_with_the_line() {
+    let brokers = |url| ["pub", "--brokers", url, "--client-id", "c"];
+    let mut told = String::new();
+    for args in [
+        &brokers("http://canary-user:canary@h")[..],
+        &brokers("mqtt://canary-user:canary@h:x"),
+        &brokers("mqtt://canary-user:canary@h/path"),
+        &brokers("mqtt://canary-user:canary@h,mqtt://canary-user:canary@h"),
+        &["pub", "--tls-ca", "x", "--client-id", "c", "--brokers", "mqtt://canary-user:canary@h"],
+        // A blank where a comma belongs, and a URL where something else does.
+        &["pub", "--client-id", "c", "--brokers", "mqtt://a", "mqtt://canary-user:canary@b"],
+        &["pub", "--qos", "mqtt://canary-user:canary@h"],
+        &["pub", "--brokers=mqtt://a", "--expires-in=mqtt://canary-user:canary@h"],
+        &["mqtt://canary-user:canary@h"],
+        &["write", "--url", "postgresql://canary-user:canary@h:x/d"],
+        &["read", "postgresql://canary-user:canary@127.0.0.1:9/d"],
+    ] {
+        let output = modax(args, b"");
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        told.push_str(std::str::from_utf8(&output.stderr).unwrap());
+        assert!(output.stdout.is_empty() && !told.contains("canary"), "{args:?}: {told}");
+    }
+    assert!(told.contains("mqtt://…@b"), "where it stands is told: {told}");
+}
