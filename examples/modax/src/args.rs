@@ -381,6 +381,26 @@ mod tests {
     }
 
     #[test]
+    fn every_command_flag_and_value_says_what_it_is_for() {
+        let (mut commands, mut flags) = (vec![Cli::command()], 0);
+        while let Some(command) = commands.pop() {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name} says nothing");
+            for argument in command.get_arguments() {
+                let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(!help.trim().is_empty(), "{name} {} says nothing", argument.get_id());
+                let values = argument.get_possible_values();
+                let silent =
+                    values.iter().find(|value| argument.get_action().takes_values() && value.get_help().is_none());
+                assert!(silent.is_none(), "{name} {}: {silent:?} says nothing", argument.get_id());
+                flags += 1;
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+        assert!(flags > 60, "only {flags} were looked at");
+    }
+
+    #[test]
     fn what_comes_later_is_refused_by_name() {
         let publish = ["modax", "pub", "--brokers", "mqtt://a", "--client-id", "c"];
         let line: Vec<&str> = publish.iter().copied().chain(["--standby=warm"]).collect();

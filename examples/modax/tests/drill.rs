@@ -2,6 +2,8 @@
 
 #[path = "drill/ends.rs"]
 mod ends;
+#[path = "drill/flags.rs"]
+mod flags;
 #[path = "drill/full_disk.rs"]
 mod full_disk;
 #[path = "drill/mqtt.rs"]

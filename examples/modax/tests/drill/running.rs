@@ -58,7 +58,7 @@ impl Running {
         Self { child, stdin, lines, events, stderr }
     }
 
-    /// What it has told on stderr, and goes on to tell.
+    /// What it has told on stderr, and goes on to tell: shared until it has ended and all of it was read.
     pub(crate) fn stderr(&self) -> Arc<Mutex<String>> {
         Arc::clone(&self.stderr)
     }

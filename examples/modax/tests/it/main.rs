@@ -66,6 +66,16 @@ fn every_line_has_exactly_one_final_line_also_without_a_broker() {
 }
 
 #[test]
+fn a_line_that_could_not_be_sent_in_its_time_expires() {
+    let rest = ["pub", "--brokers", NOBODY, "--client-id", "c", "--topic", "t"];
+    let output = modax(&[&rest[..], &["--expires-in", "1s"]].concat(), b"a\n");
+    assert_eq!(output.status.code(), Some(1));
+    let told = lines(&output.stdout);
+    assert_eq!((told.len(), &told[0]["outcome"]), (1, &Value::from("expired")));
+    assert_eq!(told[0]["maybe_delivered"], false);
+}
+
+#[test]
 fn plain_takes_every_line_as_it_stands() {
     let args = [
         "pub",
