@@ -8,7 +8,7 @@
 //! | a broker hangs, or packets vanish | the same; noticed within 500 ms under traffic and 1.5 s when idle, at default settings | the same |
 //! | all brokers are gone for hours | kept in memory or on disk, bounded by count and bytes; what happens when full has a name ([`WhenFull`]) | applied again |
 //! | the next broker does not have our session | published again under a new packet id, never dropped | applied again |
-//! | the same broker comes back with our session | sent again under the same packet id, with DUP, oldest first | not touched |
+//! | the same broker comes back with our session | sent again under the same packet id, with DUP, oldest first | asked for again on each connection, so brokers repeat what they keep as retained; a reader that was granted QoS 0 gets a [`Received::Gap`], others do not |
 //! | this process is killed (kill -9) | kept when it was admitted to a [disk queue](Queue::disk), and sent in order by the next start; gone with a queue in memory | declared again by the program |
 //!
 //! - **Delivered means acknowledged by a broker.** What a broker acknowledged and then lost with its memory is the
@@ -22,11 +22,13 @@
 //!   broker was restored from an older copy), or another independent broker takes over, it falls back to at least once.
 //! - **Never**: a silent drop, an unbounded queue, a wait without a deadline, a verdict of death because *we* were late.
 //! - On a *cluster* the cluster's own election counts first: seconds may pass before any node acknowledges. What the
-//!   client adds is about the time from one [scout](Scouting) to the next, and without scouts up to several rounds of the
-//!   nodes' own patience (NATS: 4 s each).
+//!   client adds is, in most outages, less than the time from one [scout](Scouting) to the next; with ten kills in a NATS
+//!   cluster 0.02 s in the median and 0.6 s at worst. Without scouts it is up to several rounds of the nodes' own patience
+//!   (NATS: 4 s each). No bound is promised.
 //!
-//! Each line is a test: `tests/it` proves them against scripted brokers and in a simulation, `tests/drill.rs` against
-//! real ones.
+//! Each line of the table is a test: `tests/it` proves them against scripted brokers and in a simulation, `tests/drill.rs`
+//! against real ones. The two bounds of time are proven in virtual time; what a client adds to an election is measured by a
+//! drill, which prints it and fails for lost messages only.
 //!
 //! # Use
 //!

@@ -110,6 +110,30 @@ async fn f21_subscriptions_are_applied_again_and_the_reader_hears_of_the_gap() {
 }
 
 #[tokio::test]
+async fn f22_the_same_broker_with_our_session_is_asked_again_and_readers_at_qos_0_hear_of_a_gap() {
+    let only = broker(Script::new()).await;
+    let client = client_of(&[&only]).build().unwrap();
+    let mut at_0 = client.subscribe("zero", Qos::AtMostOnce).await.unwrap();
+    let mut at_1 = client.subscribe("one", Qos::AtLeastOnce).await.unwrap().auto_ack();
+    assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 2).await);
+    let kept = client.publish(Message::new("one", "kept").retained()).await.unwrap();
+    assert!(within("an outcome", kept.acked()).await.is_acked());
+    assert!(matches!(delivery(&mut at_1).await, Received::Delivery(live) if !live.is_retained()));
+    assert!(only.wait_until(DEADLINE, |broker| broker.acks() == 1).await);
+    let mut events = client.events();
+
+    only.disconnect_all();
+
+    let back = |event: &Event| matches!(event, Event::Connected { session_present: true, .. });
+    event(&mut events, "the same session", back).await;
+    assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 4).await, "{:?}", only.subscribes());
+    let gap = delivery(&mut at_0).await;
+    assert!(matches!(gap, Received::Gap { reason: GapReason::Reconnected }), "{gap:?}");
+    let repeated = delivery(&mut at_1).await;
+    assert!(matches!(&repeated, Received::Delivery(kept) if kept.is_retained()), "no gap at QoS 1: {repeated:?}");
+}
+
+#[tokio::test]
 async fn f22_a_session_of_a_cluster_that_lost_its_filters_gets_them_again() {
     let first = broker(Script::new()).await;
     let second = broker(Script::new().session_present(true)).await;
