@@ -45,7 +45,7 @@ impl<'a> Read<'a> {
         self
     }
 
-    /// The write of this token must be visible.
+    /// The write of this token must be visible. Default: none has to be, and any server within the bounds may answer.
     pub const fn at_least(mut self, token: &WriteToken) -> Self {
         self.request.at_least = Some(*token);
         self

@@ -48,7 +48,7 @@ impl CheckError {
         Self { status: Status::Unhealthy, public: None, detail: Some(Detail::new(reason.to_string())) }
     }
 
-    /// Works, but with less than it should have.
+    /// Works, but with less than it should have. Default: unhealthy, because forgetting to say so must not hide an outage.
     #[must_use]
     pub fn degraded(mut self) -> Self {
         self.status = Status::Degraded;

@@ -34,6 +34,7 @@ impl HealthService {
     }
 
     /// Appends the application's own metrics to `/metrics`. Called for each scrape: it must only read and print.
+    /// Default: none, the checks' own metrics alone.
     #[must_use]
     pub fn with_metrics(mut self, extra: impl Fn(&mut String) + Send + Sync + 'static) -> Self {
         self.extra = Some(Arc::new(extra));

@@ -18,6 +18,27 @@ use crate::{
 };
 
 /// Describes a client. Each step returns the builder; [`build`](Self::build) checks it all at once.
+///
+/// ```
+/// use std::time::Duration;
+/// use modax_mqtt_failover::{Client, ConfigError, Message, Queue, Selection, WhenFull};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), ConfigError> {
+/// let client = Client::builder("press-7")
+///     .brokers(["mqtt://127.0.0.1:1884", "mqtt://127.0.0.1:1885"])?
+///     .credentials("press-7", "secret")
+///     .selection(Selection::priority().failback_after(Duration::from_secs(30)))
+///     .queue(Queue::memory().max_messages(50_000).when_full(WhenFull::ShedOldest))
+///     .will(Message::new("plant/press-7/alive", "no").retained())
+///     .on_connect(Message::new("plant/press-7/alive", "yes").retained())
+///     .build()?; // whether a broker is there or not
+/// # drop(client);
+///
+/// let twice = Client::builder("press-7").brokers(["mqtt://a", "mqtt://a:1883"])?.build();
+/// assert_eq!(twice.unwrap_err().to_string(), "brokers: a:1883 is there twice");
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 #[must_use]
 pub struct ClientBuilder {
@@ -52,25 +73,29 @@ impl ClientBuilder {
         self
     }
 
-    /// User name and password for brokers whose URL has none.
+    /// User name and password for brokers whose URL has none; default none, because many plants' brokers want none.
+    /// Over plain TCP they are sent as they are.
     pub fn credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.config.credentials = Some(Credentials::new(user.into(), password.into()));
         self
     }
 
-    /// How the brokers belong together; default [`Topology::Independent`].
+    /// How the brokers belong together; default [`Topology::Independent`], because assuming less is never wrong, only
+    /// slower: taken for a cluster, an independent broker may hand out what an old session of ours has kept.
     pub fn topology(mut self, topology: Topology) -> Self {
         self.config.topology = topology;
         self
     }
 
-    /// Which broker next; default [`Selection::priority`].
+    /// Which broker next; default [`Selection::priority`], so that all clients end up on one broker: independent ones pass
+    /// nothing on to each other.
     pub fn selection(mut self, selection: Selection) -> Self {
         self.config.selection = selection;
         self
     }
 
-    /// Whether another broker is held ready; default [`Standby::None`].
+    /// Whether another broker is held ready; default [`Standby::None`]: one that works is found in milliseconds without a
+    /// second connection, which every client would add to what brokers carry.
     pub fn standby(mut self, standby: Standby) -> Self {
         self.config.standby = standby;
         self
@@ -84,7 +109,8 @@ impl ClientBuilder {
     }
 
     /// Whether the next broker's transport is opened beside one that has not opened within 200 ms; the first that stands
-    /// gets the one CONNECT. Default `false`: one broker is dialled at a time.
+    /// gets the one CONNECT. Default `false`: one broker is dialled at a time, because a client should not burden the brokers
+    /// that it does not use, and a transport that hangs costs a second in the first round.
     pub fn racing(mut self, racing: bool) -> Self {
         self.config.racing = racing;
         self
@@ -119,8 +145,9 @@ impl ClientBuilder {
         self
     }
 
-    /// What the broker is told; default 60 s. Whole seconds up to 65535, 0 switches it off. How fast this client notices a dead
-    /// broker does not depend on it: see [`liveness`](Self::liveness).
+    /// What the broker is told; default 60 s, the usual one: a broker that hears nothing for one and a half times as long
+    /// takes us for dead. Whole seconds up to 65535, 0 switches it off. How fast this client notices a dead broker does not
+    /// depend on it: see [`liveness`](Self::liveness).
     pub fn keep_alive(mut self, keep_alive: Duration) -> Self {
         self.config.keep_alive = keep_alive;
         self
@@ -136,7 +163,7 @@ impl ClientBuilder {
         self
     }
 
-    /// How much may wait; default [`Queue::memory`].
+    /// How much may wait; default [`Queue::memory`], because a directory cannot be guessed.
     pub fn queue(mut self, queue: Queue) -> Self {
         self.config.queue = queue;
         self

@@ -46,6 +46,23 @@ const HEADER_BYTES: usize = 2 + 4 + 2 + 5;
 ///
 /// When the last clone and the last [`Subscription`] are dropped, the client still sends what it has for at most 5 s
 /// and then ends; [`close`](Self::close) does the same on a deadline of the caller's, and returns what is left.
+///
+/// ```
+/// use std::time::Duration;
+/// use modax_mqtt_failover::{Client, Message};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // Nobody is there: the message is admitted and waits.
+/// let client = Client::builder("press-7").brokers(["mqtt://127.0.0.1:1"])?.build()?;
+/// let receipt = client.publish(Message::new("plant/press-7/temperature", "21.5")).await?;
+/// assert_eq!((client.status().is_connected(), client.stats().queue_messages), (false, 1));
+///
+/// let left = client.close(Duration::ZERO).await;
+/// assert!(!left.undelivered[0].maybe_delivered, "it was never sent");
+/// assert!(!receipt.acked().await.is_acked());
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Client {
     handle: Arc<Handle>,

@@ -125,19 +125,21 @@ pub struct Config {
     pub version: Option<Version>,
     /// For brokers without their own; default none, because many plants' brokers want none.
     pub credentials: Option<Credentials>,
-    /// Default [`Topology::Independent`].
+    /// Default [`Topology::Independent`]: assuming less is never wrong, only slower.
     pub topology: Topology,
-    /// Default [`Selection::priority`].
+    /// Default [`Selection::priority`], so that all clients end up on one broker.
     pub selection: Selection,
-    /// Default [`Standby::None`].
+    /// Default [`Standby::None`]: a second connection of every client doubles what the brokers carry.
     pub standby: Standby,
-    /// Only in a cluster; default [`Scouting::probing`].
+    /// Only in a cluster; default [`Scouting::probing`], because waiting on one connection costs seconds in an election.
     pub scouting: Scouting,
-    /// Whether transports to several brokers are opened side by side; default `false`.
+    /// Whether transports to several brokers are opened side by side; default `false`: brokers that are not used
+    /// should not be burdened.
     pub racing: bool,
     /// Default `false`: a broker keeps our session while we are away, so that a short break loses nothing.
     pub clean_session: bool,
-    /// Told to the broker in CONNECT, in whole seconds up to 65535, 0 for never; default 60. How fast *we* notice is [`LivenessConfig`]'s.
+    /// Told to the broker in CONNECT, whole seconds up to 65535, 0 for never; default 60, the usual one: a broker notices
+    /// within 90 s that we are gone. How fast *we* notice is [`LivenessConfig`]'s.
     pub keep_alive: Duration,
     /// Unacknowledged publishes on the wire; default 100, which fills a link with 20 ms round trip at 5000 msg/s. More
     /// than 65,000 is taken for 65,000: other packet identifiers are for subscriptions.

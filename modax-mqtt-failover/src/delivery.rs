@@ -35,6 +35,22 @@ use crate::{
 /// [`GapReason::Overflowed`] and a count; above 32 MiB the client stops reading from the broker until there is room
 /// again, probes go on, and publishes only until so many wait for their acknowledgement as may: a reader must not wait for
 /// one of its own then. QoS 1 comes to that only where a broker sends much without waiting for acknowledgements.
+///
+/// ```no_run
+/// # async fn example(client: modax_mqtt_failover::Client) -> Result<(), modax_mqtt_failover::SubscribeError> {
+/// use modax_mqtt_failover::{GapReason, Qos, Received};
+///
+/// let mut readings = client.subscribe("plant/+/temperature", Qos::AtLeastOnce).await?.auto_ack();
+/// while let Some(received) = readings.next().await {
+///     match received {
+///         Received::Delivery(reading) => println!("{}: {:?}", reading.topic(), reading.payload()),
+///         Received::Gap { reason: GapReason::BrokerChanged } => println!("the old broker may have kept some for us"),
+///         Received::Gap { reason } => println!("some may be missing: {reason:?}"),
+///         _ => {}
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[must_use = "dropping it unsubscribes"]
 pub struct Subscription {
     filter: Filter,

@@ -19,6 +19,24 @@ pub use crate::queue::{
 
 /// Reads the queue in `directory` and changes nothing; it may lie on a read-only mount.
 ///
+/// ```
+/// use std::time::Duration;
+/// use modax_mqtt_failover::{Client, Message, Queue, disk};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let directory = std::env::temp_dir().join(format!("modax-inspect-{}", std::process::id()));
+/// let client = Client::builder("c").brokers(["mqtt://127.0.0.1:1"])?.queue(Queue::disk(&directory)).build()?;
+/// drop(client.publish(Message::new("plant", "21.5")).await?);
+/// client.close(Duration::ZERO).await; // nobody was there
+///
+/// let found = disk::inspect(&directory)?;
+/// assert!(found.is_sound());
+/// assert_eq!(&*found.waiting[0].topic, "plant");
+/// # std::fs::remove_dir_all(&directory)?;
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// Whatever the directory says; also when a client has it open. Damage is no error: see [`Survey::is_sound`].
 pub fn inspect(directory: impl AsRef<Path>) -> io::Result<Survey> {
@@ -28,6 +46,25 @@ pub fn inspect(directory: impl AsRef<Path>) -> io::Result<Survey> {
 
 /// Copies every readable message without an outcome into a new queue in `to`, which must be empty or absent, and returns
 /// what the old one holds. The old one is left as it is.
+///
+/// ```
+/// use std::time::Duration;
+/// use modax_mqtt_failover::{Client, Message, Queue, disk};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let place = std::env::temp_dir().join(format!("modax-salvage-{}", std::process::id()));
+/// # let (directory, saved) = (place.join("queue"), place.join("saved"));
+/// let client = Client::builder("c").brokers(["mqtt://127.0.0.1:1"])?.queue(Queue::disk(&directory)).build()?;
+/// drop(client.publish(Message::new("plant", "21.5")).await?);
+/// client.close(Duration::ZERO).await;
+///
+/// disk::salvage(&directory, &saved)?;
+/// assert_eq!(disk::inspect(&saved)?.waiting.len(), 1);
+/// assert!(disk::salvage(&directory, &saved).is_err(), "nothing is copied over what is there");
+/// # std::fs::remove_dir_all(&place)?;
+/// # Ok(()) }
+/// ```
 ///
 /// # Errors
 /// Whatever the directories say; also when a client has one of them open, or `to` is in use.

@@ -74,13 +74,13 @@ impl Message {
         self.qos(Qos::ExactlyOnce)
     }
 
-    /// Any level.
+    /// Any level; default 1: losing is a decision of the caller's, and 2 costs two more packets.
     pub fn qos(mut self, qos: Qos) -> Self {
         self.qos = qos;
         self
     }
 
-    /// Asks the broker to keep it for subscribers to come.
+    /// Asks the broker to keep it for subscribers to come; default: not, because what is kept is given to everybody later.
     pub fn retained(mut self) -> Self {
         self.retained = true;
         self

@@ -75,7 +75,7 @@ impl Tls {
         self
     }
 
-    /// The same from memory.
+    /// The same from memory; default as there.
     pub fn ca_pem(mut self, pem: impl AsRef<[u8]>) -> Self {
         self.roots = Roots::Given(Pem::Given("ca_pem", Arc::from(pem.as_ref())));
         self
@@ -90,7 +90,7 @@ impl Tls {
         self
     }
 
-    /// The same from memory.
+    /// The same from memory; default as there.
     pub fn client_pem(mut self, certificate: impl AsRef<[u8]>, key: impl AsRef<[u8]>) -> Self {
         let certificate = Pem::Given("client_pem certificate", Arc::from(certificate.as_ref()));
         self.identity = Some(Identity { certificate, key: Pem::Given("client_pem key", Arc::from(key.as_ref())) });

@@ -80,6 +80,7 @@ impl IdempotencyKeys {
     }
 
     /// Sets how long a key is remembered from its claim. Afterwards the same key is new again.
+    /// Default: [`DEFAULT_IDEMPOTENCY_RETENTION`].
     #[must_use]
     pub const fn retention(mut self, retention: Duration) -> Self {
         self.retention = retention;

@@ -83,7 +83,7 @@ impl Inbox {
         Self { schema, once, retention: DEFAULT_INBOX_RETENTION }
     }
 
-    /// Sets how long it remembers. It must be longer than a message can be redelivered: let messages expire well before.
+    /// Sets how long it remembers. Default: [`DEFAULT_INBOX_RETENTION`]. It must be longer than a message can be redelivered: let messages expire well before.
     /// Give the relay of the same schema the same value ([`RelayBuilder::inbox_retention`](crate::RelayBuilder::inbox_retention)).
     #[must_use]
     pub const fn retention(mut self, retention: Duration) -> Self {

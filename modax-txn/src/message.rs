@@ -218,7 +218,7 @@ impl Message {
         self
     }
 
-    /// Sets the payload, at most [`MAX_PAYLOAD_BYTES`].
+    /// Sets the payload, at most [`MAX_PAYLOAD_BYTES`]. Default: empty.
     pub fn payload(mut self, payload: impl Into<Bytes>) -> Self {
         self.payload = payload.into();
         self
@@ -237,6 +237,7 @@ impl Message {
 
     /// The same key enqueues once: a repeat writes nothing and answers with the first message's id
     /// ([`EnqueueReceipt::is_duplicate`](crate::EnqueueReceipt::is_duplicate)), for as long as the row is kept.
+    /// Default: no key, each call enqueues one.
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.idempotency_key = Some(key.into());
         self

@@ -32,28 +32,28 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Sets the first wait.
+    /// Sets the first wait; default 100 ms.
     #[must_use]
     pub const fn first(mut self, first: Duration) -> Self {
         self.first = first;
         self
     }
 
-    /// Sets the longest wait.
+    /// Sets the longest wait; default 5 s.
     #[must_use]
     pub const fn cap(mut self, cap: Duration) -> Self {
         self.cap = cap;
         self
     }
 
-    /// Sets the attempts before a message is parked while others get through.
+    /// Sets the attempts before a message is parked while others get through; default 10.
     #[must_use]
     pub const fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
         self
     }
 
-    /// Sets how long a message may fail before it is parked in any case.
+    /// Sets how long a message may fail before it is parked in any case; default 1 hour.
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;

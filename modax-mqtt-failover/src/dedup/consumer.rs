@@ -10,7 +10,8 @@ pub(super) type Identify = Box<dyn Fn(&Delivery) -> Option<Identity> + Send + Sy
 
 impl Dedup {
     /// Takes identities from `identify` instead of the user property [`Identity::PROPERTY`]: out of the payload, where
-    /// messages come over MQTT 3.1.1 or from somebody who writes no such property.
+    /// messages come over MQTT 3.1.1 or from somebody who writes no such property. Default: that property, because it is
+    /// the one that [`stamping`](crate::ClientBuilder::stamping) writes.
     ///
     /// ```
     /// # use modax_mqtt_failover::{Bytes, dedup::{Dedup, Identity}};

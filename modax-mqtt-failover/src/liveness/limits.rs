@@ -5,6 +5,25 @@ use std::time::Duration;
 use crate::config::ConfigError;
 
 /// How a silent broker is found out.
+///
+/// ```
+/// use std::time::Duration;
+/// use modax_mqtt_failover::{LivenessConfig, config::Config};
+///
+/// # fn main() -> Result<(), modax_mqtt_failover::ConfigError> {
+/// // A link by satellite: answers take 600 ms, and each packet costs.
+/// let patient = LivenessConfig::default()
+///     .floor(Duration::from_secs(1))
+///     .first(Duration::from_secs(3))
+///     .probe_interval(Duration::from_secs(30));
+/// let mut config = Config::from_urls("buoy-3", ["mqtt://10.0.0.1"])?;
+/// config.liveness = patient;
+/// config.check()?;
+///
+/// config.liveness = patient.first(Duration::from_millis(500));
+/// assert_eq!(config.check().unwrap_err().to_string(), "liveness.first: liveness.floor to 10 s");
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct LivenessConfig {
@@ -34,13 +53,15 @@ impl LivenessConfig {
         self
     }
 
-    /// The deadline before anything was measured, a prompt CONNACK included; default 1 s.
+    /// The deadline before anything was measured, a prompt CONNACK included; default 1 s: longer than a round trip over
+    /// nearly any link, and two of them are well within the customer's 5 s.
     pub fn first(mut self, first: Duration) -> Self {
         self.first = first;
         self
     }
 
-    /// Silence after which a broker is asked whether it is there; default 1 s. Apart from the keep-alive that the
+    /// Silence after which a broker is asked whether it is there; default 1 s, so that a hung one is noticed within 1.5 s
+    /// for two small packets a second. Apart from the keep-alive that the
     /// broker is told: a client may ask more often than it promised.
     pub fn probe_interval(mut self, interval: Duration) -> Self {
         self.probe_interval = interval;

@@ -25,19 +25,19 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// Ceiling of the first wait; default 100 ms.
+    /// Ceiling of the first wait; default 100 ms, about what a broker needs to restart.
     pub fn base(mut self, base: Duration) -> Self {
         self.base = base;
         self
     }
 
-    /// Growth from one ceiling to the next; default 2.
+    /// Growth from one ceiling to the next, 1 to 100; default 2: the cap is reached after six failures.
     pub fn factor(mut self, factor: f64) -> Self {
         self.factor = factor;
         self
     }
 
-    /// Highest ceiling; default 2 s.
+    /// Highest ceiling, at most an hour; default 2 s, so that a broker that is back is found well within 5 s.
     pub fn cap(mut self, cap: Duration) -> Self {
         self.cap = cap;
         self

@@ -6,6 +6,19 @@ use crate::{breaker::Failure, config::ConfigError};
 
 /// How the next broker is chosen. The one that just failed always comes last: starting again at the head of the list
 /// is how other clients spend minutes on a broker that hangs.
+///
+/// ```
+/// use modax_mqtt_failover::{Selection, policy::selection::Candidate};
+///
+/// // Broker 1 is in use, and all of them work.
+/// let order = |selection: Selection| {
+///     let mut candidates = [0, 1, 2].map(|index| Candidate { index, demoted: None });
+///     selection.rank(&mut candidates, Some(1), 3);
+///     candidates.map(|candidate| candidate.index)
+/// };
+/// assert_eq!(order(Selection::priority()), [0, 1, 2]);
+/// assert_eq!(order(Selection::round_robin()), [2, 0, 1]);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Selection {

@@ -312,22 +312,37 @@ impl<'a> Visit<'a> for Settings<'a> {
     }
 
     fn visit_item_impl(&mut self, item: &'a syn::ItemImpl) {
-        let Type::Path(path) = &*item.self_ty else { return };
-        let is_builder = path.path.segments.last().is_some_and(|it| it.ident.to_string().ends_with("Builder"));
-        if !is_builder || item.trait_.is_some() {
+        if item.trait_.is_some() {
             return;
         }
+        let Type::Path(path) = &*item.self_ty else { return };
+        let is_builder = path.path.segments.last().is_some_and(|it| it.ident.to_string().ends_with("Builder"));
         for function in
             item.items.iter().filter_map(|item| if let syn::ImplItem::Fn(it) = item { Some(it) } else { None })
         {
-            let takes_self =
-                matches!(function.sig.inputs.first(), Some(syn::FnArg::Receiver(it)) if it.reference.is_none());
-            let sets = function.sig.inputs.len() == 2 && takes_self;
+            let Some(syn::FnArg::Receiver(receiver)) = function.sig.inputs.first() else { continue };
+            let takes_self = receiver.reference.is_none();
+            // A step changes what it was given; what only takes a value and returns another one is no setting.
+            let steps = receiver.mutability.is_some() && returns_self(&function.sig.output);
+            let sets = takes_self && (steps || is_builder && function.sig.inputs.len() == 2);
             if sets && matches!(function.vis, Visibility::Public(_)) {
                 self.found.push((&function.sig.ident, docs(&function.attrs)));
             }
         }
     }
+}
+
+/// By itself, or as what a `Result` holds.
+fn returns_self(output: &ReturnType) -> bool {
+    let ReturnType::Type(_, returned) = output else { return false };
+    let Type::Path(path) = &**returned else { return false };
+    let Some(segment) = path.path.segments.last() else { return false };
+    let held = match &segment.arguments {
+        PathArguments::AngleBracketed(arguments) if segment.ident == "Result" => arguments.args.first(),
+        _ => None,
+    };
+    path.path.is_ident("Self")
+        || matches!(held, Some(GenericArgument::Type(Type::Path(held))) if held.path.is_ident("Self"))
 }
 
 #[test]
