@@ -175,7 +175,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Waits between tries; default 100 ms doubling to 2 s, with full jitter.
+    /// Waits between tries of one broker; default 100 ms doubling to 2 s, with full jitter. The first try of another broker
+    /// is made at once and by all clients together: [`Backoff`] says what that means for [a herd](Backoff#a-herd) of them.
     pub fn retry(mut self, backoff: impl Into<Backoff>) -> Self {
         self.config.retry = backoff.into();
         self

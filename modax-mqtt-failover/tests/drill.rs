@@ -10,6 +10,8 @@ mod brokers;
 mod cluster;
 #[path = "drill/cut.rs"]
 mod cut;
+#[path = "drill/herd.rs"]
+mod herd;
 #[path = "drill/left_open.rs"]
 mod left_open;
 #[path = "drill/load.rs"]

@@ -1,13 +1,26 @@
 //! How long to wait before the next try: full jitter below an exponential ceiling, and no giving up.
 //!
-//! Full jitter, because 500 clients that lost one broker in the same millisecond must not come back in the same
+//! Full jitter, because 500 clients that lost one broker in the same millisecond must not come back to it in the same
 //! millisecond. No limit on tries, because a plant that was dark for a night has to come back by itself.
 
 use std::time::Duration;
 
 use crate::config::ConfigError;
 
-/// The ceiling of waits, growing from `base` by `factor` up to `cap`.
+/// The ceiling of waits for one broker, growing from `base` by `factor` up to `cap`.
+///
+/// # A herd
+///
+/// These waits spread out clients that come back to a broker which has failed them. The first move to *another* broker is
+/// not spread: it is made at once, because the customer's bound is the time to the next broker, and one accepts 500
+/// connections in a fraction of a second. With 500 clients that lost one broker in the same instant, at defaults:
+///
+/// - each other broker is dialled 500 times at once, by each client in turn until one accepts;
+/// - a broker that refuses is dialled at most 100 times within 10 ms, 2,000 times in the first second, and then 500 times
+///   a second for ever: once a second by each client.
+///
+/// What spreads the first move out is where clients go to: [`Selection::round_robin`](crate::Selection::round_robin) with
+/// lists that begin at different brokers shares them out, and so do lists of different order with the default.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[must_use]
 pub struct Backoff {

@@ -174,27 +174,80 @@ fn f08_a_flapping_broker_is_tried_less_and_less() {
     assert!(bench.now - bench.begin > Duration::from_secs(8), "20 switches in {:?}", bench.now - bench.begin);
 }
 
-#[test]
-fn f23_five_hundred_clients_that_lost_one_broker_come_back_spread_out() {
-    let mut when = Vec::new();
-    for seed in 0..500 {
-        let mut bench = Bench::new(1, |config| config.seed = seed + 1);
+/// When and to which broker each of 500 clients dials in the half minute after all of them lost one broker in the same
+/// instant and all brokers refuse at once, which is the fastest they can be asked again.
+fn herd(brokers: usize) -> Vec<(Duration, usize)> {
+    let mut dials = Vec::new();
+    for seed in 1..=500 {
+        let mut bench = Bench::new(brokers, |config| config.seed = seed);
         bench.accept();
         bench.now += Duration::from_secs(60);
-        bench.lose(true);
         let lost = bench.now;
-        for _ in 0..4 {
-            bench.wait();
-            bench.lose(true);
+        let before = bench.dials.len();
+        bench.lose(true);
+        while bench.now - lost < Duration::from_secs(30) {
+            match bench.failover.current() {
+                Some(_) => bench.lose(true),
+                None => bench.wait(),
+            }
         }
-        when.push(bench.now - lost);
+        let since = |at: Duration| at.saturating_sub(lost - bench.begin);
+        dials.extend(bench.dials[before..].iter().map(|(at, _, broker)| (since(*at), *broker)));
     }
-    when.sort();
-    let busiest = when
-        .iter()
-        .map(|from| when.iter().filter(|at| **at >= *from && **at < *from + Duration::from_millis(10)).count())
-        .max();
-    assert!(busiest < Some(50), "{busiest:?} of 500 within 10 ms");
+    dials
+}
+
+/// How many of them fall into each slot of this length.
+fn histogram(dials: impl Iterator<Item = Duration>, slot: Duration) -> Vec<usize> {
+    let mut counts = vec![0; usize::try_from(30_000 / slot.as_millis()).unwrap()];
+    for at in dials {
+        let index = usize::try_from(at.as_millis() / slot.as_millis()).unwrap();
+        if let Some(count) = counts.get_mut(index) {
+            *count += 1;
+        }
+    }
+    counts
+}
+
+const SLOT: Duration = Duration::from_millis(10);
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn f23_five_hundred_clients_that_lost_their_only_broker_come_back_spread_out() {
+    let dials = herd(1);
+    let fine = histogram(dials.iter().map(|(at, _)| *at), SLOT);
+    let seconds = histogram(dials.iter().map(|(at, _)| *at), SECOND);
+    eprintln!("per 10 ms: {:?}, then at most {:?}; per second: {seconds:?}", &fine[..30], fine[30..].iter().max());
+
+    assert!(fine.iter().all(|count| *count <= 100), "a fifth of them within 10 ms");
+    assert!(seconds[0] <= 5 * 500, "{} in the first second", seconds[0]);
+    assert!(seconds[3..].iter().all(|count| (350..=700).contains(count)), "one a second each, on average: {seconds:?}");
+}
+
+#[test]
+fn f23_five_hundred_clients_with_three_brokers_go_on_at_once_and_then_spread_out() {
+    let dials = herd(3);
+    let first: Vec<_> = dials.iter().filter(|(at, _)| at.is_zero()).collect();
+    let later = || dials.iter().filter(|(at, _)| !at.is_zero());
+    eprintln!("at once: {}", first.len());
+
+    // The next broker is asked in the instant of the loss, and the one after it in that of its refusal: nobody waits.
+    for broker in [1, 2] {
+        assert_eq!(first.iter().filter(|(_, to)| *to == broker).count(), 500);
+    }
+    assert_eq!(first.len(), 1000, "each once, and the lost one not at all");
+    for broker in 0..3 {
+        let fine = histogram(later().filter(|(_, to)| *to == broker).map(|(at, _)| *at), SLOT);
+        let seconds = histogram(later().filter(|(_, to)| *to == broker).map(|(at, _)| *at), SECOND);
+        eprintln!(
+            "broker {broker}, per 10 ms: {:?}, then at most {:?}; per second: {seconds:?}",
+            &fine[..30],
+            fine[30..].iter().max()
+        );
+        assert!(fine.iter().all(|count| *count <= 100), "a fifth of them within 10 ms at {broker}");
+        assert!(seconds[0] <= 5 * 500, "{} in the first second at {broker}", seconds[0]);
+        assert!(seconds[3..].iter().all(|count| (350..=700).contains(count)), "one a second each: {seconds:?}");
+    }
 }
 
 #[test]
