@@ -88,6 +88,10 @@ impl Message {
 
     /// Gives it up when it could not be sent within this time of its admission; default: never, because losing is a
     /// decision of the caller's.
+    ///
+    /// Clocks that are set do not matter while the process runs. What a [disk queue](crate::Queue::disk) keeps for the next
+    /// start expires by the wall clock, the only one that both of them have: where it was set in between, by an hour say, the
+    /// message expires that hour sooner, or later. The receipt of [`Client::recovered`](crate::Client::recovered) tells it.
     pub fn expires_in(mut self, time: Duration) -> Self {
         self.expires_in = Some(time);
         self

@@ -58,7 +58,7 @@ impl Disk {
     pub(crate) fn write(&self, id: MessageId, message: &Message) -> oneshot::Receiver<Result<(), String>> {
         let (written, answer) = oneshot::channel();
         // A thread that is gone drops the sender, and the answer is an error.
-        let _ = self.jobs.send(Job::Message(store(id, message), written));
+        let _ = self.jobs.send(Job::Message(store(id, message, unix_ms()), written));
         answer
     }
 
@@ -98,8 +98,9 @@ pub(crate) fn attach(config: &Config, shared: &Arc<Shared>) -> Result<(), Config
     let writer = Writer { _end: end, log, todo, fsync_every, unwritten: 0, shared: shared_with };
     thread::Builder::new().name("mqtt-queue".to_owned()).spawn(move || writer.run()).map_err(failed)?;
 
-    let now = super::now();
-    let messages: Vec<_> = found.messages.into_iter().map(|stored| restore(stored, config.speaks(), now)).collect();
+    let (now, wall) = (super::now(), unix_ms());
+    let restored = found.messages.into_iter().map(|stored| restore(stored, config.speaks(), now, wall));
+    let messages: Vec<_> = restored.collect();
     let mut state = shared.lock();
     for Admitted { id, message, .. } in &messages {
         let (outcome, receipt) = Receipt::new(*id);
@@ -259,8 +260,9 @@ impl Writer {
     }
 }
 
-fn store(id: MessageId, message: &Message) -> StoredMessage {
-    let expires_at = message.expires_in.map(|time| unix_ms().saturating_add(millis(time)));
+/// `wall` is what the wall clock says, in milliseconds of Unix time.
+fn store(id: MessageId, message: &Message, wall: u64) -> StoredMessage {
+    let expires_at = message.expires_in.map(|time| wall.saturating_add(millis(time)));
     StoredMessage {
         sequence: id.number(),
         qos_level: message.qos.level(),
@@ -272,8 +274,9 @@ fn store(id: MessageId, message: &Message) -> StoredMessage {
     }
 }
 
-fn restore(stored: StoredMessage, speaks: Version, now: Instant) -> Admitted {
-    let left = stored.expires_at_unix_ms.map(|at| Duration::from_millis(at.saturating_sub(unix_ms())));
+/// The wall clock may have been set meanwhile: what it says then counts, and nothing is left of a time that it has passed.
+fn restore(stored: StoredMessage, speaks: Version, now: Instant, wall: u64) -> Admitted {
+    let left = stored.expires_at_unix_ms.map(|at| Duration::from_millis(at.saturating_sub(wall)));
     // Ours, and not what the program asked for: 3.1.1 cannot carry it, and the message is worth more.
     let user_properties = match speaks {
         Version::V311 => without_identity(stored.user_properties),
@@ -310,7 +313,10 @@ fn millis(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handover::Handle;
+    use crate::{
+        handover::Handle,
+        queue::{Backlog, Queue},
+    };
 
     #[test]
     fn what_no_file_can_hold_is_refused_after_what_came_before_it_is_on_disk() {
@@ -325,7 +331,7 @@ mod tests {
         let mut waiting = Vec::new();
         let mut take = |sequence, topic: String| {
             let (written, answer) = oneshot::channel();
-            let message = store(MessageId::new(sequence), &Message::new(topic, ""));
+            let message = store(MessageId::new(sequence), &Message::new(topic, ""), 0);
             assert!(writer.take(Job::Message(message, written), &mut waiting).is_none());
             answer
         };
@@ -359,5 +365,61 @@ mod tests {
         let left = client.close(Duration::ZERO).await.undelivered;
         assert_eq!((left.len(), client.stats().undelivered, client.stats().queue_messages), (1, 1, 0));
         std::fs::remove_dir_all(path).unwrap();
+    }
+
+    const HOUR: u64 = 3_600_000;
+    const BEGUN: u64 = 1_800_000_000_000;
+
+    /// What a process that stored at `BEGUN` leaves to one that starts when the wall clock says `wall`: through the files,
+    /// and into its queue.
+    fn next_start(name: &str, expires_in: Option<Duration>, wall: u64) -> (Instant, Backlog) {
+        let path = std::env::temp_dir().join(format!("modax-queue-{}-{name}", std::process::id()));
+        let open = || Log::open(Directory::open(&path).unwrap(), SEGMENT_BYTES, Box::new(|| 1)).unwrap();
+        let (mut log, _) = open();
+        let message = Message { expires_in, ..Message::new("t", "payload") };
+        log.push(Record::Message(store(MessageId::new(0), &message, BEGUN))).unwrap();
+        log.commit().unwrap();
+        drop(log);
+        let (log, found) = open();
+        drop(log);
+        std::fs::remove_dir_all(&path).unwrap();
+        let now = crate::driver::now();
+        let restored = found.messages.into_iter().map(|stored| restore(stored, Version::V311, now, wall)).collect();
+        let mut backlog = Backlog::new(Queue::memory());
+        backlog.recover(restored, found.next_sequence);
+        (now, backlog)
+    }
+
+    #[test]
+    fn f54_a_wall_clock_that_was_set_between_two_starts_moves_an_expiry_by_as_much_and_no_more() {
+        let minute = Duration::from_secs(60);
+        for (name, wall, left) in [
+            ("kept", BEGUN + 20_000, Duration::from_secs(40)),
+            ("back", BEGUN + 20_000 - HOUR, Duration::from_secs(3640)),
+            ("ahead", BEGUN + 20_000 + HOUR, Duration::ZERO),
+            ("before-1970", 0, Duration::from_millis(BEGUN + 60_000)),
+            ("the-end", u64::MAX, Duration::ZERO),
+        ] {
+            let (now, mut backlog) = next_start(name, Some(minute), wall);
+            let expires = now + left;
+            assert!(
+                expires == now || backlog.expire(expires - Duration::from_millis(1)).is_none(),
+                "{name}: too early"
+            );
+            let expired = backlog.expire(expires).unwrap_or_else(|| panic!("{name}: it does not expire"));
+            // Told with its outcome, and that an earlier process may have sent it: never in silence.
+            assert!(expired.recovered && expired.message.payload == "payload", "{name}");
+        }
+    }
+
+    #[test]
+    fn f54_no_step_of_the_wall_clock_takes_a_message_that_never_expires() {
+        let a_century = Duration::from_secs(100 * 365 * 24 * 3600);
+        for expires_in in [None, Some(Duration::MAX)] {
+            for wall in [0, BEGUN - HOUR, BEGUN + HOUR, u64::MAX / 2] {
+                let (now, mut backlog) = next_start("ever", expires_in, wall);
+                assert!(backlog.expire(now + a_century).is_none(), "{expires_in:?} at {wall}");
+            }
+        }
     }
 }

@@ -188,9 +188,8 @@ fn f55_a_process_that_is_always_a_little_late_still_comes_to_a_verdict() {
 }
 
 #[test]
-fn f54_the_wall_clock_plays_no_part() {
-    // Every time in this machine is an `Instant`: a step of the wall clock cannot reach it. What can is a suspended
-    // machine, where the monotonic clock may jump: that is lateness of ours.
+fn f55_a_machine_that_was_suspended_for_an_hour_condemns_nobody() {
+    // The monotonic clock may jump then, which is lateness of ours. The wall clock cannot reach this machine.
     let mut bench = Bench::connected();
     bench.measured(MS);
     bench.now += Duration::from_secs(3600);

@@ -50,7 +50,7 @@ impl Heard {
 
     fn of(&self, source: &str) -> String {
         let heard = self.0.lock().unwrap();
-        heard.iter().filter(|(from, _)| *from == source).map(|(_, said)| format!("{said}\n")).collect()
+        heard.iter().filter(|(from, _)| *from == source).map(|(_, said)| said.as_str()).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -245,7 +245,7 @@ fn nothing_secret(heard: &Heard, us: &Issued) {
     ] {
         let said = heard.of(source);
         assert!(!said.trim().is_empty(), "{source} said nothing");
-        let closely: String = said.split_whitespace().map(|word| format!("{word} ")).collect();
+        let closely = said.split_whitespace().collect::<Vec<_>>().join(" ");
         for secret in secrets.iter().chain(&numbers) {
             assert!(!said.contains(secret) && !closely.contains(secret), "{source} tells {secret}: {said}");
         }
