@@ -315,7 +315,9 @@ impl Liveness {
 
     fn slow_at(&self) -> Option<Instant> {
         let since = self.waiting?.max(self.grace);
-        let slow_after = self.config.slow_after.saturating_mul(self.leniency());
+        // Where acknowledgements take seconds all the time, as over a slow link, that is no news of the broker.
+        let usual = self.rtt.map_or(Duration::ZERO, |(srtt, _)| srtt.saturating_mul(2));
+        let slow_after = self.config.slow_after.max(usual).saturating_mul(self.leniency());
         // Later packets are acknowledged and this one is not: its acknowledgement was lost, and will not come.
         let skipped = since + slow_after * SKIPPED;
         Some((since.max(self.acked) + slow_after).min(skipped))

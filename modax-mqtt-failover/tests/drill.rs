@@ -12,6 +12,8 @@ mod cluster;
 mod cut;
 #[path = "drill/herd.rs"]
 mod herd;
+#[path = "drill/latency.rs"]
+mod latency;
 #[path = "drill/left_open.rs"]
 mod left_open;
 #[path = "drill/load.rs"]

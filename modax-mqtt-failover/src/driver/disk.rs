@@ -350,7 +350,7 @@ mod tests {
     async fn a_thread_that_ends_by_itself_ends_the_client_and_answers_every_receipt() {
         let path = std::env::temp_dir().join(format!("modax-queue-{}-ended", std::process::id()));
         let mut config = Config::from_urls("alone", ["mqtt://127.0.0.1:1"]).unwrap();
-        config.queue = crate::Queue::disk(&path);
+        config.queue = Queue::disk(&path);
         let shared = Shared::new(&config, None);
         crate::driver::spawn(config, crate::driver::Ways::default(), Arc::clone(&shared)).unwrap();
         let client = crate::Client::new(Arc::new(Handle { version: Version::V311, shared: Arc::clone(&shared) }));

@@ -69,7 +69,7 @@ impl LivenessConfig {
     }
 
     /// How long a broker may answer probes without acknowledging before it is left; default 5 s, the customer's bound
-    /// to the next broker.
+    /// to the next broker. Twice the mean time of an acknowledgement, where that is longer.
     pub fn slow_after(mut self, limit: Duration) -> Self {
         self.slow_after = limit;
         self
