@@ -10,6 +10,8 @@ mod brokers;
 mod cluster;
 #[path = "drill/cut.rs"]
 mod cut;
+#[path = "drill/flapping.rs"]
+mod flapping;
 #[path = "drill/herd.rs"]
 mod herd;
 #[path = "drill/latency.rs"]

@@ -7,6 +7,7 @@ mod damage;
 mod disk;
 mod ends;
 mod f21;
+mod failback_tests;
 mod failover_tests;
 mod faults;
 mod full_disk;

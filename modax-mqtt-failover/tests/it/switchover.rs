@@ -1,4 +1,4 @@
-//! The planned move between independent brokers, step by step and without a broker.
+//! The planned move between independent brokers, step by step and without a broker; and how often it is made.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,8 @@ struct Brokers {
     asked: Option<u64>,
     questions: usize,
     connected: usize,
-    failed_back: bool,
+    failed_back: u32,
+    failed_over: u32,
 }
 
 impl Brokers {
@@ -50,7 +51,8 @@ impl Brokers {
                     self.answer(attempt, packet);
                 }
                 Output::Event(Event::Connected { .. }) => self.connected += 1,
-                Output::Event(Event::FailedBack { .. }) => self.failed_back = true,
+                Output::Event(Event::FailedBack { .. }) => self.failed_back += 1,
+                Output::Event(Event::FailedOver { .. }) => self.failed_over += 1,
                 _ => {}
             }
         }
@@ -74,6 +76,28 @@ impl Brokers {
         };
         self.tell(Input::Heard { attempt });
         self.tell(Input::Received { attempt, packet: answer });
+    }
+
+    /// Lets so much time pass, on time at every deadline.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.courier.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.courier.handle_timeout(self.now);
+            self.tell(Input::Paused(false));
+        }
+        self.now = end;
+    }
+
+    /// The preferred broker is away, and every connection to it is reset.
+    fn fall(&mut self) {
+        self.away = true;
+        let cut: Vec<_> =
+            self.attempts.iter().filter(|(_, broker)| **broker == 0).map(|(attempt, _)| *attempt).collect();
+        for attempt in cut {
+            self.attempts.remove(&attempt);
+            self.tell(Input::Closed { attempt, reason: "reset".to_owned(), by_peer: true });
+        }
     }
 
     /// Lets time pass until `done`; a step is what is due next.
@@ -105,7 +129,8 @@ fn brokers(code: Option<u8>) -> Brokers {
         asked: None,
         questions: 0,
         connected: 0,
-        failed_back: false,
+        failed_back: 0,
+        failed_over: 0,
     };
     brokers.tell(Input::Subscribe { filter: Arc::from("a/#"), qos: Qos::AtLeastOnce });
     brokers
@@ -128,10 +153,10 @@ fn a_broker_that_refuses_a_filter_is_not_gone_back_to() {
         let mut brokers = back_at_the_preferred(Some(code));
         for tries in 1..=3 {
             brokers.until("the question beside", |brokers| brokers.questions == tries);
-            assert!(!brokers.failed_back, "{code:#x} at try {tries}");
+            assert!(brokers.failed_back == 0, "{code:#x} at try {tries}");
         }
         brokers.code = Some(1);
-        brokers.until("the step", |brokers| brokers.failed_back);
+        brokers.until("the step", |brokers| brokers.failed_back == 1);
     }
 }
 
@@ -148,7 +173,7 @@ fn a_broker_is_gone_back_to_although_it_refuses_what_the_other_one_refuses_too()
 
     brokers.away = false;
 
-    brokers.until("the step", |brokers| brokers.failed_back);
+    brokers.until("the step", |brokers| brokers.failed_back > 0);
 }
 
 #[test]
@@ -156,10 +181,10 @@ fn what_waits_for_the_step_is_bounded_in_bytes_also_before_the_filters_are_grant
     let mut brokers = back_at_the_preferred(None);
     brokers.until("the question beside", |brokers| brokers.asked.is_some());
     let attempt = brokers.asked.unwrap();
-    assert!(!brokers.failed_back);
+    assert!(brokers.failed_back == 0);
 
     for number in 1..=16 {
-        assert!(!brokers.failed_back, "after {number}");
+        assert!(brokers.failed_back == 0, "after {number}");
         let publish = Publish {
             topic: Arc::from("a/b"),
             payload: vec![0; 1 << 20].into(),
@@ -171,5 +196,28 @@ fn what_waits_for_the_step_is_bounded_in_bytes_also_before_the_filters_are_grant
         };
         brokers.tell(Input::Received { attempt, packet: Packet::Publish(publish) });
     }
-    assert!(brokers.failed_back, "16 MiB wait, and more is taken");
+    assert!(brokers.failed_back == 1, "16 MiB wait, and more is taken");
+}
+
+#[test]
+fn f08_a_preferred_broker_that_comes_and_goes_is_gone_back_to_a_few_times_and_again_once_it_stays() {
+    // With 1 s to be reachable, up for so long and then away as long; how often at most it is gone back to in an hour. From
+    // 11 s on each return is one that lasts.
+    for (seconds, at_most) in [(1, 0), (2, 1), (5, 3), (10, 4)] {
+        let mut brokers = back_at_the_preferred(Some(1));
+        let time = Duration::from_secs(seconds);
+        for _ in 0..3600 / (2 * seconds) {
+            brokers.away = false;
+            brokers.pass(time);
+            brokers.fall();
+            brokers.pass(time);
+        }
+        let (back, over) = (brokers.failed_back, brokers.failed_over);
+        assert!(back <= at_most && (back > 0) == (at_most > 0), "{seconds} s: {back} times back");
+        assert_eq!(over, back, "{seconds} s: as often as it served");
+
+        brokers.away = false;
+        brokers.pass(Duration::from_secs(120));
+        assert_eq!(brokers.failed_back, back + 1, "{seconds} s: it is reachable for longer than 64 times as long");
+    }
 }
