@@ -289,7 +289,7 @@ impl Config {
     }
 
     fn check_credentials(&self) -> Result<(), ConfigError> {
-        let fit = |pair: &Credentials| is_text(pair.user()) && pair.password().len() <= usize::from(u16::MAX);
+        let fit = |pair: &Credentials| is_text(pair.user()) && u16::try_from(pair.password().len()).is_ok();
         let unfit = |pair: &Option<Credentials>| pair.as_ref().is_some_and(|pair| !fit(pair));
         if let Some(position) = self.broker_credentials.iter().position(unfit) {
             return Err(ConfigError::Broker { position, reason: AddressError::Unsendable });
@@ -370,7 +370,7 @@ const WILL_DELAY: Duration = Duration::from_secs(10);
 
 /// Whether a string field of a packet can carry it (MQTT 3.1.1, 1.5.3).
 fn is_text(text: &str) -> bool {
-    text.len() <= usize::from(u16::MAX) && !text.contains('\0')
+    u16::try_from(text.len()).is_ok() && !text.contains('\0')
 }
 
 fn whole_seconds(time: Duration) -> u32 {

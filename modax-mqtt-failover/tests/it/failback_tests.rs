@@ -19,7 +19,7 @@ fn f08_each_return_that_does_not_last_doubles_the_wait_up_to_64_times_and_one_th
     for _ in 0..8 {
         failback.returned(now);
         // Just short of ten times the wait.
-        now += failback.hysteresis().unwrap() * 10 - Duration::from_millis(1);
+        now += (failback.hysteresis().unwrap() * 10).saturating_sub(Duration::from_millis(1));
         failback.lost(now);
         waits.push(wait(&failback));
     }

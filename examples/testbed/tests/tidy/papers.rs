@@ -174,7 +174,7 @@ fn the_fault_catalogue_tells_the_truth_about_its_tests() {
             let is_tested = tested.get(id).is_some_and(|places| places.contains(word));
             match (concerns.contains(word), marked.contains(word), is_tested) {
                 (_, true, false) => {
-                    offenders.push(format!("{id} is marked ● for {word}, where no test begins with {id}_"))
+                    offenders.push(format!("{id} is marked ● for {word}, where no test begins with {id}_"));
                 }
                 (_, false, true) => offenders.push(format!("{id} has a test in {word} and no mark ● for it")),
                 (false, true, true) => offenders.push(format!("{id} has a test in {word}, which it does not concern")),
