@@ -236,7 +236,9 @@ impl Client {
         }
         match state.backlog.admit(driver::now(), message) {
             Admission::Admitted { id, shed } => {
-                state.admission.admitted = state.admission.admitted.saturating_add(1);
+                // Of a queue on disk it is counted once the disk has answered.
+                let counted = u64::from(state.disk.is_none());
+                state.admission.admitted = state.admission.admitted.saturating_add(counted);
                 let (outcome, receipt) = Receipt::new(id);
                 state.receipts.insert(id, outcome);
                 let written = state.disk.as_ref().map(|disk| disk.write(id, message));

@@ -213,7 +213,8 @@ impl Status {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Messages admitted.
+    /// Messages admitted; with a queue on disk, once they are written. One that a disk refuses is none, unless it came by
+    /// [`try_publish`](crate::Client::try_publish): then it counts here and as undelivered.
     pub admitted: u64,
     /// Messages a broker acknowledged (QoS 0: written).
     pub acked: u64,
@@ -225,7 +226,8 @@ pub struct Stats {
     pub shed: u64,
     /// Messages refused, by a broker or because they could not be encoded.
     pub rejected: u64,
-    /// Messages left undelivered by `close`, and those of QoS 0 whose connection ended while they were being written.
+    /// Messages left undelivered by `close`, those of QoS 0 whose connection ended while they were being written, and those
+    /// of `try_publish` that the disk refused.
     pub undelivered: u64,
     /// Messages received from brokers.
     pub received: u64,

@@ -176,8 +176,12 @@ impl Meter {
                     counter!(name, "client" => self.client()).increment(more);
                 }
             }
-            let levels =
-                [(QUEUE_MESSAGES, stats.queue_messages), (QUEUE_BYTES, stats.queue_bytes), (INFLIGHT, stats.inflight)];
+            let levels = [
+                (QUEUE_MESSAGES, stats.queue_messages),
+                (QUEUE_BYTES, stats.queue_bytes),
+                (INFLIGHT, stats.inflight),
+                (UNWRITTEN, stats.unwritten),
+            ];
             for (name, level) in levels {
                 gauge!(name, "client" => self.client()).set(level as f64);
             }
@@ -199,5 +203,56 @@ impl Meter {
 
     fn client(&self) -> Arc<str> {
         Arc::clone(&self.client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, collections::BTreeMap};
+
+    use ::metrics::{Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Levels(RefCell<BTreeMap<String, Arc<Level>>>);
+
+    #[derive(Default)]
+    struct Level(Mutex<f64>);
+
+    impl GaugeFn for Level {
+        fn increment(&self, _: f64) {}
+        fn decrement(&self, _: f64) {}
+        fn set(&self, value: f64) {
+            *self.0.lock().unwrap() = value;
+        }
+    }
+
+    impl Recorder for Levels {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::noop()
+        }
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::from_arc(Arc::clone(self.0.borrow_mut().entry(key.name().to_owned()).or_default()))
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn every_level_is_shown() {
+        let levels = Levels::default();
+        let stats = Stats { queue_messages: 1, queue_bytes: 2, inflight: 3, unwritten: 4, ..Stats::default() };
+        let status = Status { connected: Some(Broker::new("a", 1)), ..Status::default() };
+        ::metrics::with_local_recorder(&levels, || Meter::new(Arc::from("me")).measure(&stats, &status));
+
+        let shown = levels.0.borrow();
+        let shown = |name| shown.get(name).map(|level| *level.0.lock().unwrap());
+        let names = [QUEUE_MESSAGES, QUEUE_BYTES, INFLIGHT, UNWRITTEN, CONNECTED];
+        assert_eq!(names.map(shown), [Some(1.0), Some(2.0), Some(3.0), Some(4.0), Some(1.0)]);
     }
 }

@@ -222,13 +222,16 @@ impl Writer {
         if before == 0 {
             shared.emit(Event::OutcomesUnwritten { messages: self.unwritten });
         }
+        // Who reports levels to a recorder.
+        shared.wake.notify_one();
     }
 
     fn answer(&self, waiting: Vec<(u64, Written)>, result: &Result<(), String>) {
         let Some(shared) = self.shared.upgrade() else { return };
         let (mut state, mut told, mut topics) = (shared.lock(), Vec::new(), Vec::new());
-        for (sequence, _) in &waiting {
+        for (sequence, written) in &waiting {
             let id = MessageId::new(*sequence);
+            let mut is_admitted = true;
             if result.is_ok() {
                 for (victim, topic) in state.backlog.stored(id) {
                     state.shed(victim, &mut told);
@@ -236,9 +239,17 @@ impl Writer {
                 }
             } else {
                 state.backlog.withdraw(id);
-                state.end(id, Outcome::Undelivered { maybe_delivered: false }, &mut told);
-                state.admission.admitted = state.admission.admitted.saturating_sub(1);
+                // A client that has ended has counted it. A publisher that waits hears the error: it was never admitted.
+                // Nobody else hears it but by the outcome.
+                if let Some(receipt) = state.receipts.remove(&id) {
+                    is_admitted = written.is_closed();
+                    if is_admitted {
+                        state.admission.undelivered = state.admission.undelivered.saturating_add(1);
+                        told.push((Some(receipt), Outcome::Undelivered { maybe_delivered: false }));
+                    }
+                }
             }
+            state.admission.admitted = state.admission.admitted.saturating_add(u64::from(is_admitted));
             state.backlog.written(MessageId::new(sequence.saturating_add(1)));
         }
         // What is on disk may be shed for those who wait.
@@ -312,6 +323,8 @@ fn millis(time: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::{
         handover::Handle,
@@ -343,6 +356,54 @@ mod tests {
         assert_eq!(good.try_recv(), Ok(Ok(())));
         assert!(matches!(bad.try_recv(), Ok(Err(_))));
         drop(writer);
+        std::fs::remove_dir_all(path).unwrap();
+    }
+
+    #[test]
+    fn what_the_disk_refuses_is_heard_once_and_is_admitted_only_where_the_caller_was_told_so() {
+        #[derive(Default)]
+        struct Outcomes(std::sync::Mutex<Vec<Outcome>>);
+        impl crate::Observer for Outcomes {
+            fn on_outcome(&self, outcome: &Outcome) {
+                self.0.lock().unwrap().push(outcome.clone());
+            }
+        }
+        let path = std::env::temp_dir().join(format!("modax-queue-{}-counted", std::process::id()));
+        let (log, _) = Log::open(Directory::open(&path).unwrap(), SEGMENT_BYTES, Box::new(|| 1)).unwrap();
+        let outcomes = Arc::new(Outcomes::default());
+        let shared = Shared::new(&Config::from_urls("alone", ["mqtt://a"]).unwrap(), Some(outcomes.clone()));
+        let (jobs, todo) = mpsc::channel();
+        let weak = Arc::downgrade(&shared);
+        let writer =
+            Writer { _end: End(Weak::new()), log, todo, fsync_every: Duration::ZERO, unwritten: 0, shared: weak };
+        shared.lock().disk = Some(Disk { jobs });
+        let client = crate::Client::new(Arc::new(Handle { version: Version::V311, shared: Arc::clone(&shared) }));
+        let admitted = || client.stats().admitted;
+        let next = || match writer.todo.try_recv() {
+            Ok(Job::Message(message, written)) => (message.sequence, written),
+            Ok(_) | Err(_) => panic!("a message to write"),
+        };
+        let refused = Err("full".to_owned());
+
+        let waits = client.publish(Message::new("t", "1")).now_or_never();
+        assert!(waits.is_none());
+        drop(next());
+        let mut publishing = Box::pin(client.publish(Message::new("t", "2")));
+        assert!(publishing.as_mut().now_or_never().is_none());
+        writer.answer(vec![next()], &refused);
+        let error = publishing.now_or_never().expect("an answer").unwrap_err();
+        assert_eq!(error, crate::PublishError::Disk { reason: "full".to_owned() });
+        assert_eq!((admitted(), client.stats().undelivered, outcomes.0.lock().unwrap().len()), (0, 0, 0));
+
+        let mut tried = client.try_publish(Message::new("t", "3")).unwrap();
+        assert_eq!(admitted(), 0, "not yet");
+        writer.answer(vec![next()], &refused);
+        assert_eq!(tried.try_outcome(), Some(Outcome::Undelivered { maybe_delivered: false }));
+        assert_eq!((admitted(), client.stats().undelivered, outcomes.0.lock().unwrap().len()), (1, 1, 1));
+
+        drop(client.try_publish(Message::new("t", "4")).unwrap());
+        writer.answer(vec![next()], &Ok(()));
+        assert_eq!((admitted(), client.stats().undelivered), (2, 1));
         std::fs::remove_dir_all(path).unwrap();
     }
 
