@@ -132,6 +132,7 @@ impl<S: Storage> Log<S> {
             closed: false,
         };
         log.delete_settled_files();
+        log.delete_empty_files();
         Ok((log, Recovered { messages, next_sequence, damaged }))
     }
 
@@ -364,6 +365,13 @@ impl<S: Storage> Log<S> {
             }
             oldest = self.segments.keys().next().copied();
         }
+    }
+
+    /// Files of starts that wrote nothing, which need not wait for older ones: they settle nothing.
+    fn delete_empty_files(&mut self) {
+        let is_empty = |(id, bytes): &(&SegmentId, &u64)| **bytes <= length(HEADER_BYTES) && **id != self.current;
+        let empty: Vec<_> = self.segments.iter().filter(is_empty).map(|(id, _)| *id).collect();
+        let _all_gone = empty.into_iter().all(|id| self.delete(id));
     }
 
     /// Whether the file is gone. One that cannot be deleted is tried again with the next commit.

@@ -77,6 +77,52 @@ impl Reading {
             }
             false
         });
-        (self.messages.into_iter().map(|live| (live.message.sequence, live)).collect(), again)
+        // What is kept is little where most of a file is settled: not with the whole file around it.
+        let own = |Live { segment, message }: Live| (message.sequence, Live { segment, message: message.detached() });
+        (self.messages.into_iter().map(own).collect(), again)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::queue::segment::encode;
+
+    struct File {
+        content: Vec<u8>,
+        _held: Arc<()>,
+    }
+
+    impl AsRef<[u8]> for File {
+        fn as_ref(&self) -> &[u8] {
+            &self.content
+        }
+    }
+
+    #[test]
+    fn a_message_that_is_kept_does_not_keep_its_file_in_memory() {
+        let segment = SegmentId::new(0, 1);
+        let message = StoredMessage {
+            sequence: 3,
+            qos_level: 1,
+            retained: false,
+            expires_at_unix_ms: None,
+            topic: Arc::from("t"),
+            user_properties: crate::UserProperties::default(),
+            payload: Bytes::from_static(b"kept"),
+        };
+        let mut content = segment.header();
+        encode(segment, &Record::Message(message.clone()), &mut content).unwrap();
+        let held = Arc::new(());
+        let mut reading = Reading::default();
+        reading.read(segment, Bytes::from_owner(File { content, _held: Arc::clone(&held) }));
+        assert_eq!(Arc::strong_count(&held), 2, "it is sliced while it is read");
+
+        let (live, _) = reading.live();
+
+        assert_eq!(live.get(&3).map(|live| &live.message), Some(&message));
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 }

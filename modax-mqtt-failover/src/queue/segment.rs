@@ -129,6 +129,13 @@ pub struct StoredMessage {
     pub payload: Bytes,
 }
 
+impl StoredMessage {
+    /// With a payload of its own, and no part of the file it was read from.
+    pub(super) fn detached(self) -> Self {
+        Self { payload: Bytes::copy_from_slice(&self.payload), ..self }
+    }
+}
+
 impl fmt::Debug for StoredMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoredMessage")

@@ -80,5 +80,5 @@ pub fn survey(storage: &mut impl Storage) -> io::Result<Survey> {
         files.push(file);
     }
     messages.retain(|sequence, _| !settled.contains(sequence));
-    Ok(Survey { files, waiting: messages.into_values().collect() })
+    Ok(Survey { files, waiting: messages.into_values().map(StoredMessage::detached).collect() })
 }

@@ -192,6 +192,21 @@ async fn what_expired_while_nobody_had_the_queue_may_have_been_sent_before() {
 }
 
 #[tokio::test]
+async fn starts_that_admit_nothing_leave_no_files_beside_a_message_that_waits() {
+    let folder = Folder::new("starts");
+    for start in 0..5 {
+        let client = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
+        if start == 0 {
+            drop(within("on disk", client.publish(Message::new("disk", "0"))).await.unwrap());
+        }
+        within("the close", client.close(Duration::ZERO)).await;
+        // Its own, and the one of the message.
+        assert!(folder.files().len() <= 2, "{:?} after start {start}", folder.files());
+    }
+    assert_eq!(disk::inspect(folder.queue()).unwrap().waiting.len(), 1);
+}
+
+#[tokio::test]
 async fn one_process_at_a_time_has_the_queue() {
     let folder = Folder::new("lock");
     let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
