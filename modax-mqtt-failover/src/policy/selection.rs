@@ -58,7 +58,7 @@ impl Selection {
     /// end up on the same broker again, as with independent brokers without a bridge between them.
     ///
     /// A connection under the identity `<client id>~failback` proves that the broker is reachable. Each return that did
-    /// not last doubles the time, up to 64 times. Has no meaning for [`round_robin`](Self::round_robin).
+    /// not last (ten times this long, and at least a minute) doubles the time, from 1 s at least up to 64 times. Has no meaning for [`round_robin`](Self::round_robin).
     pub const fn failback_after(mut self, reachable: Duration) -> Self {
         self.failback_after = Some(reachable);
         self
