@@ -36,7 +36,7 @@ pub enum Verdict {
     /// Its number is below the window, so it may be either. Handling it risks a second time, dropping it a loss: the
     /// caller decides.
     TooOldToTell,
-    /// It does not say what it is, so it may be either as well.
+    /// It does not say what it is, or at such length that nobody remembers it, so it may be either as well.
     Unidentified,
 }
 
@@ -118,10 +118,13 @@ impl Dedup {
 
     /// Says what a delivery with this identity is, and remembers it.
     ///
+    /// One longer than [`Identity::MAX_BYTES`] is not remembered: [`Verdict::Unidentified`].
+    ///
     /// An identity that was checked is a repeat from then on: where handling it failed, [take it back](Self::take_back),
     /// or its next copy is taken for done.
     pub fn check(&mut self, identity: &Identity) -> Verdict {
         let verdict = match identity {
+            _ if !identity.is_bounded() => Verdict::Unidentified,
             _ if self.window == 0 => Verdict::TooOldToTell,
             Identity::Counted { producer, epoch, sequence } => self.check_counted(producer, *epoch, *sequence),
             Identity::Opaque(id) => self.check_opaque(id),
@@ -227,6 +230,21 @@ mod tests {
 
     fn dedup(window: usize) -> Dedup {
         Dedup::new(NonZeroUsize::new(window).unwrap())
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_remembered_is_no_identity() {
+        let mut dedup = dedup(2);
+        let [longest, longer] = [Identity::MAX_BYTES, Identity::MAX_BYTES + 1].map(|bytes| "x".repeat(bytes));
+        for verdict in [Verdict::First, Verdict::Repeat] {
+            assert_eq!(dedup.check(&Identity::Opaque(longest.clone().into())), verdict);
+            assert_eq!(dedup.check(&counted(&longest, 1, 1)), verdict);
+        }
+        for _ in 0..2 {
+            assert_eq!(dedup.check(&Identity::Opaque(longer.clone().into())), Verdict::Unidentified);
+            assert_eq!(dedup.check(&counted(&longer, 1, 1)), Verdict::Unidentified);
+        }
+        assert_eq!((dedup.stats().unidentified, dedup.opaque.len(), dedup.producers.len()), (4, 1, 1));
     }
 
     proptest! {

@@ -10,8 +10,9 @@ pub(super) type Identify = Box<dyn Fn(&Delivery) -> Option<Identity> + Send + Sy
 
 impl Dedup {
     /// Takes identities from `identify` instead of the user property [`Identity::PROPERTY`]: out of the payload, where
-    /// messages come over MQTT 3.1.1 or from somebody who writes no such property. Default: that property, because it is
-    /// the one that [`stamping`](crate::ClientBuilder::stamping) writes.
+    /// messages come over MQTT 3.1.1 or from somebody who writes no such property. What is longer than
+    /// [`Identity::MAX_BYTES`] counts as none. Default: that property, because it is the one that
+    /// [`stamping`](crate::ClientBuilder::stamping) writes.
     ///
     /// ```
     /// # use modax_mqtt_failover::{Bytes, dedup::{Dedup, Identity}};
@@ -31,10 +32,11 @@ impl Dedup {
     /// What makes this delivery the same as another one; `None` when it does not say.
     #[must_use]
     pub fn identity(&self, delivery: &Delivery) -> Option<Identity> {
-        match &self.identify {
+        let found = match &self.identify {
             Some(identify) => identify(delivery),
             None => Identity::of(delivery.user_properties()),
-        }
+        };
+        found.filter(Identity::is_bounded)
     }
 
     /// As [`check`](Self::check); [`Verdict::Unidentified`] when the delivery does not say what it is.
@@ -133,6 +135,14 @@ mod tests {
 
     fn stamped(sequence: u64) -> Delivery {
         delivery("x", &[("modax-id", &format!("p:0000000000000001:{sequence}"))])
+    }
+
+    #[test]
+    fn what_is_too_long_to_be_remembered_is_not_given_to_a_caller_s_memory_either() {
+        let mut dedup = Dedup::without_window().by(|delivery| Some(Identity::Opaque(delivery.payload().clone())));
+        let long = delivery(&"x".repeat(Identity::MAX_BYTES + 1), &[]);
+        let verdict = dedup.check_in(&long, async |_| -> Result<bool, ()> { panic!("remembered") }).now_or_never();
+        assert_eq!(verdict, Some(Ok(Verdict::Unidentified)));
     }
 
     #[test]

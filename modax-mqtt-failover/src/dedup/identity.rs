@@ -19,7 +19,8 @@ pub enum Identity {
         /// Its number, growing by one.
         sequence: u64,
     },
-    /// An id without order, for example a UUID out of the payload.
+    /// An id without order, for example a UUID out of the payload; at most [`MAX_BYTES`](Self::MAX_BYTES). Of a longer one
+    /// take a hash.
     Opaque(Bytes),
 }
 
@@ -27,12 +28,20 @@ impl Identity {
     /// The user property (MQTT 5) in which a message carries its identity.
     pub const PROPERTY: &'static str = "modax-id";
 
-    /// The longest value of that property, in bytes: room for any sensible client id, and a bound on what a stranger can
-    /// make a [`Dedup`](super::Dedup) remember.
+    /// The longest value of that property, and the longest [`Opaque`](Self::Opaque) id, in bytes: room for any sensible
+    /// client id, and a bound on what a stranger can make a [`Dedup`](super::Dedup) remember. To it a longer one is none.
     pub const MAX_BYTES: usize = 1024;
 
     /// Bytes of a value beside its producer, at most: two colons, 16 hexadecimal and 20 decimal digits.
     pub(crate) const NUMBERS_BYTES: usize = 2 + 16 + 20;
+
+    /// Whether it is short enough to be remembered.
+    pub(super) fn is_bounded(&self) -> bool {
+        match self {
+            Self::Counted { producer, .. } => producer.len() <= Self::MAX_BYTES,
+            Self::Opaque(id) => id.len() <= Self::MAX_BYTES,
+        }
+    }
 
     /// The identity that these properties carry: the first [`PROPERTY`](Self::PROPERTY), if it is one.
     #[must_use]
