@@ -47,7 +47,7 @@ impl Directory {
     }
 
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
+        make_folder(path)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
         lock_for(&lock, Access::Write)?;
         let reserve = Reserve::find(path);
@@ -63,6 +63,21 @@ impl Directory {
         let file = self.current.as_mut().map(|(_, file)| file);
         file.ok_or_else(|| io::Error::other("no file was begun"))
     }
+}
+
+/// Makes the folder, and those above it that are missing. Its name is on disk only when the folder above it is.
+fn make_folder(path: &Path) -> io::Result<()> {
+    let is_missing = |folder: &&Path| !folder.as_os_str().is_empty() && !folder.exists();
+    let missing: Vec<_> = path.ancestors().take_while(is_missing).collect();
+    fs::create_dir_all(path)?;
+    for above in missing.into_iter().filter_map(Path::parent).filter(|_| cfg!(unix)) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        // One that may be written to and not read cannot be synchronised.
+        if let Ok(folder) = File::open(above) {
+            folder.sync_all()?;
+        }
+    }
+    Ok(())
 }
 
 /// Readers bear each other, and no writer.
@@ -207,4 +222,21 @@ fn free_bytes(directory: &Path) -> u64 {
 #[cfg(not(unix))]
 const fn free_bytes(_directory: &Path) -> u64 {
     u64::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_made_with_those_above_it_and_found_when_it_is_there() {
+        let root = std::env::temp_dir().join(format!("modax-folder-{}", std::process::id()));
+        for _ in 0..2 {
+            make_folder(&root.join("above/queue")).unwrap();
+            assert!(root.join("above/queue").is_dir());
+        }
+        // Relative ones as well, which end in an empty path and not in a root.
+        make_folder(Path::new("src")).unwrap();
+        fs::remove_dir_all(root).unwrap();
+    }
 }
