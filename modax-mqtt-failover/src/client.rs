@@ -102,7 +102,7 @@ impl Client {
                 Ok((receipt, None)) => return Ok(receipt),
                 Ok((receipt, Some(written))) => return on_disk(receipt, written).await,
             }
-            if !driver::before(deadline, room).await {
+            if !driver::before(&self.handle.shared, deadline, room).await {
                 return Err(PublishError::Full);
             }
         }

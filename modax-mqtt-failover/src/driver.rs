@@ -48,12 +48,18 @@ pub(crate) fn now() -> Instant {
 }
 
 /// Whether `work` ended before `deadline`.
-pub(crate) async fn before<F: Future<Output = ()>>(deadline: Option<Instant>, work: Pin<&mut F>) -> bool {
-    if let Some(at) = deadline {
-        return tokio::time::timeout_at(at.into(), work).await.is_ok();
-    }
-    work.await;
-    true
+///
+/// The clock is the client's runtime: a publisher may stand outside of any.
+pub(crate) async fn before<F: Future<Output = ()>>(shared: &Shared, at: Option<Instant>, work: Pin<&mut F>) -> bool {
+    let Some(at) = at else {
+        work.await;
+        return true;
+    };
+    let limited = {
+        let _inside = shared.runtime.as_ref().map(tokio::runtime::Handle::enter);
+        tokio::time::timeout_at(at.into(), work)
+    };
+    limited.await.is_ok()
 }
 
 pub(crate) use dial::{Dialler, Ways};

@@ -148,6 +148,8 @@ pub(crate) struct Shared {
     pub(crate) room: Notify,
     /// Whether something waits for a reader to make room.
     owing: AtomicBool,
+    /// The client's.
+    pub(crate) runtime: Option<tokio::runtime::Handle>,
     events: broadcast::Sender<Event>,
     observer: Option<Arc<dyn Observer>>,
     #[cfg(feature = "metrics")]
@@ -188,6 +190,7 @@ impl Shared {
             wake: Notify::new(),
             room: Notify::new(),
             owing: AtomicBool::new(false),
+            runtime: tokio::runtime::Handle::try_current().ok(),
             events,
             observer,
             #[cfg(feature = "metrics")]

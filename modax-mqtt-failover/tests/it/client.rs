@@ -2,6 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
+use futures_util::FutureExt;
 use modax_mqtt_failover::{
     Client, ClientBuilder, ConfigError, Event, Message, Outcome, PublishError, Qos, Queue, Received, SubscribeError,
     WhenFull,
@@ -273,6 +274,24 @@ async fn what_no_connect_packet_can_carry_is_refused_by_the_field_that_holds_it(
     let queue = Queue::memory().fsync_every(Duration::from_secs(10));
     let built = named(&most).credentials(&most, "a\0b").keep_alive(Duration::ZERO).queue(queue).build();
     assert!(built.is_ok(), "{built:?}");
+}
+
+#[test]
+fn a_publisher_outside_any_runtime_waits_for_room_as_long_as_its_message_lives() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (client, _broker) = runtime.block_on(without_broker(Queue::memory().max_messages(1)));
+    drop(client.try_publish(Message::new("a", "1")).unwrap());
+
+    let mut waiting = Box::pin(client.publish(Message::new("a", "2").expires_in(Duration::from_millis(1))));
+    let began = std::time::Instant::now();
+    let answer = loop {
+        assert!(began.elapsed() < DEADLINE, "not in time: the end of patience");
+        if let Some(answer) = waiting.as_mut().now_or_never() {
+            break answer;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(answer.unwrap_err(), PublishError::Full);
 }
 
 #[test]
