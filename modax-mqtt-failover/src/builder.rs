@@ -238,7 +238,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Starts the client. Returns at once, whether a broker is there or not.
+    /// Starts the client. Returns whether a broker is there or not: at once with a queue in memory. A queue on disk is read
+    /// first, on this thread, which takes as long as its files are large and the disk is slow.
     ///
     /// # Errors
     /// [`ConfigError`] names the first field that is contradictory, or the file that TLS cannot use; or

@@ -83,7 +83,8 @@ impl Client {
     /// disk when this returns.
     ///
     /// With [`WhenFull::Wait`] and a full queue it waits for room, at most the message's own time to live where it has
-    /// one; bound it with a timeout where it has none.
+    /// one; bound it with a timeout where it has none. For a disk that hangs it waits as long as the disk does, whatever the
+    /// time to live: bound that with a timeout too.
     ///
     /// # Errors
     /// [`PublishError`]; nothing was admitted.
@@ -305,7 +306,8 @@ pub enum PublishError {
     /// The message has user properties, which MQTT 3.1.1 cannot carry: see [`ClientBuilder::version`](crate::ClientBuilder::version).
     #[error("user properties need MQTT 5, and this client speaks 3.1.1")]
     NeedsVersion5,
-    /// The disk queue could not take it: full, read-only or failing. Nothing of it is kept; what was admitted before is.
+    /// The disk queue could not take it: full, read-only or failing. Nothing of it is kept; what was admitted before is. A disk
+    /// that hangs gives neither this nor another answer until it goes on.
     #[error("the disk queue could not take the message: {reason}")]
     Disk {
         /// In the words of the operating system.

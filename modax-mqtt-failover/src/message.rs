@@ -87,7 +87,7 @@ impl Message {
     }
 
     /// Gives it up when it could not be sent within this time of its admission; default: never, because losing is a
-    /// decision of the caller's.
+    /// decision of the caller's. With a queue on disk that hangs, `publish` waits longer than that: as long as the disk does.
     ///
     /// Clocks that are set do not matter while the process runs. What a [disk queue](crate::Queue::disk) keeps for the next
     /// start expires by the wall clock, the only one that both of them have: where it was set in between, by an hour say, the

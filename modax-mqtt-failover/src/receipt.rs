@@ -24,7 +24,8 @@ impl Receipt {
         (sender, Self { id, outcome, known: None })
     }
 
-    /// The message's identity within this client.
+    /// The message's identity within this client. Messages that [`ShedNewest`](crate::WhenFull::ShedNewest) does not let in have
+    /// none, and all say `u64::MAX` in its place.
     #[must_use]
     pub const fn id(&self) -> MessageId {
         self.id
