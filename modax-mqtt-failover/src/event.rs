@@ -162,6 +162,15 @@ pub enum Event {
         /// Its topic.
         topic: String,
     },
+    /// Some of the disk queue's files could not be read when it was opened; said once, before anything else. What stood there is
+    /// lost, or comes again where it was an outcome; every other message is sent. The file goes when all in it has its outcome:
+    /// [`disk::salvage`](crate::disk::salvage), or a copy, has to come before the start.
+    QueueDamaged {
+        /// How many: as [`Stats::damaged`].
+        stretches: u64,
+        /// How long they are together.
+        bytes: u64,
+    },
     /// The disk queue found no room to write that messages have their outcome: were the process to end now, the next
     /// start would send them again. Said when it begins; [`Stats::unwritten`] counts them until they are written.
     OutcomesUnwritten {
@@ -248,7 +257,8 @@ pub struct Stats {
     pub failovers: u64,
     /// Times we went back to a more preferred broker.
     pub failbacks: u64,
-    /// Stretches of the disk queue's files that could not be read when it was opened; all other messages were.
+    /// Stretches of the disk queue's files that could not be read when it was opened; all other messages were. A write that a
+    /// crash cut short is none: nobody was told that it was on disk.
     pub damaged: u64,
     /// Messages with an outcome that the disk queue could not write down yet: after a crash they would be sent again.
     pub unwritten: usize,

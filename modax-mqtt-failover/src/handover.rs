@@ -344,6 +344,7 @@ fn trace(event: &Event) {
         | Event::MessageStuck { .. }
         | Event::CertificatesRefused { .. }
         | Event::StandbyLost { .. }
+        | Event::QueueDamaged { .. }
         | Event::OutcomesUnwritten { .. }
         | Event::BrokerSlow { .. } => tracing::warn!(?event, "mqtt"),
         Event::Connected { .. }

@@ -1,7 +1,6 @@
 //! `modax pub` and `modax sub`.
 
 mod base64;
-mod damage;
 mod event;
 pub(crate) mod limits;
 mod line;
@@ -75,6 +74,7 @@ pub(crate) fn flag(error: &ConfigError) -> &'static str {
     match error {
         ConfigError::ClientId => "--client-id",
         ConfigError::OutOfRange { field, .. } if field.ends_with("failback_after") => "--failback-after",
+        ConfigError::OutOfRange { field: "queue.fsync_every", .. } => "--fsync-every",
         ConfigError::Tls { .. } => "--tls-ca, --tls-cert, --tls-key, --tls-server-name",
         ConfigError::Queue { .. } => "--queue",
         ConfigError::NeedsVersion5 { field: "stamping" } => "--stamp without --mqtt5",

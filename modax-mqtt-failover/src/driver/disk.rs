@@ -108,8 +108,15 @@ pub(crate) fn attach(config: &Config, shared: &Arc<Shared>) -> Result<(), Config
         state.recovered.push(Recovered { topic: Arc::clone(&message.topic), receipt });
     }
     state.backlog.recover(messages, found.next_sequence);
-    state.admission.damaged = u64::try_from(found.damaged.len()).unwrap_or(u64::MAX);
+    let damaged: Vec<_> = found.damaged.iter().filter(|(_, damage)| !damage.cut_short).collect();
+    let stretches = u64::try_from(damaged.len()).unwrap_or(u64::MAX);
+    state.admission.damaged = stretches;
     state.disk = Some(Disk { jobs });
+    drop(state);
+    if stretches > 0 {
+        let bytes = damaged.iter().map(|(_, damage)| damage.bytes).fold(0, u64::saturating_add);
+        shared.emit(Event::QueueDamaged { stretches, bytes });
+    }
     Ok(())
 }
 

@@ -295,9 +295,33 @@ async fn f32_damage_costs_what_it_hits_is_reported_and_the_rest_is_saved() {
     let broker = ScriptedBroker::start(Script::new()).await.unwrap();
     let second = client(&broker.url(), &folder.queue()).unwrap();
     assert_eq!(second.stats().damaged, 1);
+    let event = within("an event", second.events().next()).await;
+    let said = matches!(event, Some(Event::QueueDamaged { stretches: 1, bytes }) if bytes == found.damaged_bytes());
+    assert!(said, "{event:?}, {found:?}");
     emptied(&second).await;
     assert_eq!(numbers(&broker).len(), 19);
     within("the close", second.close(DEADLINE)).await;
+}
+
+#[tokio::test]
+async fn f32_a_write_that_a_crash_cut_short_is_no_damage_at_any_start() {
+    let folder = Folder::new("cut-short");
+    let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
+    drop(within("on disk", first.publish(Message::new("disk", "0"))).await.unwrap());
+    within("the close", first.close(Duration::ZERO)).await;
+    let largest = folder.files().into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut content = std::fs::read(&largest).unwrap();
+    content.extend_from_slice(b"MQR1");
+    std::fs::write(&largest, content).unwrap();
+    assert_eq!(disk::inspect(folder.queue()).unwrap().damaged_bytes(), 4);
+
+    for _ in 0..2 {
+        let client = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
+        assert_eq!((client.stats().damaged, client.stats().queue_messages), (0, 1));
+        let event = within("an event", client.events().next()).await;
+        assert!(!matches!(event, Some(Event::QueueDamaged { .. })), "{event:?}");
+        within("the close", client.close(Duration::ZERO)).await;
+    }
 }
 
 #[tokio::test]

@@ -123,6 +123,9 @@ fn describe(event: &Event) -> (&'static str, Value) {
         Event::Shed { topic } => ("shed", json!({ "topic": topic })),
         Event::Expired { topic } => ("expired", json!({ "topic": topic })),
         Event::Undelivered { topic } => ("undelivered", json!({ "topic": topic })),
+        Event::QueueDamaged { stretches, bytes } => {
+            ("queue_damaged", json!({ "stretches": stretches, "bytes": bytes }))
+        }
         Event::OutcomesUnwritten { messages } => ("outcomes_unwritten", json!({ "messages": messages })),
         Event::BrokerSlow { broker } => ("broker_slow", json!({ "broker": broker.to_string() })),
         Event::CertificatesReloaded => ("certificates_reloaded", json!({})),

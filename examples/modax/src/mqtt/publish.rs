@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::outcome::{describe, put_payload};
-use super::{GOODBYE, builder, damage, event, line, start};
+use super::{GOODBYE, builder, event, line, start};
 use crate::Exit;
 use crate::args::PubArgs;
 use crate::input;
@@ -33,13 +33,6 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Publishes the lines of stdin.
 pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
-    if let Some(directory) = &args.queue
-        && let Err(error) = damage::report(directory).await
-    {
-        let directory = directory.display().to_string();
-        output::event("failed", json!({ "queue": directory, "error": error.to_string() }));
-        return Exit::Failed;
-    }
     let described = builder(&args.brokers).map(|builder| builder.queue(queue(&args)).stamping(args.stamp));
     let client = match start(described) {
         Ok(client) => client,

@@ -62,6 +62,8 @@ fn a_flag_of_pub_or_sub_that_makes_no_sense_is_named() {
         refused(&[&publish[..], &flags].concat(), flags[0].split('=').next().unwrap());
     }
     refused(&[&publish[..], &["--fsync-every", "5ms"]].concat(), "--queue");
+    let too_late = ["--topic", "t", "--queue", "/dev/null/queue", "--fsync-every", "11s"];
+    refused(&[&publish[..], &too_late[..]].concat(), "--fsync-every");
     refused(&[&publish[..], &["--tls-key", "x"]].concat(), "--tls-cert");
     refused(&[&publish[..], &["--topic", ""]].concat(), "--topic");
     refused(&["pub", "--brokers", "mqtts://h", "--client-id", "c", "--tls-ca", "/absent.pem"], "/absent.pem");
