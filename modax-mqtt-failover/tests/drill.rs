@@ -4,6 +4,8 @@
 //! `make test` has at most three faults each, `make drill-mqtt` the full counts: the numbers come from the environment
 //! (`drill/scale.rs`), the code is the same.
 
+#[path = "drill/beats.rs"]
+mod beats;
 #[path = "drill/brokers.rs"]
 mod brokers;
 #[path = "drill/cluster.rs"]
@@ -26,6 +28,8 @@ mod loss;
 mod oracle;
 #[path = "drill/poison.rs"]
 mod poison;
+#[path = "drill/reader.rs"]
+mod reader;
 #[path = "drill/scale.rs"]
 mod scale;
 #[path = "drill/sessions.rs"]
