@@ -87,6 +87,8 @@ pub struct Liveness {
     heard: Instant,
     sent: Instant,
     acked: Instant,
+    /// Since when nothing has waited for an answer, if nothing does.
+    idle: Instant,
     /// No suspicion and no verdict rests on silence before this.
     grace: Instant,
     lateness: Duration,
@@ -117,6 +119,7 @@ impl Liveness {
             heard: now,
             sent: now,
             acked: now,
+            idle: now,
             grace: now,
             lateness: Duration::ZERO,
             waiting: None,
@@ -179,6 +182,9 @@ impl Liveness {
             Input::Waiting(since) => {
                 // Slow ends with the packet that made it so, not with a later one.
                 self.slow &= self.waiting == since;
+                if self.waiting.is_some() {
+                    self.idle = now;
+                }
                 self.waiting = since;
             }
             Input::Acknowledged(took) => {
@@ -246,7 +252,7 @@ impl Liveness {
             self.slowest = Slowest::since(now);
         }
         self.sent = now;
-        self.acked = now;
+        (self.acked, self.idle) = (now, now);
         self.waiting = None;
         self.stalled = None;
         self.probe_due = false;
@@ -260,6 +266,7 @@ impl Liveness {
 
     fn restart_clocks(&mut self, now: Instant) {
         self.heard = self.heard.max(now);
+        self.idle = self.idle.max(now);
         self.grace = self.grace.max(now);
         if let Some(since) = self.stalled.as_mut() {
             *since = now.max(*since);
@@ -327,10 +334,13 @@ impl Liveness {
         self.stalled.map(|since| since.max(self.grace) + (self.deadline() * 2).max(SHORTEST_STALL))
     }
 
-    /// Silence of theirs after the probe interval, or of ours after half the keep-alive, asks for a probe.
+    /// Silence of theirs after the probe interval, or of ours after half the keep-alive, asks for a probe. So does a verdict
+    /// in vain where nothing waits for an answer: who only reads hears bytes all the time, and would stay lenient for ever.
     fn next_probe(&self) -> Option<Instant> {
         let waiting = self.paused || self.probe_due || !self.probes.is_empty();
-        let theirs = (!waiting).then(|| self.heard + self.config.probe_interval);
+        let is_owed = self.in_vain > 0 && self.waiting.is_none();
+        let due = if is_owed { self.idle + self.config.floor } else { self.heard + self.config.probe_interval };
+        let theirs = (!waiting).then_some(due);
         [theirs, self.own_probe()].into_iter().flatten().min()
     }
 

@@ -92,6 +92,28 @@ fn f02_an_idle_broker_that_hangs_is_left_within_one_and_a_half_seconds() {
 }
 
 #[test]
+fn f02_a_client_that_only_reads_leaves_each_broker_that_hangs_as_soon_as_the_first() {
+    let mut bench = Bench::connected();
+    let mut verdicts = Vec::new();
+    for _ in 0..5 {
+        // Messages all the time, and nothing of its own that would be acknowledged.
+        for _ in 0..40 {
+            bench.tell(Input::Heard);
+            if bench.pass(50 * MS).iter().any(|(_, output)| *output == Output::Probe) {
+                bench.tell(Input::ProbeAnswered);
+            }
+        }
+        let (at, _) = verdict(&bench.pass(Duration::from_secs(60))).expect("a verdict");
+        verdicts.push(at);
+        bench.tell(Input::Closed);
+        bench.tell(Input::Opened { same_broker: false, electing: false });
+        bench.tell(Input::Accepted(MS));
+    }
+    // Nothing was measured of the first.
+    assert!(verdicts.iter().skip(1).all(|at| *at <= 1500 * MS), "{verdicts:?}");
+}
+
+#[test]
 fn any_byte_is_life() {
     let mut bench = Bench::connected();
     bench.measured(MS);
