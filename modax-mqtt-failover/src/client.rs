@@ -16,7 +16,7 @@ use crate::{
     builder::ClientBuilder,
     config::{TopicError, check_filter, check_topic},
     delivery::{Subscription, buffer},
-    driver,
+    driver::{self, Refused},
     event::{Event, Stats, Status},
     handover::{Command, Handle, lagged, patience},
     message::{Closed, Message, MessageId, Outcome},
@@ -27,12 +27,12 @@ use crate::{
 };
 
 /// The disk's answer to one admission.
-type Written = oneshot::Receiver<Result<(), String>>;
+type Written = oneshot::Receiver<Result<(), Refused>>;
 
 async fn on_disk(receipt: Receipt, written: Written) -> Result<Receipt, PublishError> {
     match written.await {
         Ok(Ok(())) => Ok(receipt),
-        Ok(Err(reason)) => Err(PublishError::Disk { reason }),
+        Ok(Err(Refused { reason, maybe_kept })) => Err(PublishError::Disk { reason, maybe_kept }),
         Err(_) => Err(PublishError::Closed),
     }
 }
@@ -306,12 +306,15 @@ pub enum PublishError {
     /// The message has user properties, which MQTT 3.1.1 cannot carry: see [`ClientBuilder::version`](crate::ClientBuilder::version).
     #[error("user properties need MQTT 5, and this client speaks 3.1.1")]
     NeedsVersion5,
-    /// The disk queue could not take it: full, read-only or failing. Nothing of it is kept; what was admitted before is. A disk
-    /// that hangs gives neither this nor another answer until it goes on.
+    /// The disk queue could not take it: full, read-only or failing. This client does not send it; what was admitted before
+    /// is kept. A disk that hangs gives neither this nor another answer until it goes on.
     #[error("the disk queue could not take the message: {reason}")]
     Disk {
         /// In the words of the operating system.
         reason: String,
+        /// Whether it may stand in the queue's files all the same, because the disk failed to synchronise them. All is
+        /// written anew, without it, before the next message is admitted; a start of the queue before that may send it.
+        maybe_kept: bool,
     },
     /// The client was closed; it will never admit again.
     #[error("the client is closed")]
@@ -325,10 +328,11 @@ impl PublishError {
         matches!(self, Self::Full | Self::Disk { .. })
     }
 
-    /// Whether the message may have been sent all the same: never, an error means that nothing was admitted.
+    /// Whether the message may be sent all the same: only where the disk failed to synchronise, and by another start of the
+    /// queue than this one. In all other cases nothing was admitted.
     #[must_use]
     pub const fn outcome_unknown(&self) -> bool {
-        false
+        matches!(self, Self::Disk { maybe_kept: true, .. })
     }
 }
 

@@ -78,7 +78,7 @@ pub fn salvage(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<Surve
         log.push(Record::Message(message.clone())).map_err(io::Error::other)?;
     }
     log.commit().map_err(|error| match error {
-        CommitError::Write(cause) | CommitError::Sync(cause) => cause,
+        CommitError::Write(cause) | CommitError::Sync(cause) | CommitError::Torn(cause) => cause,
         CommitError::Closed => io::Error::other(error),
     })?;
     Ok(found)

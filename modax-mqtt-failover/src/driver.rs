@@ -64,7 +64,7 @@ pub(crate) async fn before<F: Future<Output = ()>>(shared: &Shared, at: Option<I
 
 pub(crate) use dial::{Dialler, Ways};
 pub(crate) use directory::Directory;
-pub(crate) use disk::Disk;
+pub(crate) use disk::{Disk, Refused};
 
 /// Starts the task, after what an earlier process left on disk was read.
 pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Result<(), ConfigError> {

@@ -26,7 +26,7 @@ use crate::{
     properties::UserProperties,
     queue::{
         Admitted, WhenFull,
-        log::Log,
+        log::{CommitError, Log},
         segment::{Record, StoredMessage},
     },
     receipt::{Receipt, Recovered},
@@ -39,7 +39,15 @@ const BATCH: usize = 8192;
 /// Between two tries to write outcomes that found no room.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
-type Written = oneshot::Sender<Result<(), String>>;
+/// Why the disk did not take a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) reason: String,
+    /// It may stand in a file all the same, for the next start to find.
+    pub(crate) maybe_kept: bool,
+}
+
+type Written = oneshot::Sender<Result<(), Refused>>;
 
 enum Job {
     Message(StoredMessage, Written),
@@ -55,7 +63,7 @@ pub(crate) struct Disk {
 
 impl Disk {
     /// Has `admitted` written; the answer comes when it is on disk, or refused.
-    pub(crate) fn write(&self, id: MessageId, message: &Message) -> oneshot::Receiver<Result<(), String>> {
+    pub(crate) fn write(&self, id: MessageId, message: &Message) -> oneshot::Receiver<Result<(), Refused>> {
         let (written, answer) = oneshot::channel();
         // A thread that is gone drops the sender, and the answer is an error.
         let _ = self.jobs.send(Job::Message(store(id, message, unix_ms()), written));
@@ -195,7 +203,8 @@ impl Writer {
                     Err(error) => {
                         // What came before it first: an answer says that everything up to there is settled.
                         self.commit(std::mem::take(waiting));
-                        self.answer(vec![(sequence, written)], &Err(error.to_string()));
+                        let refused = Refused { reason: error.to_string(), maybe_kept: false };
+                        self.answer(vec![(sequence, written)], &Err(refused));
                     }
                 }
                 None
@@ -213,9 +222,10 @@ impl Writer {
         let mended = if self.log.is_closed() { self.log.renew() } else { Ok(()) };
         // Also where it cannot be mended: what is refused must not go with a later commit.
         let committed = self.log.commit();
+        let maybe_kept = committed.as_ref().is_err_and(CommitError::outcome_unknown);
         let committed = mended.and(committed).map_err(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-            format!("{error}{cause}")
+            Refused { reason: format!("{error}{cause}"), maybe_kept }
         });
         self.answer(waiting, &committed);
         self.tell_unwritten();
@@ -233,26 +243,30 @@ impl Writer {
         shared.wake.notify_one();
     }
 
-    fn answer(&self, waiting: Vec<(u64, Written)>, result: &Result<(), String>) {
+    fn answer(&self, waiting: Vec<(u64, Written)>, result: &Result<(), Refused>) {
         let Some(shared) = self.shared.upgrade() else { return };
         let (mut state, mut told, mut topics) = (shared.lock(), Vec::new(), Vec::new());
         for (sequence, written) in &waiting {
             let id = MessageId::new(*sequence);
             let mut is_admitted = true;
-            if result.is_ok() {
-                for (victim, topic) in state.backlog.stored(id) {
-                    state.shed(victim, &mut told);
-                    topics.push(topic);
+            match result {
+                Ok(()) => {
+                    for (victim, topic) in state.backlog.stored(id) {
+                        state.shed(victim, &mut told);
+                        topics.push(topic);
+                    }
                 }
-            } else {
-                state.backlog.withdraw(id);
-                // A client that has ended has counted it. A publisher that waits hears the error: it was never admitted.
-                // Nobody else hears it but by the outcome.
-                if let Some(receipt) = state.receipts.remove(&id) {
-                    is_admitted = written.is_closed();
-                    if is_admitted {
-                        state.admission.undelivered = state.admission.undelivered.saturating_add(1);
-                        told.push((Some(receipt), Outcome::Undelivered { maybe_delivered: false }));
+                Err(refused) => {
+                    state.backlog.withdraw(id);
+                    // A client that has ended has counted it. A publisher that waits hears the error: it was never admitted.
+                    // Nobody else hears it but by the outcome.
+                    if let Some(receipt) = state.receipts.remove(&id) {
+                        is_admitted = written.is_closed();
+                        if is_admitted {
+                            state.admission.undelivered = state.admission.undelivered.saturating_add(1);
+                            let maybe_delivered = refused.maybe_kept;
+                            told.push((Some(receipt), Outcome::Undelivered { maybe_delivered }));
+                        }
                     }
                 }
             }

@@ -25,19 +25,30 @@ use super::{
 
 pub use super::recovery::Recovered;
 
-/// Why a commit did not happen. Nothing of it is on disk as far as the caller is concerned.
+/// Why a commit did not happen.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommitError {
-    /// The disk took no more (full, read-only). Earlier messages stand; the same commit may work later.
+    /// The disk took no more (full, read-only). Earlier messages stand and nothing of these; the same commit may work later.
     #[error("queue file could not be written")]
     Write(#[source] io::Error),
     /// The disk failed to say that it has what it was given. Nothing is written again before [`Log::renew`].
     #[error("queue file could not be synchronised with the disk")]
     Sync(#[source] io::Error),
-    /// An earlier failure is not mended yet: [`Log::renew`].
+    /// The disk took part of it, and that could not be cut off. Nothing is written again before [`Log::renew`].
+    #[error("queue file could not be cut back after a failed write")]
+    Torn(#[source] io::Error),
+    /// An earlier failure is not mended yet: [`Log::renew`]. Nothing of this commit was written.
     #[error("queue files are closed after a failure")]
     Closed,
+}
+
+impl CommitError {
+    /// Whether messages of this commit may be found by the next start, if that comes before [`Log::renew`].
+    #[must_use]
+    pub const fn outcome_unknown(&self) -> bool {
+        matches!(self, Self::Sync(_) | Self::Torn(_))
+    }
 }
 
 /// A message without an outcome, and the file it stands in.
@@ -315,10 +326,10 @@ impl<S: Storage> Log<S> {
         if let Err(error) = self.storage.append(&bytes) {
             // Part of it may stand there. Were it left, a message that was refused would be sent after a restart.
             self.closed = self.storage.truncate(before).is_err();
-            return Err(CommitError::Write(error));
+            return Err(if self.closed { CommitError::Torn(error) } else { CommitError::Write(error) });
         }
         if let Err(error) = self.storage.sync() {
-            // The same. It may fail as well; until all is written anew, nothing more is appended here.
+            // The same. Whether that reaches such a disk nobody knows; until all is written anew, nothing is appended here.
             let _tried = self.storage.truncate(before);
             self.closed = true;
             return Err(CommitError::Sync(error));
@@ -700,11 +711,13 @@ mod tests {
         log.commit().unwrap();
         folder.with(|inner| inner.fail_after = Some(1)); // the append works, its sync does not
         log.push(Record::Message(message(1, 10))).unwrap();
-        assert!(matches!(log.commit(), Err(CommitError::Sync(_))));
+        let failed = log.commit().unwrap_err();
+        assert!(matches!(failed, CommitError::Sync(_)) && failed.outcome_unknown(), "{failed:?}");
         assert_eq!(folder.with(|inner| inner.failed), 1, "the fault fired");
 
         log.push(Record::Message(message(2, 10))).unwrap();
-        assert!(matches!(log.commit(), Err(CommitError::Closed)));
+        let refused = log.commit().unwrap_err();
+        assert!(matches!(refused, CommitError::Closed) && !refused.outcome_unknown(), "{refused:?}");
         log.renew().unwrap();
         log.push(Record::Message(message(3, 10))).unwrap();
         log.commit().unwrap();
