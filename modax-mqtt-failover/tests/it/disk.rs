@@ -36,7 +36,7 @@ impl Folder {
         Self(path)
     }
 
-    fn queue(&self) -> PathBuf {
+    pub(crate) fn queue(&self) -> PathBuf {
         self.0.join("queue")
     }
 

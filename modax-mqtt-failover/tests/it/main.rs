@@ -10,6 +10,7 @@ mod f21;
 mod failback_tests;
 mod failover_tests;
 mod faults;
+mod fsync;
 mod full_disk;
 mod identity;
 mod liveness_tests;

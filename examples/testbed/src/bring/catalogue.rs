@@ -21,13 +21,14 @@ const fn plain(name: &'static str, packages: &'static [&'static str], programs: 
     Set { name, packages, programs, directories: BIN, is_python: false }
 }
 
-static SETS: [Set; 8] = [
+static SETS: [Set; 9] = [
     plain("nats-server", &["nats-server"], &["nats-server"]),
     plain("mosquitto", &["mosquitto"], &["mosquitto"]),
     plain("etcd", &["etcd-server"], &["etcd"]),
     plain("haproxy", &["haproxy"], &["haproxy"]),
     plain("nftables", &["nftables"], &["nft"]),
     plain("iproute2", &["iproute2"], &["ip"]),
+    plain("strace", &["strace"], &["strace"]),
     Set {
         name: "postgresql",
         packages: &["postgresql"],
