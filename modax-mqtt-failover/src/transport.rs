@@ -158,6 +158,16 @@ impl Transport {
         Self::over(Wire::Tcp(stream))
     }
 
+    #[cfg(test)]
+    pub(crate) fn socket(&self) -> Option<&TcpStream> {
+        match &self.wire {
+            Wire::Tcp(stream) => Some(stream),
+            #[cfg(feature = "rustls")]
+            Wire::Tls(_) => None,
+            Wire::Other(_) => None,
+        }
+    }
+
     #[cfg(feature = "rustls")]
     pub(crate) fn tls(stream: tokio_rustls::client::TlsStream<Self>) -> Self {
         Self::over(Wire::Tls(Box::new(stream)))

@@ -184,18 +184,18 @@ impl PacketLoss {
         Self { ports: ports.into_iter().collect() }
     }
 
-    /// Drops this share of the packets from here on.
+    /// Drops this share of the packets from here on; at 100 all of them.
     ///
     /// # Panics
     /// When the kernel does not know the filter.
     pub fn set(&self, percent: u8) {
         let mut rules = String::from("flush chain inet modax lossy\n");
+        // 100 is no value below 100 for the kernel.
+        let chance = if percent >= 100 { String::new() } else { format!("numgen random mod 100 < {percent} ") };
         for port in &self.ports {
             for side in ["sport", "dport"] {
-                let _ = writeln!(
-                    rules,
-                    "add rule inet modax lossy tcp {side} {port} numgen random mod 100 < {percent} counter name dropped drop"
-                );
+                let _ =
+                    writeln!(rules, "add rule inet modax lossy tcp {side} {port} {chance}counter name dropped drop");
             }
         }
         nft(&rules);

@@ -218,3 +218,23 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn f03_a_dialled_socket_has_the_options_that_bound_silence() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let deadline = now() + Duration::from_secs(60);
+
+        let transport = race(vec![address.ip()], address.port(), deadline, &Layer::Plain).await.unwrap();
+
+        let stream = transport.socket().expect("TCP");
+        assert!(stream.nodelay().unwrap());
+        let socket = socket2::SockRef::from(stream);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(10)));
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), 16 << 10);
+    }
+}
