@@ -43,6 +43,8 @@ mod tls;
 mod verdict;
 #[path = "drill/version5.rs"]
 mod version5;
+#[path = "drill/wills.rs"]
+mod wills;
 
 use std::time::Duration;
 
