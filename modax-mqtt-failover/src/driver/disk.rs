@@ -404,7 +404,7 @@ mod tests {
             Ok(Job::Message(message, written)) => (message.sequence, written),
             Ok(_) | Err(_) => panic!("a message to write"),
         };
-        let refused = Err("full".to_owned());
+        let refused = Err(Refused { reason: "full".to_owned(), maybe_kept: false });
 
         let waits = client.publish(Message::new("t", "1")).now_or_never();
         assert!(waits.is_none());
@@ -413,7 +413,7 @@ mod tests {
         assert!(publishing.as_mut().now_or_never().is_none());
         writer.answer(vec![next()], &refused);
         let error = publishing.now_or_never().expect("an answer").unwrap_err();
-        assert_eq!(error, crate::PublishError::Disk { reason: "full".to_owned() });
+        assert_eq!(error, crate::PublishError::Disk { reason: "full".to_owned(), maybe_kept: false });
         assert_eq!((admitted(), client.stats().undelivered, outcomes.0.lock().unwrap().len()), (0, 0, 0));
 
         let mut tried = client.try_publish(Message::new("t", "3")).unwrap();
