@@ -1,15 +1,20 @@
 //! `pub --queue`, `sub --dedup` and `modax queue` against mosquitto.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use modax_testbed::wait::until;
 use modax_testbed::{Ground, Mosquitto, MosquittoOptions};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::running::Running;
+
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A broker that drops nothing by itself: replays come in bursts.
 async fn broker(ground: &Ground) -> Mosquitto {
@@ -59,6 +64,91 @@ async fn payloads_until(sub: &mut Running, last: &str) -> Vec<String> {
     }
 }
 
+/// Lines that one start leaves to the next in a round of recovery.
+const BACKLOG: u32 = 2000;
+/// Starts that are killed over one backlog.
+const STARTS: u32 = 4;
+/// With so many kills, one while the files are still read is certain.
+const CERTAIN: u32 = 30;
+
+/// Numbers that differ from kill to kill, and are the same in each run.
+fn random(seed: u32) -> u32 {
+    let mixed = seed.wrapping_add(1).wrapping_mul(0x9E37_79B9);
+    (mixed ^ (mixed >> 15)).wrapping_mul(0x85EB_CA6B) >> 16
+}
+
+/// Whether some process holds the lock of this queue.
+fn is_open(queue: &str) -> bool {
+    let Ok(lock) = std::fs::metadata(Path::new(queue).join("lock")) else { return false };
+    let locks = std::fs::read_to_string("/proc/locks").expect("Linux lists its locks");
+    locks.contains(&format!(":{} ", lock.ino()))
+}
+
+/// How starts were killed that had a backlog before them.
+#[derive(Debug, Default)]
+struct Recoveries {
+    /// Before the queue was opened.
+    unopened: u32,
+    /// While its files were read.
+    reading: u32,
+    /// While its messages were sent.
+    sending: u32,
+    /// When all of them had their outcome, or there were none left.
+    over: u32,
+}
+
+impl Recoveries {
+    const fn kills(&self) -> u32 {
+        self.unopened + self.reading + self.sending + self.over
+    }
+}
+
+/// Leaves a backlog behind, and kills starts over it at random; what was admitted. All of it has arrived in the end.
+async fn killed_while_recovering(
+    (broker, args, queue): (&Mosquitto, &[&str], &str),
+    round: u32,
+    recoveries: &mut Recoveries,
+) -> Vec<String> {
+    broker.stop();
+    let mut publisher = Running::start(args);
+    let lines: Vec<_> = (0..BACKLOG).map(|number| format!("{round:03}/{number:05}")).collect();
+    let mut admitted = Vec::new();
+    for some in lines.chunks(200) {
+        publisher.send(&some.join("\n")).await;
+        let all = admitted.len() + some.len();
+        while admitted.len() < all {
+            let line = publisher.line().await;
+            if line["outcome"] == "admitted" {
+                admitted.push(line["payload"].as_str().unwrap().to_owned());
+            }
+        }
+    }
+    publisher.kill().await;
+    broker.cont();
+    for start in 0..STARTS {
+        let publisher = Running::start(args);
+        let tells = publisher.stderr();
+        tokio::time::sleep(Duration::from_micros((random(round * STARTS + start) % 50_000).into())).await;
+        let opened = is_open(queue);
+        let lines = publisher.kill().await;
+        until(DEADLINE, "all of stderr", || async { Arc::strong_count(&tells) == 1 }).await.unwrap();
+        let told = tells.lock().unwrap().clone();
+        let events: Vec<Value> = told.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let replaying = events.iter().find(|event| event["event"] == "replaying");
+        let count = match replaying.map(|event| event["messages"].as_u64().unwrap()) {
+            Some(messages) if u64::try_from(lines.len()).unwrap() < messages => &mut recoveries.sending,
+            Some(_) => &mut recoveries.over,
+            None if !opened => &mut recoveries.unopened,
+            None if events.is_empty() => &mut recoveries.reading,
+            None => &mut recoveries.over,
+        };
+        *count += 1;
+    }
+    let (lines, code) = Running::start(args).end().await;
+    assert!(code == 0 && lines.iter().all(|line| line["outcome"] == "acked"), "{lines:?}");
+    admitted
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn f32_a_publisher_killed_again_and_again_loses_no_admitted_message() {
     let ground = Ground::start().await.unwrap();
@@ -67,21 +157,24 @@ async fn f32_a_publisher_killed_again_and_again_loses_no_admitted_message() {
     let mut sub = subscriber(&url, &["--qos", "2"]).await;
     let args = [queue_args(&url, &queue), vec!["--report-admitted", "--qos", "2"]].concat();
     let mut admitted = Vec::new();
-    let mut replayed = 0;
+    let (mut replayed, mut recoveries) = (0, Recoveries::default());
     let kills: u32 = std::env::var("DRILL_PUBLISHER_KILLS").map_or(3, |text| text.parse().expect("a number"));
     for round in 0..kills {
+        if round % 3 == 2 {
+            admitted.extend(killed_while_recovering((&broker, &args, &queue), round, &mut recoveries).await);
+        }
         // In every other round no broker answers, so that all of it is left behind; else some of it is.
         if round % 2 == 0 {
             broker.stop();
         }
         let mut publisher = Running::start(&args);
-        // As fast as 2000 a second, faster than it is killed: some rounds end while it still recovers.
+        // As fast as 2000 a second, faster than it is killed.
         let mut pace = tokio::time::interval(Duration::from_millis(1));
         for number in 0..150 {
             if number % 2 == 0 {
                 pace.tick().await;
             }
-            publisher.send(&format!("{round:03}/{number:03}")).await;
+            publisher.send(&format!("{round:03}/new/{number:03}")).await;
         }
         let mut of_round = 0;
         let mut take = |line: &Value| {
@@ -115,9 +208,15 @@ async fn f32_a_publisher_killed_again_and_again_loses_no_admitted_message() {
     assert!(lost.is_empty(), "of {} admitted were lost: {lost:?}", admitted.len());
     let (verified, code) = all(&["queue", "verify", &queue]).await;
     assert_eq!((code, &verified.last().unwrap()["waiting"]), (0, &json!(0)));
+    eprintln!("starts killed over a backlog of {BACKLOG}: {recoveries:?}");
+    assert!(kills < CERTAIN || recoveries.reading > 0 && recoveries.sending > 0, "{recoveries:?}");
     let line = format!(
-        "| publisher killed, disk queue, QoS 2 | {kills} | {} | 0 | 0 | 0 | 0 | {replayed} replayed | |",
-        admitted.len()
+        "| publisher killed, disk queue, QoS 2 | {} | {} | 0 | 0 | 0 | 0 | {replayed} replayed; {} killed while reading the \
+         queue, {} while sending it | |",
+        kills + recoveries.kills(),
+        admitted.len(),
+        recoveries.reading,
+        recoveries.sending,
     );
     eprintln!("{line}");
     if let Some(path) = std::env::var_os("DRILL_TABLE") {
