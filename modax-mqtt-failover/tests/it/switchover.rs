@@ -1,4 +1,5 @@
-//! The planned move, step by step and without a broker: between independent brokers, and within a cluster.
+//! The planned move, step by step and without a broker: between independent brokers, and within a cluster;
+//! and how often it is made.
 
 use std::{
     collections::BTreeMap,
@@ -19,14 +20,18 @@ struct Brokers {
     now: Instant,
     courier: Courier,
     attempts: BTreeMap<u64, usize>,
+    written: BTreeMap<u64, u64>,
     away: Vec<usize>,
     /// What the preferred broker says to a SUBSCRIBE, if anything.
     code: Option<u8>,
+    /// What the others say.
+    other: u8,
     /// The connection to it on which filters were asked for last, and how often that was.
     asked: Option<u64>,
     questions: usize,
     connected: usize,
-    failed_back: bool,
+    failed_back: u32,
+    failed_over: u32,
     /// Whether messages are acknowledged.
     acks: bool,
     /// Whether the preferred broker says nothing to our own CONNECT, and only to that one.
@@ -92,18 +97,27 @@ impl Brokers {
                     }
                     self.tell(if is_away { refused } else { Input::Opened { attempt } });
                 }
-                Output::Send { attempt, packet } => self.answer(attempt, packet),
+                Output::Send { attempt, packet } => {
+                    self.note_sent(attempt, &packet);
+                    let packets = self.written.entry(attempt).or_default();
+                    *packets += 1;
+                    let written = Input::Written { attempt, packets: *packets, stalled: None };
+                    self.tell(written);
+                    self.answer(attempt, packet);
+                }
                 Output::HangUp { attempt } => self.note(attempt, Said::HangUp),
                 Output::Settled { outcome, .. } if outcome.is_acked() => self.acked += 1,
                 Output::Event(Event::Connected { .. }) => self.connected += 1,
-                Output::Event(Event::FailedBack { .. }) => self.failed_back = true,
+                Output::Event(Event::FailedBack { .. }) => self.failed_back += 1,
+                Output::Event(Event::FailedOver { .. }) => self.failed_over += 1,
                 _ => {}
             }
         }
     }
 
-    fn answer(&mut self, attempt: u64, packet: Packet) {
-        match &packet {
+    /// Before anything that follows from it.
+    fn note_sent(&mut self, attempt: u64, packet: &Packet) {
+        match packet {
             Packet::Connect(_) => self.note(attempt, Said::Connect),
             Packet::Publish(publish) => {
                 self.note(attempt, Said::Publish(String::from_utf8_lossy(&publish.payload).into_owned()));
@@ -112,8 +126,11 @@ impl Brokers {
             _ => {}
         }
         if let Packet::Publish(Publish { id: Some(id), .. }) = packet {
-            self.unacked.push((attempt, id));
+            self.unacked.push((attempt, *id));
         }
+    }
+
+    fn answer(&mut self, attempt: u64, packet: Packet) {
         let answer = match packet {
             Packet::Connect(_) if self.mute && attempt < 1 << 60 && self.attempts.get(&attempt) == Some(&0) => return,
             Packet::Publish(Publish { id: Some(id), .. }) if self.acks => Packet::PubAck { id, code: 0 },
@@ -127,12 +144,34 @@ impl Brokers {
                 let Some(code) = self.code else { return };
                 Packet::SubAck { id, codes: vec![code] }
             }
-            Packet::Subscribe { id, filters } => Packet::SubAck { id, codes: vec![1; filters.len()] },
+            Packet::Subscribe { id, filters } => Packet::SubAck { id, codes: vec![self.other; filters.len()] },
             Packet::PingReq => Packet::PingResp,
             _ => return,
         };
         self.tell(Input::Heard { attempt });
         self.tell(Input::Received { attempt, packet: answer });
+    }
+
+    /// Lets so much time pass, on time at every deadline.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.courier.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.courier.handle_timeout(self.now);
+            self.tell(Input::Paused(false));
+        }
+        self.now = end;
+    }
+
+    /// The preferred broker is away, and every connection to it is reset.
+    fn fall(&mut self) {
+        self.away.push(0);
+        let cut: Vec<_> =
+            self.attempts.iter().filter(|(_, broker)| **broker == 0).map(|(attempt, _)| *attempt).collect();
+        for attempt in cut {
+            self.attempts.remove(&attempt);
+            self.tell(Input::Closed { attempt, reason: "reset".to_owned(), by_peer: true });
+        }
     }
 
     /// Lets time pass until `done`; a step is what is due next.
@@ -150,26 +189,24 @@ impl Brokers {
     }
 }
 
-/// The last broker serves, and the preferred one is back.
-fn back_at_the_preferred(code: Option<u8>) -> Brokers {
-    back_with(code, |_| {})
-}
-
-fn back_with(code: Option<u8>, change: impl FnOnce(&mut Config)) -> Brokers {
+fn brokers(code: Option<u8>, change: impl FnOnce(&mut Config)) -> Brokers {
     let mut config = Config::from_urls("moves", ["mqtt://a", "mqtt://b"]).unwrap();
     config.selection = Selection::priority().failback_after(Duration::from_secs(1));
     change(&mut config);
-    let (now, others) = (Instant::now(), config.brokers.len() - 1);
+    let now = Instant::now();
     let mut brokers = Brokers {
         now,
         courier: Courier::new(&config, now),
         attempts: BTreeMap::new(),
-        away: (0..others).collect(),
+        written: BTreeMap::new(),
+        away: Vec::new(),
         code,
+        other: 1,
         asked: None,
         questions: 0,
         connected: 0,
-        failed_back: false,
+        failed_back: 0,
+        failed_over: 0,
         acks: true,
         mute: false,
         story: Vec::new(),
@@ -179,6 +216,21 @@ fn back_with(code: Option<u8>, change: impl FnOnce(&mut Config)) -> Brokers {
         unacked: Vec::new(),
     };
     brokers.tell(Input::Subscribe { filter: Arc::from("a/#"), qos: Qos::AtLeastOnce });
+    brokers
+}
+
+/// The last broker serves, and the preferred one is back.
+fn back_at_the_preferred(code: Option<u8>) -> Brokers {
+    back_with(code, |_| {})
+}
+
+fn back_with(code: Option<u8>, change: impl FnOnce(&mut Config)) -> Brokers {
+    let mut others = 0;
+    let mut brokers = brokers(code, |config| {
+        change(config);
+        others = config.brokers.len() - 1;
+    });
+    brokers.away = (0..others).collect();
     brokers.tell(Input::Start);
     brokers.until("the last broker", |brokers| brokers.connected == 1);
     brokers.away.retain(|broker| *broker != 0);
@@ -192,10 +244,10 @@ fn a_broker_that_refuses_a_filter_is_not_gone_back_to() {
         let mut brokers = back_at_the_preferred(Some(code));
         for tries in 1..=3 {
             brokers.until("the question beside", |brokers| brokers.questions == tries);
-            assert!(!brokers.failed_back, "{code:#x} at try {tries}");
+            assert!(brokers.failed_back == 0, "{code:#x} at try {tries}");
         }
         brokers.code = Some(1);
-        brokers.until("the step", |brokers| brokers.failed_back);
+        brokers.until("the step", |brokers| brokers.failed_back > 0);
     }
 }
 
@@ -204,10 +256,10 @@ fn what_waits_for_the_step_is_bounded_in_bytes_also_before_the_filters_are_grant
     let mut brokers = back_at_the_preferred(None);
     brokers.until("the question beside", |brokers| brokers.asked.is_some());
     let attempt = brokers.asked.unwrap();
-    assert!(!brokers.failed_back);
+    assert!(brokers.failed_back == 0);
 
     for number in 1..=16 {
-        assert!(!brokers.failed_back, "after {number}");
+        assert!(brokers.failed_back == 0, "after {number}");
         let publish = Publish {
             topic: Arc::from("a/b"),
             payload: vec![0; 1 << 20].into(),
@@ -219,7 +271,7 @@ fn what_waits_for_the_step_is_bounded_in_bytes_also_before_the_filters_are_grant
         };
         brokers.tell(Input::Received { attempt, packet: Packet::Publish(publish) });
     }
-    assert!(brokers.failed_back, "16 MiB wait, and more is taken");
+    assert!(brokers.failed_back > 0, "16 MiB wait, and more is taken");
 }
 
 /// In a cluster, whose nodes share our session.
@@ -252,7 +304,7 @@ fn transport_stands(brokers: &mut Brokers, is_busy: bool) {
 fn a_move_in_a_cluster_waits_for_what_is_on_its_way_and_no_longer_than_200_ms() {
     let mut calm = back_in_a_cluster(|_| {});
     transport_stands(&mut calm, false);
-    calm.until("the step", |brokers| brokers.failed_back);
+    calm.until("the step", |brokers| brokers.failed_back > 0);
     let (opened, connected) = move_of(&calm);
     assert_eq!(connected, opened, "nothing is on its way");
 
@@ -268,7 +320,7 @@ fn a_move_in_a_cluster_waits_for_what_is_on_its_way_and_no_longer_than_200_ms() 
     transport_stands(&mut silent, true);
     silent.publish("meanwhile");
     silent.acks = true;
-    silent.until("the step", |brokers| brokers.failed_back);
+    silent.until("the step", |brokers| brokers.failed_back > 0);
     let (opened, connected) = move_of(&silent);
     assert_eq!(connected - opened, Duration::from_millis(200), "and at most so long");
     silent.until("all acknowledgements", |brokers| brokers.acked == 3);
@@ -296,7 +348,7 @@ fn a_move_in_a_cluster_that_gets_no_connack_goes_back_to_the_node_that_served() 
 
     brokers.until("a connection", |brokers| brokers.connected == 2);
 
-    assert!(!brokers.failed_back);
+    assert!(brokers.failed_back == 0);
     let opened = brokers.places(&Said::Opened);
     let (_, attempt, _) = brokers.story[opened[0]];
     let (returned, ..) = brokers.story[opened[1]];
@@ -307,7 +359,7 @@ fn a_move_in_a_cluster_that_gets_no_connack_goes_back_to_the_node_that_served() 
 
     // It is tried again, later.
     brokers.mute = false;
-    brokers.until("the step", |brokers| brokers.failed_back);
+    brokers.until("the step", |brokers| brokers.failed_back > 0);
 }
 
 #[test]
@@ -317,7 +369,7 @@ fn the_connection_that_is_left_by_a_move_hears_a_goodbye_so_that_no_will_is_publ
             config.topology = topology;
             config.will = Some(Message::new("alive", "no"));
         });
-        brokers.until("the step", |brokers| brokers.failed_back);
+        brokers.until("the step", |brokers| brokers.failed_back > 0);
         let (goodbyes, ends) = (brokers.places(&Said::Disconnect), brokers.places(&Said::HangUp));
         let old = brokers.story[*goodbyes.last().expect("a goodbye")].1;
         assert_eq!(brokers.attempts[&old], 1, "{topology:?}: {:?}", brokers.story);
@@ -332,5 +384,45 @@ fn the_connection_that_is_left_by_a_move_hears_a_goodbye_so_that_no_will_is_publ
             let connect = brokers.places(&Said::Connect)[0];
             assert!(goodbyes[0] < connect, "one identity stands once: {:?}", brokers.story);
         }
+    }
+}
+
+#[test]
+fn a_broker_is_gone_back_to_although_it_refuses_what_the_other_one_refuses_too() {
+    const QUOTA_EXCEEDED: u8 = 0x97;
+    let mut brokers = brokers(Some(1), |_| {});
+    brokers.tell(Input::Start);
+    brokers.until("the preferred broker", |brokers| brokers.connected == 1);
+    let attempt = brokers.asked.unwrap();
+    (brokers.other, brokers.code) = (QUOTA_EXCEEDED, Some(QUOTA_EXCEEDED));
+    brokers.away.push(0);
+    brokers.tell(Input::Closed { attempt, reason: "killed".to_owned(), by_peer: true });
+    brokers.until("the second broker", |brokers| brokers.connected == 2);
+
+    brokers.away.clear();
+
+    brokers.until("the step", |brokers| brokers.failed_back > 0);
+}
+
+#[test]
+fn f08_a_preferred_broker_that_comes_and_goes_is_gone_back_to_a_few_times_and_again_once_it_stays() {
+    // With 1 s to be reachable, up for so long and then away as long; how often at most it is gone back to in an hour. From
+    // 11 s on each return is one that lasts.
+    for (seconds, at_most) in [(1, 0), (2, 1), (5, 3), (10, 4)] {
+        let mut brokers = back_at_the_preferred(Some(1));
+        let time = Duration::from_secs(seconds);
+        for _ in 0..3600 / (2 * seconds) {
+            brokers.away.clear();
+            brokers.pass(time);
+            brokers.fall();
+            brokers.pass(time);
+        }
+        let (back, over) = (brokers.failed_back, brokers.failed_over);
+        assert!(back <= at_most && (back > 0) == (at_most > 0), "{seconds} s: {back} times back");
+        assert_eq!(over, back, "{seconds} s: as often as it served");
+
+        brokers.away.clear();
+        brokers.pass(Duration::from_secs(120));
+        assert_eq!(brokers.failed_back, back + 1, "{seconds} s: it is reachable for longer than 64 times as long");
     }
 }
