@@ -166,23 +166,20 @@ impl Link {
     fn step(&mut self, bench: &mut Bench) {
         let answer = self.heard_at();
         let due = bench.liveness.poll_timeout().expect("something is waited for");
-        match answer.filter(|(at, _)| *at <= due) {
-            Some((at, is_message)) => {
-                bench.now = bench.now.max(at);
-                bench.tell(Input::Heard);
-                if is_message {
-                    self.message = None;
-                    bench.tell(Input::Acknowledged(self.round_trip));
-                    bench.tell(Input::Waiting(None));
-                } else {
-                    self.probes.pop_front();
-                    bench.tell(Input::ProbeAnswered);
-                }
+        if let Some((at, is_message)) = answer.filter(|(at, _)| *at <= due) {
+            bench.now = bench.now.max(at);
+            bench.tell(Input::Heard);
+            if is_message {
+                self.message = None;
+                bench.tell(Input::Acknowledged(self.round_trip));
+                bench.tell(Input::Waiting(None));
+            } else {
+                self.probes.pop_front();
+                bench.tell(Input::ProbeAnswered);
             }
-            None => {
-                bench.now = bench.now.max(due);
-                bench.liveness.handle_timeout(bench.now);
-            }
+        } else {
+            bench.now = bench.now.max(due);
+            bench.liveness.handle_timeout(bench.now);
         }
         while let Some(output) = bench.liveness.poll_output() {
             match output {

@@ -137,10 +137,9 @@ async fn killed_while_recovering(
         let replaying = events.iter().find(|event| event["event"] == "replaying");
         let count = match replaying.map(|event| event["messages"].as_u64().unwrap()) {
             Some(messages) if u64::try_from(lines.len()).unwrap() < messages => &mut recoveries.sending,
-            Some(_) => &mut recoveries.over,
             None if !opened => &mut recoveries.unopened,
             None if events.is_empty() => &mut recoveries.reading,
-            None => &mut recoveries.over,
+            Some(_) | None => &mut recoveries.over,
         };
         *count += 1;
     }
