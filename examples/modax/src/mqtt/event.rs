@@ -132,7 +132,9 @@ fn describe(event: &Event) -> (&'static str, Value) {
         Event::CertificatesRefused { reason } => ("certificates_refused", json!({ "reason": reason })),
         Event::Lagged { missed } => ("lagged", json!({ "missed": missed })),
         Event::Closed => ("closed", json!({})),
-        Event::DuplicateClientId { .. } => ("duplicate_client_id", json!({ "detail": format!("{event:?}") })),
+        Event::DuplicateClientId { broker, takeovers } => {
+            ("duplicate_client_id", json!({ "broker": broker.to_string(), "takeovers": takeovers }))
+        }
         Event::QosLowered { filter, requested, granted } => {
             ("qos_lowered", json!({ "filter": filter, "requested": requested, "granted": granted }))
         }

@@ -42,7 +42,7 @@ pub(super) fn message(args: &PubArgs, bytes: Vec<u8>) -> Result<Message, String>
             (line.topic, Bytes::from(line.payload), level, line.user_properties)
         }
         // A mistake in a message's own fields must not send the whole line as a payload.
-        None if !args.plain && has_string_payload(&bytes) => {
+        None if !args.plain && is_meant_as_message(&bytes) => {
             return Err(LINE.to_owned());
         }
         None => (None, Bytes::from(bytes), args.qos, BTreeMap::new()),
@@ -65,6 +65,9 @@ pub(super) fn message(args: &PubArgs, bytes: Vec<u8>) -> Result<Message, String>
     Ok(message)
 }
 
-fn has_string_payload(line: &[u8]) -> bool {
-    serde_json::from_slice::<Value>(line).is_ok_and(|value| value.get("payload").is_some_and(Value::is_string))
+/// An object with a text as its payload, or with a topic beside a payload of whatever kind.
+fn is_meant_as_message(line: &[u8]) -> bool {
+    let Ok(value) = serde_json::from_slice::<Value>(line) else { return false };
+    let payload = value.get("payload");
+    payload.is_some_and(Value::is_string) || (payload.is_some() && value.get("topic").is_some())
 }

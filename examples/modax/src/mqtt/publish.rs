@@ -261,8 +261,10 @@ impl Run {
 
     async fn apply(&mut self, step: Step) -> Result<(), OutputClosed> {
         match step {
-            Step::Published(Published { seq, payload, result: Ok(receipt) }) => {
-                if let Some(payload) = payload {
+            Step::Published(Published { seq, payload, result: Ok(mut receipt) }) => {
+                // What a full queue did not let in was never on disk.
+                let is_in = receipt.try_outcome() != Some(Outcome::Shed);
+                if let Some(payload) = payload.filter(|_| is_in) {
                     let mut line = json!({ "seq": seq, "outcome": "admitted" });
                     if self.args.queue.is_some() {
                         line["sequence"] = json!(receipt.id().number());

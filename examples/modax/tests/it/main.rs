@@ -151,9 +151,14 @@ fn each_policy_of_a_full_queue_does_what_its_name_says() {
     let outcomes = |policy: &str| -> Vec<String> {
         let limits = ["--queue-max-messages", "2", "--when-full", policy];
         let rest = ["pub", "--brokers", NOBODY, "--client-id", "c", "--topic", "t", "--max-wait", "10ms"];
-        let output = modax(&[&rest[..], &limits[..]].concat(), b"a\nb\nc\n");
+        let output = modax(&[&rest[..], &limits[..], &["--report-admitted"]].concat(), b"a\nb\nc\n");
         assert_eq!(output.status.code(), Some(1), "{policy}");
         let mut told = lines(&output.stdout);
+        // What did not come in is not called admitted.
+        let admitted = if matches!(policy, "reject" | "shed-newest") { 2 } else { 3 };
+        let count = told.len();
+        told.retain(|line| line["outcome"] != "admitted");
+        assert_eq!(count - told.len(), admitted, "{policy}");
         told.sort_by_key(|line| line["seq"].as_u64());
         told.iter().map(|line| line["outcome"].as_str().unwrap().to_owned()).collect()
     };
