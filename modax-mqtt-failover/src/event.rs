@@ -88,7 +88,8 @@ pub enum Event {
         reason: String,
     },
     /// Another client uses our identity: brokers close our connection soon after accepting it, again and again.
-    /// From here on there is one try after 4 s, then after 8 s, and so on up to one each 30 s.
+    /// From here on there is one try after 4 s, then after 8 s, and so on up to one each 30 s. Three times within 30 s are
+    /// enough, or 10 with MQTT 5 before a broker that does not say who took over, as it should.
     DuplicateClientId {
         /// Where it was seen last.
         broker: Broker,

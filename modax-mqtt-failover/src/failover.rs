@@ -106,6 +106,8 @@ pub struct Failover {
     /// The broker of the present connection ends it on a message of ours.
     ends_on_message: bool,
     takeovers: VecDeque<Instant>,
+    /// What looked like one to a broker that had to say so, and did not.
+    untold: VecDeque<Instant>,
     /// Connections that nodes of a cluster ended soon after accepting them.
     short_lived: VecDeque<Instant>,
     contested: bool,
@@ -147,6 +149,7 @@ impl Failover {
             taken_over: false,
             ends_on_message: false,
             takeovers: VecDeque::new(),
+            untold: VecDeque::new(),
             short_lived: VecDeque::new(),
             contested: false,
             holds: 0,

@@ -39,6 +39,8 @@ mod starved;
 #[cfg(feature = "ring")]
 #[path = "drill/tls.rs"]
 mod tls;
+#[path = "drill/twins.rs"]
+mod twins;
 #[path = "drill/verdict.rs"]
 mod verdict;
 #[path = "drill/version5.rs"]

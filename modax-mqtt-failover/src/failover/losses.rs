@@ -5,6 +5,10 @@ use std::{collections::VecDeque, time::Instant};
 use super::{FIRST_HOLD, Failover, Ousted, Output, State, TAKEOVER_LIFE, TAKEOVER_WINDOW, TAKEOVERS};
 use crate::{breaker::Failure, config::Topology, packet::ConnectCode};
 
+/// So many within the time say the same of brokers that have to tell of takeovers and do not (mosquitto 2.0.11): more than
+/// of links that come and go, whose brokers are tried less and less.
+const UNTOLD_TAKEOVERS: usize = 10;
+
 impl Failover {
     /// A broker that closed our connection soon after accepting it, and accepts us again, gave our place to another.
     /// One that died would not: see [`unreachable`](Self::unreachable).
@@ -13,11 +17,17 @@ impl Failover {
         if ousted.broker != broker && !(ousted.told && self.topology == Topology::Cluster) {
             return;
         }
-        self.takeovers.push_back(now);
-        forget_old(&mut self.takeovers, now);
-        if self.takeovers.len() >= TAKEOVERS {
+        let (times, enough) = if ousted.told || !self.tells {
+            (&mut self.takeovers, TAKEOVERS)
+        } else {
+            (&mut self.untold, UNTOLD_TAKEOVERS)
+        };
+        times.push_back(now);
+        forget_old(times, now);
+        let takeovers = times.len();
+        if takeovers >= enough {
             self.contested = true;
-            self.outputs.push_back(Output::DuplicateClientId { broker, takeovers: self.takeovers.len() });
+            self.outputs.push_back(Output::DuplicateClientId { broker, takeovers });
         }
     }
 
@@ -32,6 +42,7 @@ impl Failover {
             self.ends_on_message = true;
             if alone {
                 self.takeovers.clear();
+                self.untold.clear();
                 self.short_lived.clear();
                 self.uncontested();
             }
@@ -47,7 +58,7 @@ impl Failover {
     /// a twin chased us around: after so many, the node itself is asked at once whether it lives.
     fn ousted(&mut self, now: Instant, ousted: Ousted) {
         self.ousted = Some(ousted);
-        if self.topology == Topology::Cluster && !ousted.told {
+        if self.topology == Topology::Cluster && !ousted.told && !self.tells {
             self.short_lived.push_back(now);
             forget_old(&mut self.short_lived, now);
             if self.short_lived.len() >= TAKEOVERS {
@@ -94,6 +105,7 @@ impl Failover {
                 if lived >= TAKEOVER_WINDOW {
                     self.uncontested();
                     self.takeovers.clear();
+                    self.untold.clear();
                 }
                 let failure = if by_peer { Failure::Dropped } else { Failure::Silent };
                 if let Some(ready) = self.planned.take_if(|planned| planned.is_greeted()) {
@@ -103,7 +115,7 @@ impl Failover {
                 self.cancel_return();
                 self.blame(now, broker, failure);
                 let on_message = std::mem::take(&mut self.ends_on_message);
-                if told || (by_peer && lived < TAKEOVER_LIFE && !on_message && !self.tells) {
+                if told || (by_peer && lived < TAKEOVER_LIFE && !on_message) {
                     self.ousted(now, Ousted { broker, told });
                 }
                 self.choose(now);

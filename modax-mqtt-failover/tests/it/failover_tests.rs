@@ -331,6 +331,35 @@ fn f24_a_twin_that_chases_us_around_a_cluster_is_noticed_after_five_lost_connect
 }
 
 #[test]
+fn f24_moves_of_our_own_are_no_takeovers_whatever_the_broker_says_of_them() {
+    for version in [Version::V311, Version::V5] {
+        let mut bench = Bench::new(2, |config| {
+            config.topology = Topology::Cluster;
+            config.version = Some(version);
+        });
+        let mut broker = bench.accept();
+        for _ in 0..8 {
+            let (old, _) = bench.last();
+            broker = 1 - broker;
+            bench.tell(Input::Return { broker });
+            let (attempt, _) = bench.last();
+            bench.tell(Input::Opened { attempt });
+            bench.tell(Input::Switch { attempt });
+            // Two CONNECTs under one identity: the node that was left says that another client took our place.
+            bench.tell(Input::TakenOver { attempt: old });
+            bench.tell(Input::Lost { attempt: old, by_peer: true });
+            bench.tell(Input::Answered { attempt, code: ConnectCode::Accepted });
+            assert_eq!(bench.failover.holder(), Some(attempt), "the move did not come about");
+            // What ends the next connection, too late for a takeover, is not put down to one either.
+            bench.now += Duration::from_secs(4);
+            bench.lose(true);
+            broker = bench.accept();
+        }
+        assert!(!bench.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })), "{:?}", bench.said);
+    }
+}
+
+#[test]
 fn f24_while_a_twin_is_suspected_a_dead_broker_still_costs_no_long_wait() {
     let mut bench = Bench::new(3, |config| config.topology = Topology::Cluster);
     while !bench.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })) {
@@ -481,4 +510,19 @@ fn f08_a_link_that_is_cut_soon_again_and_again_is_no_twin_where_brokers_would_te
     }
 
     assert!(!bench.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. })), "{:?}", bench.said);
+}
+
+#[test]
+fn f24_a_twin_of_which_a_broker_of_mqtt_5_says_nothing_is_noticed_later() {
+    let mut fight = Bench::new(1, |config| config.version = Some(Version::V5));
+    let noticed = |bench: &Bench| bench.said.iter().any(|said| matches!(said, Output::DuplicateClientId { .. }));
+    let mut connections = 0;
+    while !noticed(&fight) && connections < 20 {
+        fight.accept();
+        connections += 1;
+        fight.now += Duration::from_millis(10);
+        fight.lose(true);
+        fight.wait();
+    }
+    assert_eq!(connections, 11, "the eleventh shows that the broker lives");
 }
