@@ -15,7 +15,7 @@ use std::{
 };
 
 use modax_mqtt_failover::{
-    Client, ClientBuilder, Event, Events, Message, Outcome, Qos, Received,
+    Client, ClientBuilder, Event, Events, Message, Outcome, PublishError, Qos, Queue, Received,
     dedup::{Dedup, Identity, Verdict},
     transport::{Dial, Resolver, Resolving, Transport},
 };
@@ -450,6 +450,38 @@ async fn f12_a_link_of_64_kbit_is_slow_and_not_dead() {
     }
     assert!(proxy.fired().rate > 0, "{:?}", proxy.fired());
     assert_eq!(client.stats().connects, 1, "a slow link was taken for a dead broker");
+}
+
+#[tokio::test]
+async fn f12_a_publisher_faster_than_its_link_is_told_to_wait_and_the_queue_stays_within_its_bytes() {
+    const MAX_BYTES: usize = 10_000;
+    let only = broker().await;
+    let proxy = Proxy::start(only.addr()).await.unwrap();
+    proxy.set(Direction::Both, Fault::Rate { bytes_per_second: 8000 });
+    let queue = Queue::memory().max_bytes(MAX_BYTES);
+    let client = client_of(&[proxy.url("mqtt")]).queue(queue).build().unwrap();
+
+    let (mut receipts, mut full) = (Vec::new(), 0);
+    for _ in 0..60 {
+        let message = Message::new("transport", vec![b'x'; 500]);
+        let receipt = match client.try_publish(message.clone()) {
+            Err(PublishError::Full) => {
+                full += 1;
+                within("room", client.publish(message)).await.unwrap()
+            }
+            admitted => admitted.unwrap(),
+        };
+        receipts.push(receipt);
+        let held = client.stats().queue_bytes;
+        assert!(held <= MAX_BYTES, "{held} bytes are held");
+    }
+
+    assert!(full > 0, "the link was fast enough");
+    for receipt in receipts {
+        assert!(within("an outcome", receipt.acked()).await.is_acked());
+    }
+    assert!(proxy.fired().rate > 0, "{:?}", proxy.fired());
+    assert_eq!((only.publishes().len(), client.stats().connects), (60, 1));
 }
 
 #[tokio::test]
