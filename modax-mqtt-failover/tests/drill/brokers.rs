@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use modax_mqtt_failover::{Client, ClientBuilder, Event, Message, Qos, Queue, Received, Selection, Standby, Version};
+use futures_util::FutureExt;
+use modax_mqtt_failover::{
+    Broker, Client, ClientBuilder, Event, Events, Message, Qos, Queue, Received, Selection, Standby, Version,
+};
 use modax_testbed::{Ground, Mosquitto, MosquittoOptions, wait};
 
 use crate::{
@@ -20,12 +23,55 @@ struct Plant {
     brokers: Vec<Mosquitto>,
     oracles: Oracles,
     client: Client,
+    /// Where a fault is to find one.
+    standby: Option<Standing>,
     faults: Vec<Instant>,
+}
+
+/// The standby, by what the client says of it.
+struct Standing {
+    events: Events,
+    at: Option<Broker>,
+    /// Faults after which the broker that it stood at served.
+    took_over: usize,
+}
+
+impl Standing {
+    /// Until one stands at another broker than the one that serves.
+    async fn ready(&mut self, client: &Client) {
+        let ready = async {
+            // What happened so far first: the next event may be long in coming.
+            while let Some(Some(event)) = self.events.next().now_or_never() {
+                self.note(event);
+            }
+            while self.at.is_none() || self.at == client.status().connected {
+                let event = self.events.next().await.expect("the client lives");
+                self.note(event);
+            }
+        };
+        tokio::time::timeout(DEADLINE, ready).await.expect("no standby");
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::StandbyReady { broker } => self.at = Some(broker),
+            Event::StandbyLost { .. } => self.at = None,
+            Event::FailedOver { to, .. } if self.at.as_ref() == Some(&to) => self.at = None,
+            _ => {}
+        }
+    }
 }
 
 impl Plant {
     async fn start(version: Version) -> Self {
         Self::start_with(version, |builder| builder).await
+    }
+
+    /// A client that opens every kind of connection beside the one that carries messages.
+    async fn start_beside(version: Version) -> Self {
+        let mut plant = Self::start_with(version, |builder| builder.standby(Standby::Probe).racing(true)).await;
+        plant.standby = Some(Standing { events: plant.client.events(), at: None, took_over: 0 });
+        plant
     }
 
     async fn start_with(version: Version, change: fn(ClientBuilder) -> ClientBuilder) -> Self {
@@ -40,7 +86,7 @@ impl Plant {
             .brokers(brokers.iter().map(Mosquitto::url))
             .and_then(|builder| change(builder.version(version).queue(Queue::memory().max_messages(100_000))).build())
             .expect("a client");
-        Self { ground, brokers, oracles, client, faults: Vec::new() }
+        Self { ground, brokers, oracles, client, standby: None, faults: Vec::new() }
     }
 
     /// The broker that serves, by its place and port.
@@ -50,25 +96,41 @@ impl Plant {
         (place.expect("one of ours"), port)
     }
 
+    /// Where a standby is wanted, no fault before there is one.
+    async fn standby_ready(&mut self) {
+        if let Some(standby) = &mut self.standby {
+            standby.ready(&self.client).await;
+        }
+    }
+
+    /// Until another broker serves than that on `port`: where a standby stood, that one.
+    async fn moved(&mut self, port: u16) {
+        another(&self.client, port).await;
+        if let Some(standby) = &mut self.standby {
+            standby.took_over += usize::from(standby.at == self.client.status().connected);
+        }
+        acked_more(&self.client, 50).await;
+    }
+
     /// Kills the broker that serves, and starts it again when another one does.
     async fn kill(&mut self) {
+        self.standby_ready().await;
         let (place, port) = self.serving().await;
         let life = self.oracles.life(place);
         self.faults.push(Instant::now());
         self.brokers[place].kill().await;
-        another(&self.client, port).await;
-        acked_more(&self.client, 50).await;
+        self.moved(port).await;
         self.brokers[place].restart().await.expect("restarted");
         self.oracles.subscribed_after(place, life).await;
         acked_more(&self.client, 100).await;
     }
 
     async fn stop(&mut self) {
+        self.standby_ready().await;
         let (place, port) = self.serving().await;
         self.faults.push(Instant::now());
         self.brokers[place].stop();
-        another(&self.client, port).await;
-        acked_more(&self.client, 50).await;
+        self.moved(port).await;
         self.brokers[place].cont();
         acked_more(&self.client, 100).await;
     }
@@ -77,6 +139,8 @@ impl Plant {
         let published = load.end().await;
         let failovers = usize::try_from(self.client.stats().failovers).expect("a count");
         assert!(failovers >= self.faults.len(), "{failovers} failovers: not every fault reached the client");
+        let by_standby = self.standby.as_ref().map(|standby| standby.took_over);
+        assert_ne!(by_standby, Some(0), "no broker that a standby stood at took over");
         judge(what, qos, &published, &self.faults, &self.oracles).await;
         assert!(self.client.close(DEADLINE).await.undelivered.is_empty());
         drop(self.oracles);
@@ -167,20 +231,15 @@ async fn f02_a_stopped_broker_that_goes_on_repeats_nothing_in_its_session_at_qos
     stops(Version::V5, Qos::ExactlyOnce).await;
 }
 
-/// Everything that opens a connection beside the one that carries messages, between independent brokers.
-fn beside(builder: ClientBuilder) -> ClientBuilder {
-    builder.standby(Standby::Probe).racing(true)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f01_brokers_killed_beside_a_standby_and_racing_dials_lose_nothing() {
-    let plant = Plant::start_with(Version::V311, beside).await;
+    let plant = Plant::start_beside(Version::V311).await;
     kills_of(plant, "kill beside a standby, racing, QoS 1, MQTT 3.1.1", Qos::AtLeastOnce).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f02_a_stopped_broker_is_left_for_a_standby_and_nothing_is_lost() {
-    let plant = Plant::start_with(Version::V5, beside).await;
+    let plant = Plant::start_beside(Version::V5).await;
     stops_of(plant, "stop and continue beside a standby, racing, QoS 2, MQTT 5", Qos::ExactlyOnce).await;
 }
 

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,7 @@ use modax_mqtt_failover::{
     Bytes, Client, Qos, Scouting, Selection, Topology,
     dedup::{Dedup, Identity, Verdict},
 };
-use modax_testbed::{Ground, NatsCluster, NatsNode, Prober, wait};
+use modax_testbed::{Ground, NatsNode, Prober, wait};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
 use tokio::sync::Notify;
 
@@ -24,9 +24,11 @@ use crate::{
 };
 
 /// Messages a second, for a cluster that writes each to the disks of three nodes on one machine.
-const RATE: u32 = 100;
+pub(crate) const RATE: u32 = 100;
+/// Where scouts publish.
+const SCOUTS: &str = "modax/probe";
 /// For a cluster to be whole again on a busy machine.
-const WHOLE: Duration = Duration::from_secs(120);
+pub(crate) const WHOLE: Duration = Duration::from_secs(120);
 /// More kills until a planned return is seen.
 const RETURN_TRIES: u32 = 3;
 
@@ -37,6 +39,8 @@ struct Seen {
     known: BTreeSet<u64>,
     repeats: u64,
     handled: BTreeMap<u64, u32>,
+    /// Messages of scouts.
+    scouts: u64,
 }
 
 impl Seen {
@@ -62,6 +66,57 @@ impl Seen {
     }
 }
 
+/// One subscriber of a cluster; it ends when dropped.
+pub(crate) struct Oracle {
+    seen: Arc<Mutex<Seen>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Oracle {
+    pub(crate) async fn start(nodes: Vec<SocketAddr>) -> Self {
+        let (seen, ready) = (Arc::new(Mutex::new(Seen::default())), Arc::new(Notify::new()));
+        let task = tokio::spawn(watch(nodes, Arc::clone(&seen), Arc::clone(&ready)));
+        tokio::time::timeout(DEADLINE, ready.notified()).await.expect("the oracle is subscribed");
+        Self { seen, task }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for all that was admitted, at most a minute, adds a row to the table and fails unless every promise was kept.
+    pub(crate) async fn judge(&self, what: &str, published: &Published, faults: &[Instant]) {
+        let admitted = u64::try_from(published.outcomes.len()).expect("a count");
+        let missing = || (0..admitted).filter(|number| !self.seen().known.contains(number)).collect::<Vec<_>>();
+        // What is then still missing is counted below.
+        let _ = wait::until(DEADLINE, "every message at the oracle", || async { missing().is_empty() }).await;
+        let (acked_and_lost, lost): (Vec<_>, Vec<_>) =
+            missing().into_iter().partition(|number| published.acked_at(*number).is_some());
+        let unacknowledged = published.outcomes.iter().filter(|outcome| !outcome.is_acked()).count();
+        let reordered = self.seen().reordered(published);
+        let twice = self.seen().handled.values().filter(|times| **times > 1).count();
+        row(&format!(
+            "| {what}, QoS 1 | {} | {admitted} | {} | {} | {reordered} | {twice} | {} | {} |",
+            faults.len(),
+            lost.len() + unacknowledged,
+            acked_and_lost.len(),
+            self.seen().repeats,
+            milliseconds(&published.gaps(faults)),
+        ));
+        assert_eq!(
+            (lost.len(), acked_and_lost.len(), unacknowledged, reordered, twice),
+            (0, 0, 0, 0, 0),
+            "lost, acked and lost, unacknowledged, reordered, handled twice; missing {lost:?} {acked_and_lost:?}"
+        );
+    }
+}
+
+impl Drop for Oracle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 /// One subscriber with a session that the cluster keeps for it while it goes from a dead node to the next.
 async fn watch(nodes: Vec<SocketAddr>, seen: Arc<Mutex<Seen>>, ready: Arc<Notify>) {
     let options = |node: SocketAddr| {
@@ -78,9 +133,13 @@ async fn watch(nodes: Vec<SocketAddr>, seen: Arc<Mutex<Seen>>, ready: Arc<Notify
                 began = Instant::now();
                 if !ack.session_present {
                     client.subscribe("drill/#", QoS::AtLeastOnce).await.expect("room");
+                    client.subscribe(SCOUTS, QoS::AtLeastOnce).await.expect("room");
                 }
             }
             Ok(Event::Incoming(Packet::SubAck(_))) => ready.notify_one(),
+            Ok(Event::Incoming(Packet::Publish(publish))) if publish.topic == SCOUTS => {
+                seen.lock().unwrap_or_else(PoisonError::into_inner).scouts += 1;
+            }
             Ok(Event::Incoming(Packet::Publish(publish))) => {
                 let number: u64 = String::from_utf8_lossy(&publish.payload).parse().expect("a number");
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,9 +170,9 @@ async fn back_on(client: &Client, port: u16) {
     acked_more(client, 100).await;
 }
 
-fn client_of(cluster: &NatsCluster, selection: Selection, scouting: Scouting) -> Client {
+fn client_of(urls: Vec<String>, selection: Selection, scouting: Scouting) -> Client {
     Client::builder("drill")
-        .brokers(cluster.urls())
+        .brokers(urls)
         .and_then(|builder| builder.topology(Topology::Cluster).selection(selection).scouting(scouting).build())
         .expect("a client")
 }
@@ -141,12 +200,17 @@ async fn kills(what: &str, times: u32, selection: Selection, scouting: Scouting)
     let ground = Ground::start().await.expect("a ground");
     let cluster = ground.nats_cluster().await.expect("nats");
     let addresses: Vec<_> = cluster.nodes().iter().map(NatsNode::addr).collect();
-    let (seen, ready) = (Arc::new(Mutex::new(Seen::default())), Arc::new(Notify::new()));
-    let oracle = tokio::spawn(watch(addresses.clone(), Arc::clone(&seen), Arc::clone(&ready)));
-    tokio::time::timeout(DEADLINE, ready.notified()).await.expect("the oracle is subscribed");
+    let oracle = Oracle::start(addresses.clone()).await;
     let held = Prober::start(addresses.clone(), "probe");
     let fresh = Prober::fresh(addresses, "probe");
-    let client = client_of(&cluster, selection, scouting);
+    let scouts = scouting != Scouting::none();
+    let mut urls = cluster.urls();
+    if scouts {
+        // The node that leads the messages dies first: its successor is elected, and that is when scouts are sent.
+        let leader = || cluster.stream_leader("$MQTT_msgs");
+        urls.rotate_left(wait::until(WHOLE, "a leader of the messages", leader).await.expect("a leader"));
+    }
+    let client = client_of(urls, selection, scouting);
     let load = Load::start(&client, RATE, Qos::AtLeastOnce);
     acked_more(&client, 100).await;
 
@@ -177,27 +241,13 @@ async fn kills(what: &str, times: u32, selection: Selection, scouting: Scouting)
 
     assert!(!no_return(), "{kills} kills, and never back by a planned move");
     let published = load.end().await;
-    let admitted = u64::try_from(published.outcomes.len()).expect("a count");
-    let seen = || seen.lock().unwrap_or_else(PoisonError::into_inner);
-    let lost = || (0..admitted).filter(|number| !seen().known.contains(number)).count();
-    // What is then still missing is counted below.
-    let _ = wait::until(DEADLINE, "every message at the oracle", || async { lost() == 0 }).await;
-    let unacknowledged = published.outcomes.iter().filter(|outcome| !outcome.is_acked()).count();
-    let reordered = seen().reordered(&published);
-    let twice = seen().handled.values().filter(|times| **times > 1).count();
+    oracle.judge(what, &published, &faults).await;
     let ours: Vec<_> = faults.iter().filter_map(|fault| published.first_after(*fault)).collect();
     let since =
         |ends: &[Instant]| ends.iter().zip(&faults).map(|(end, fault)| end.duration_since(*fault)).collect::<Vec<_>>();
     let added = |first: &[Instant]| {
         ours.iter().zip(first).map(|(ours, first)| ours.saturating_duration_since(*first)).collect::<Vec<_>>()
     };
-    row(&format!(
-        "| {what}, QoS 1 | {} | {admitted} | {} | 0 | {reordered} | {twice} | {} | {} |",
-        faults.len(),
-        lost() + unacknowledged,
-        seen().repeats,
-        milliseconds(&published.gaps(&faults)),
-    ));
     for (prober, first) in [("over a connection it holds", &direct), ("over new connections", &anew)] {
         row(&format!(
             "NATS, from the kill to the first acknowledgement of a later publish: ours {}, a direct prober of all nodes {prober} {}, added by us {} (median / maximum)",
@@ -206,13 +256,8 @@ async fn kills(what: &str, times: u32, selection: Selection, scouting: Scouting)
             milliseconds(&added(first)),
         ));
     }
-    assert_eq!(
-        (lost(), unacknowledged, reordered, twice),
-        (0, 0, 0, 0),
-        "lost, unacknowledged, reordered, handled twice"
-    );
+    assert_eq!(oracle.seen().scouts > 0, scouts, "messages of scouts: {}", oracle.seen().scouts);
     client.close(DEADLINE).await;
-    oracle.abort();
-    drop((held, fresh));
+    drop((held, fresh, oracle));
     ground.stop().await;
 }
