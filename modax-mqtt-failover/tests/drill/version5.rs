@@ -12,6 +12,9 @@ use modax_testbed::{
 
 use crate::{DEADLINE, oracle::Oracles, serving};
 
+/// Of packet identifier 1.
+const PUBREC: [u8; 4] = [0x50, 0x02, 0x00, 0x01];
+
 fn client_of(url: String, version: Version) -> ClientBuilder {
     Client::builder("drill").brokers([url]).unwrap().version(version)
 }
@@ -145,8 +148,7 @@ async fn cut_behind_pubrec(version: Version) {
     let proxy = Proxy::start(broker.addr()).await.expect("a proxy");
     let client = client_of(proxy.url("mqtt"), version).build().unwrap();
     serving(&client).await;
-    // PUBREC of packet identifier 1.
-    proxy.set(Direction::ToClient, Fault::CutAfterMatch(vec![0x50, 0x02, 0x00, 0x01]));
+    proxy.set(Direction::ToClient, Fault::CutAfterMatch(PUBREC.to_vec()));
 
     let cut = outcome(&client, Message::new("drill/x", "1").exactly_once()).await;
     assert!(matches!(cut, Outcome::Acked { attempts: 1, .. }), "{version}: PUBLISH went out again: {cut:?}");
@@ -170,6 +172,62 @@ async fn f07_a_cut_between_pubrec_and_pubrel_delivers_qos_2_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f07_a_cut_between_pubrec_and_pubrel_delivers_qos_2_once_with_mqtt_5() {
     cut_behind_pubrec(Version::V5).await;
+}
+
+/// A broker hands over a QoS 2 message, and the connection ends just behind our PUBREC, or before it arrives.
+async fn cut_at_our_pubrec(version: Version, arrives: bool) {
+    let ground = Ground::start().await.expect("a ground");
+    let broker = broker_with(&ground, "").await;
+    let proxy = Proxy::start(broker.addr()).await.expect("a proxy");
+    let reader = Client::builder("reader").brokers([proxy.url("mqtt")]).unwrap().version(version).build().unwrap();
+    let mut messages = reader.subscribe("drill/#", Qos::ExactlyOnce).await.unwrap();
+    let granted = tokio::time::timeout(DEADLINE, messages.granted()).await.expect("in time");
+    assert_eq!(granted, Some(Qos::ExactlyOnce));
+    let publisher = client_of(broker.url(), version).build().unwrap();
+    let fault = if arrives { Fault::CutAfterMatch(PUBREC.to_vec()) } else { Fault::Blackhole };
+
+    proxy.set(Direction::ToServer, fault);
+    assert!(outcome(&publisher, Message::new("drill/x", "1").exactly_once()).await.is_acked());
+    let first = delivery(&mut messages).await;
+    assert_eq!((&**first.payload(), first.qos()), (&b"1"[..], Qos::ExactlyOnce));
+    first.ack();
+    if !arrives {
+        let held = || async { proxy.fired().blackhole > 0 };
+        wait::until(DEADLINE, "our PUBREC", held).await.expect("nothing was held back");
+        proxy.cut_all();
+        proxy.clear();
+    }
+
+    let again = || async { reader.status().is_connected() && reader.stats().connects == 2 };
+    wait::until(DEADLINE, "another connection", again).await.expect("the connection was never cut");
+    assert_eq!(proxy.fired().cut, u64::from(arrives), "{version}: cut elsewhere");
+    assert!(reader.status().session_present, "{version}: the fault that is tested is a session that goes on");
+    assert!(outcome(&publisher, Message::new("drill/x", "2").exactly_once()).await.is_acked());
+    // Whatever the broker still had of the first comes before the second.
+    let second = delivery(&mut messages).await;
+    assert_eq!(&**second.payload(), b"2", "{version}: handed over twice");
+    second.ack();
+    assert!(outcome(&publisher, Message::new("drill/x", "3").exactly_once()).await.is_acked());
+    assert_eq!(&**delivery(&mut messages).await.payload(), b"3", "{version}: handed over twice");
+    let log = std::fs::read_to_string(broker.process().log_path()).expect("its log");
+    assert_eq!(log.contains("Sending PUBLISH to reader (d1, q2"), !arrives, "{version}: whether it was sent again");
+    reader.close(DEADLINE).await;
+    publisher.close(DEADLINE).await;
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f07_a_cut_behind_our_pubrec_hands_a_qos_2_message_over_once() {
+    for version in [Version::V311, Version::V5] {
+        cut_at_our_pubrec(version, true).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f07_a_cut_before_our_pubrec_arrives_hands_a_qos_2_message_over_once() {
+    for version in [Version::V311, Version::V5] {
+        cut_at_our_pubrec(version, false).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
