@@ -36,5 +36,5 @@ bench-mqtt: ## The MQTT client beside rumqttc, Paho C, mqtt.js and paho-python, 
 	$(CARGO) bench -p modax-mqtt-failover --bench beside --locked
 	$(CARGO) bench -p modax-mqtt-failover --bench disk_queue --locked
 
-drill-mqtt: ## The MQTT client's drills with full counts and their table (about 40 minutes; DRILL=f01 for some of them)
+drill-mqtt: ## The MQTT client's drills with full counts and their table (about an hour; DRILL=f01 for some of them)
 	.ci/drill-mqtt $(DRILL)

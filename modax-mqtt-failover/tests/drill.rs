@@ -10,6 +10,8 @@ mod beats;
 mod brokers;
 #[path = "drill/cluster.rs"]
 mod cluster;
+#[path = "drill/cluster_faults.rs"]
+mod cluster_faults;
 #[path = "drill/cut.rs"]
 mod cut;
 #[path = "drill/flapping.rs"]

@@ -1,0 +1,173 @@
+//! A NATS cluster of three whose nodes are stopped, cut off from the client, restarted in turn and all killed at once, each
+//! time with the whole cluster back before the next. The oracle does not pass the proxies.
+
+use std::time::{Duration, Instant};
+
+use modax_mqtt_failover::{Client, Qos, Queue, Topology};
+use modax_testbed::{
+    Ground, NatsCluster, NatsNode,
+    proxy::{Direction, Fault, Proxy},
+    wait,
+};
+
+use crate::{
+    DEADLINE, acked_more, another,
+    cluster::{Oracle, RATE, WHOLE},
+    load::{Load, Published},
+    scale::{count, milliseconds, row, seconds},
+    serving,
+};
+
+struct Plant {
+    ground: Ground,
+    cluster: NatsCluster,
+    proxies: Vec<Proxy>,
+    oracle: Oracle,
+    client: Client,
+    faults: Vec<(&'static str, Instant)>,
+}
+
+impl Plant {
+    async fn start() -> Self {
+        let ground = Ground::start().await.expect("a ground");
+        let cluster = ground.nats_cluster().await.expect("nats");
+        let mut proxies = Vec::new();
+        for node in cluster.nodes() {
+            proxies.push(Proxy::start(node.addr()).await.expect("a proxy"));
+        }
+        let oracle = Oracle::start(cluster.nodes().iter().map(NatsNode::addr).collect()).await;
+        let client = Client::builder("drill").brokers(proxies.iter().map(|proxy| proxy.url("mqtt"))).unwrap();
+        let client = client.topology(Topology::Cluster).queue(Queue::memory().max_messages(100_000));
+        let client = client.build().expect("a client");
+        Self { ground, cluster, proxies, oracle, client, faults: Vec::new() }
+    }
+
+    /// The node that serves, by its place and the client's port.
+    async fn serving(&self) -> (usize, u16) {
+        let port = serving(&self.client).await;
+        let place = self.proxies.iter().position(|proxy| proxy.addr().port() == port);
+        (place.expect("one of ours"), port)
+    }
+
+    fn fault(&mut self, what: &'static str) {
+        self.faults.push((what, Instant::now()));
+    }
+
+    /// Until another node serves than the one on `port`.
+    async fn moved(&self, port: u16) {
+        another(&self.client, port).await;
+        acked_more(&self.client, 20).await;
+    }
+
+    async fn whole(&self) {
+        self.cluster.healthy(WHOLE).await.expect("whole again");
+        acked_more(&self.client, 20).await;
+    }
+
+    async fn stop(&mut self) {
+        let (place, port) = self.serving().await;
+        self.fault("stopped and continued");
+        self.cluster.nodes()[place].stop();
+        self.moved(port).await;
+        self.cluster.nodes()[place].cont();
+        self.whole().await;
+    }
+
+    async fn cut(&mut self, what: &'static str, direction: Direction) {
+        let (place, port) = self.serving().await;
+        let held = self.proxies[place].fired().blackhole;
+        self.fault(what);
+        self.proxies[place].set(direction, Fault::Blackhole);
+        self.moved(port).await;
+        assert!(self.proxies[place].fired().blackhole > held, "nothing was held back");
+        self.proxies[place].clear();
+        acked_more(&self.client, 20).await;
+    }
+
+    /// The one that serves first: the client may move by itself while another is away.
+    async fn restart_in_turn(&mut self) {
+        let faults = self.faults.len();
+        let (first, _) = self.serving().await;
+        let nodes = self.cluster.nodes().len();
+        for place in (first..nodes).chain(0..first) {
+            let (serving, port) = self.serving().await;
+            if serving == place {
+                self.fault("restarted in turn");
+            }
+            self.cluster.nodes()[place].process().terminate(DEADLINE).await.expect("it ends when asked to");
+            if serving == place {
+                self.moved(port).await;
+            }
+            self.cluster.nodes()[place].restart().await.expect("restarted");
+            self.whole().await;
+        }
+        assert!(self.faults.len() > faults, "no node in use was restarted");
+    }
+
+    async fn all_down(&mut self) {
+        let admitted = self.client.stats().admitted;
+        self.fault("all killed");
+        for node in self.cluster.nodes() {
+            node.kill();
+        }
+        let away = || async { !self.client.status().is_connected() && self.client.stats().admitted > admitted + 20 };
+        wait::until(DEADLINE, "messages that no node takes", away).await.expect("the fault did not reach the client");
+        tokio::time::sleep(seconds("DRILL_DARK_SECONDS", 0)).await;
+        for node in self.cluster.nodes() {
+            node.restart().await.expect("restarted");
+        }
+        self.whole().await;
+    }
+
+    fn tell(&self, published: &Published) {
+        let all: Vec<_> = self.faults.iter().map(|(_, at)| *at).collect();
+        let gaps = published.gaps(&all);
+        let mut kinds: Vec<_> = self.faults.iter().map(|(what, _)| *what).collect();
+        kinds.dedup();
+        for kind in kinds {
+            let of_kind = self.faults.iter().zip(&gaps).filter(|((what, _), _)| *what == kind);
+            let of_kind: Vec<Duration> = of_kind.map(|(_, gap)| *gap).collect();
+            row(&format!(
+                "NATS, {kind}: {} between acknowledgements (median / maximum of {})",
+                milliseconds(&of_kind),
+                of_kind.len()
+            ));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_cluster_whose_nodes_are_stopped_cut_off_restarted_and_all_down_loses_nothing() {
+    let mut plant = Plant::start().await;
+    let load = Load::start(&plant.client, RATE, Qos::AtLeastOnce);
+    acked_more(&plant.client, 100).await;
+    // One kind after the other, so that each kind's figures stand together.
+    let rounds = count("DRILL_CLUSTER_ROUNDS", 1);
+    for _ in 0..rounds {
+        plant.stop().await;
+    }
+    for (what, direction) in [
+        ("cut both ways", Direction::Both),
+        ("cut to the client", Direction::ToClient),
+        ("cut to the node", Direction::ToServer),
+    ] {
+        for _ in 0..rounds {
+            plant.cut(what, direction).await;
+        }
+    }
+    for _ in 0..rounds {
+        plant.restart_in_turn().await;
+    }
+    for _ in 0..rounds {
+        plant.all_down().await;
+    }
+
+    let published = load.end().await;
+    plant.tell(&published);
+    let faults: Vec<_> = plant.faults.iter().map(|(_, at)| *at).collect();
+    let what = "nodes of a NATS cluster stopped, cut off, restarted in turn, all killed";
+    plant.oracle.judge(what, &published, &faults).await;
+    assert!(plant.client.close(DEADLINE).await.undelivered.is_empty());
+    drop((plant.oracle, plant.proxies));
+    plant.ground.stop().await;
+}
