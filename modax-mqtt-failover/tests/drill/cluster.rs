@@ -29,8 +29,8 @@ pub(crate) const RATE: u32 = 100;
 const SCOUTS: &str = "modax/probe";
 /// For a cluster to be whole again on a busy machine.
 pub(crate) const WHOLE: Duration = Duration::from_secs(120);
-/// More kills until a planned return is seen.
-const RETURN_TRIES: u32 = 3;
+/// More kills until a planned return is seen, or scouts are.
+const MORE_KILLS: u32 = 3;
 
 #[derive(Default)]
 struct Seen {
@@ -217,8 +217,10 @@ async fn kills(what: &str, times: u32, selection: Selection, scouting: Scouting)
     let (mut faults, mut direct, mut anew) = (Vec::new(), Vec::new(), Vec::new());
     // The cluster may drive us back to the node by itself, before we think of it: then another one is killed.
     let no_return = || returns && client.stats().failbacks == 0;
+    // A leader may move before it dies.
+    let no_scouts = || scouts && oracle.seen().scouts == 0;
     let mut kills = 0;
-    while kills < times || (no_return() && kills < times + RETURN_TRIES) {
+    while kills < times || ((no_return() || no_scouts()) && kills < times + MORE_KILLS) {
         kills += 1;
         let port = serving(&client).await;
         let node = cluster.nodes().iter().find(|node| node.addr().port() == port).expect("one of ours");
@@ -256,7 +258,8 @@ async fn kills(what: &str, times: u32, selection: Selection, scouting: Scouting)
             milliseconds(&added(first)),
         ));
     }
-    assert_eq!(oracle.seen().scouts > 0, scouts, "messages of scouts: {}", oracle.seen().scouts);
+    let sent = oracle.seen().scouts;
+    assert_eq!(sent > 0, scouts, "{sent} messages of scouts");
     client.close(DEADLINE).await;
     drop((held, fresh, oracle));
     ground.stop().await;
