@@ -10,6 +10,7 @@
 //! one that got no answer the next waits for a scout as well, because a node that elects holds our identity with each.
 
 mod losses;
+mod patience;
 mod planned;
 mod race;
 mod words;
@@ -197,7 +198,7 @@ impl Failover {
             State::Waiting { until } if until <= now => self.choose_any(now),
             State::Dialling(_) => self.race_timeout(now),
             State::Greeting { attempt, broker, since, planned, .. }
-                if since + self.greeting_patience(planned) <= now =>
+                if since + self.greeting_patience(since, broker, planned) <= now =>
             {
                 self.held_by(broker, since);
                 self.unanswered = true;
@@ -234,7 +235,9 @@ impl Failover {
         match &self.state {
             State::Waiting { until } => Some(*until),
             State::Dialling(dials) => self.race_due(dials),
-            State::Greeting { since, planned, .. } => Some(*since + self.greeting_patience(*planned)),
+            State::Greeting { broker, since, planned, .. } => {
+                Some(*since + self.greeting_patience(*since, *broker, *planned))
+            }
             State::Established { .. } => self.planned.as_ref().and_then(Planned::due),
             State::Idle | State::Stopped => None,
         }
@@ -297,17 +300,6 @@ impl Failover {
             others.map(|(index, breaker)| Candidate { index, demoted: breaker.demoted(now) }).collect();
         self.selection.rank(&mut ranked, self.last, self.breakers.len());
         ranked.into_iter().map(|candidate| candidate.index).collect()
-    }
-
-    /// Dial and CONNACK deadline now: doubled with every full round of failures.
-    fn patience(&self) -> Duration {
-        let brokers = u32::try_from(self.breakers.len()).unwrap_or(u32::MAX).max(1);
-        let rounds = self.failures.checked_div(brokers).unwrap_or(0).min(16);
-        FIRST_DEADLINE.saturating_mul(2_u32.saturating_pow(rounds)).min(LAST_DEADLINE)
-    }
-
-    fn greeting_patience(&self, planned: bool) -> Duration {
-        if self.scouting && !planned { self.patience().max(HELD) } else { self.patience() }
     }
 
     fn choose(&mut self, now: Instant) {

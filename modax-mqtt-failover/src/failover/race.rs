@@ -34,7 +34,7 @@ impl Failover {
         if self.wiped != Some(broker) {
             self.wiped = None;
         }
-        let until = now + self.patience();
+        let until = now + self.patience(now, broker);
         let State::Dialling(dials) = &mut self.state else { return };
         dials.push(Dial { attempt: self.attempts, broker, since: now, until });
         self.outputs.push_back(Output::Dial { attempt: self.attempts, broker, deadline: until });

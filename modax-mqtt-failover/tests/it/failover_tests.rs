@@ -149,6 +149,53 @@ fn f04_deadlines_double_with_every_round_and_start_anew_after_a_success() {
     assert!(bench.now - before <= Duration::from_secs(2), "{:?}", bench.now - before);
 }
 
+/// What a try with broker 0, which accepts transports, lasts until it is given up; broker 1 refuses.
+fn hung_try(bench: &mut Bench) -> Duration {
+    while bench.last().1 == 1 {
+        bench.lose(true);
+        if bench.last().1 == 1 {
+            bench.wait();
+        }
+    }
+    let (attempt, _) = bench.last();
+    let began = bench.now;
+    bench.tell(Input::Opened { attempt });
+    let given_up = |said: &Output| matches!(said, Output::GiveUp { attempt: at, .. } if *at == attempt);
+    while !bench.said.iter().any(given_up) {
+        bench.now = bench.failover.poll_timeout().expect("a deadline");
+        bench.failover.handle_timeout(bench.now);
+        bench.listen();
+    }
+    let lasted = bench.now - began;
+    if bench.last().0 == attempt {
+        bench.wait();
+    }
+    lasted
+}
+
+#[test]
+fn f02_a_broker_that_refuses_is_not_kept_waiting_by_one_that_hangs() {
+    let mut bench = Bench::new(2, |_| {});
+    for _ in 0..64 {
+        hung_try(&mut bench);
+    }
+    let asked: Vec<_> = bench.dials.iter().filter(|dial| dial.2 == 1).map(|(at, ..)| *at).collect();
+    let gaps = asked.windows(2).map(|pair| pair[1].abs_diff(pair[0]).as_secs_f64());
+    // From a random moment to the next try.
+    let (squares, sum) = gaps.fold((0.0, 0.0), |(squares, sum), gap| (squares + gap * gap, sum + gap));
+    assert!(squares / sum / 2.0 < 8.0, "{} s to wait on the average", squares / sum / 2.0);
+}
+
+#[test]
+fn f12_a_broker_that_needs_ten_seconds_for_a_connack_is_reached_beside_one_that_refuses() {
+    let mut bench = Bench::new(2, |_| {});
+    let mut longest = Duration::ZERO;
+    while longest < Duration::from_secs(10) {
+        longest = longest.max(hung_try(&mut bench));
+        assert!(bench.now - bench.begin < Duration::from_secs(90), "no more than {longest:?}");
+    }
+}
+
 #[test]
 fn f05_tries_back_off_and_never_end() {
     let mut bench = Bench::new(1, |_| {});
