@@ -32,7 +32,7 @@ package: ## Each crate as it would be published, built from the package
 loom: ## Every interleaving over the MQTT client's hand-over (a minute to run; dependencies are built once more for it)
 	RUSTFLAGS="--cfg modax_loom" $(CARGO) test -p modax-mqtt-failover --lib --target-dir $(TARGET)/loom --locked loom_
 
-bench-mqtt: ## The MQTT client beside rumqttc, Paho C, mqtt.js and paho-python, its disk queue beside the disk (about 9 minutes; BENCH=throughput,latency,kill,stop for parts)
+bench-mqtt: ## The MQTT client beside rumqttc, Paho C, mqtt.js and paho-python, its disk queue beside the disk (about 12 minutes; BENCH=throughput,latency,kill,stop,lost for parts)
 	$(CARGO) bench -p modax-mqtt-failover --bench beside --locked
 	$(CARGO) bench -p modax-mqtt-failover --bench disk_queue --locked
 

@@ -1,7 +1,7 @@
 //! Ours beside its peers, on the same brokers in the same run, interleaved.
 //!
 //! `make bench-mqtt`, or `BENCH=throughput,latency make bench-mqtt` for parts of it: `throughput`, `latency`, `kill`,
-//! `stop`. `BENCH_PEERS=no` leaves out all peers but rumqttc, which needs no download. Read the ratios; absolute
+//! `stop`, `lost`. `BENCH_PEERS=no` leaves out all peers but rumqttc, which needs no download. Read the ratios; absolute
 //! figures are those of one machine at one load. What no client could pass stands beside them: `bare writes` sends
 //! PUBLISH packets that were made beforehand and counts the answers, without being a client.
 
@@ -13,6 +13,8 @@ mod contestant;
 mod faults;
 #[path = "beside/figures.rs"]
 mod figures;
+#[path = "beside/lost.rs"]
+mod lost;
 #[path = "beside/ours.rs"]
 mod ours;
 #[path = "beside/peers.rs"]
@@ -51,6 +53,9 @@ async fn main() -> Result<(), TestbedError> {
     }
     if wants("stop") {
         faults::stops(&contestants, &mut table).await?;
+    }
+    if wants("lost") {
+        lost::lost(&contestants, &mut table).await?;
     }
     println!("\n{table}");
     println!("load at the end: {}; {} s", load(), started.elapsed().as_secs());

@@ -84,14 +84,14 @@ impl Contestant {
         }
     }
 
-    /// 1000 messages a second to the first of `brokers` that works, until the task is aborted.
-    pub(crate) fn publish(&self, brokers: &[Broker]) -> Option<(Acks, tokio::task::JoinHandle<()>)> {
+    /// 1000 messages a second, so many, to the first of `brokers` that works, until the task is aborted.
+    pub(crate) fn publish(&self, brokers: &[Broker], messages: u32) -> Option<(Acks, tokio::task::JoinHandle<()>)> {
         let (acked, acks) = mpsc::unbounded_channel();
         let brokers = brokers.to_vec();
         let task = match self {
-            Self::Ours => tokio::spawn(ours::publish(brokers, acked)),
-            Self::Rumqttc { keep_alive } => tokio::spawn(raw_rumqttc::publish(brokers, *keep_alive, acked)),
-            Self::Peer(peer) => tokio::spawn(peer.clone().publish(brokers, acked)),
+            Self::Ours => tokio::spawn(ours::publish(brokers, messages, acked)),
+            Self::Rumqttc { keep_alive } => tokio::spawn(raw_rumqttc::publish(brokers, *keep_alive, messages, acked)),
+            Self::Peer(peer) => tokio::spawn(peer.clone().publish(brokers, messages, acked)),
             Self::Bare => return None,
         };
         Some((acks, task))

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use modax_testbed::{Ground, TestbedError};
+use modax_testbed::{Ground, MosquittoOptions, TestbedError};
 
 use crate::{
     contestant::{Acks, Broker, Contestant},
@@ -68,7 +68,7 @@ pub(crate) async fn stops(contestants: &[Contestant], table: &mut Table) -> Resu
     compare(table, "SIGSTOP of the broker in use, under traffic, ms", &all, &outages);
 
     let mut idle = Vec::new();
-    for _ in 0..STOPS / 2 {
+    for _ in 0..STOPS {
         idle.extend(idle_outage().await?);
     }
     compare(table, "SIGSTOP of the broker in use, no traffic, ms", &[Contestant::Ours], &[idle]);
@@ -78,8 +78,8 @@ pub(crate) async fn stops(contestants: &[Contestant], table: &mut Table) -> Resu
 /// In milliseconds; `None` when the contestant did not even begin, which is said.
 async fn outage(contestant: &Contestant, fault: Fault) -> Result<Option<f64>, TestbedError> {
     let ground = Ground::start().await?;
-    let brokers = two(&ground).await?;
-    let Some((acks, task)) = contestant.publish(&brokers) else { return Ok(None) };
+    let brokers = two(&ground, &quiet()).await?;
+    let Some((acks, task)) = contestant.publish(&brokers, u32::MAX) else { return Ok(None) };
     let measured = measure(acks, &brokers[0], fault, Duration::from_secs(1)).await;
     if measured.is_none() {
         println!("  {}: no acknowledgement before the fault", contestant.name());
@@ -92,7 +92,7 @@ async fn outage(contestant: &Contestant, fault: Fault) -> Result<Option<f64>, Te
 
 async fn idle_outage() -> Result<Option<f64>, TestbedError> {
     let ground = Ground::start().await?;
-    let brokers = two(&ground).await?;
+    let brokers = two(&ground, &quiet()).await?;
     let (acked, acks) = tokio::sync::mpsc::unbounded_channel();
     let task = tokio::spawn(ours::idle(brokers.clone(), acked));
     // Of different length, so that the stop falls anywhere between two probes.
@@ -104,8 +104,12 @@ async fn idle_outage() -> Result<Option<f64>, TestbedError> {
     Ok(measured)
 }
 
-async fn two(ground: &Ground) -> Result<Vec<Broker>, TestbedError> {
-    Ok(vec![Broker::new(ground.mosquitto_with(quiet()).await?), Broker::new(ground.mosquitto_with(quiet()).await?)])
+pub(crate) async fn two(ground: &Ground, options: &MosquittoOptions) -> Result<Vec<Broker>, TestbedError> {
+    let mut brokers = Vec::new();
+    for _ in 0..2 {
+        brokers.push(Broker::new(ground.mosquitto_with(options.clone()).await?));
+    }
+    Ok(brokers)
 }
 
 async fn measure(mut acks: Acks, broker: &Broker, fault: Fault, warm: Duration) -> Option<f64> {

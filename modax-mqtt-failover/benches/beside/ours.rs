@@ -63,13 +63,13 @@ pub(crate) async fn latency(broker: &Broker) -> Latency {
     Latency { p50: at(&taken, 50), p99: at(&taken, 99) }
 }
 
-/// 1000 messages a second, each acknowledgement reported.
-pub(crate) async fn publish(brokers: Vec<Broker>, acked: mpsc::UnboundedSender<(Instant, usize)>) {
+/// 1000 messages a second, so many, each with its number; each acknowledgement reported.
+pub(crate) async fn publish(brokers: Vec<Broker>, messages: u32, acked: mpsc::UnboundedSender<(Instant, usize)>) {
     let client = client(&brokers);
     let mut tick = tokio::time::interval(Duration::from_millis(1));
-    loop {
+    for number in 0..messages {
         tick.tick().await;
-        let receipt = client.publish(Message::new("bench", "x")).await.expect("admitted");
+        let receipt = client.publish(Message::new("bench", number.to_string())).await.expect("admitted");
         let (acked, brokers) = (acked.clone(), brokers.clone());
         tokio::spawn(async move {
             if let Outcome::Acked { broker, .. } = receipt.acked().await {
@@ -78,6 +78,8 @@ pub(crate) async fn publish(brokers: Vec<Broker>, acked: mpsc::UnboundedSender<(
             }
         });
     }
+    // The client goes on until it is no longer wanted.
+    std::future::pending::<()>().await;
 }
 
 /// Publishes once, then only waits until another broker serves; then publishes again.

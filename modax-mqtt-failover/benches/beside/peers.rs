@@ -156,10 +156,25 @@ impl Peer {
         self.numbers(&arguments).await.map(|numbers| Latency { p50: numbers[0], p99: numbers[1] })
     }
 
+    /// Whether it can number its messages and end.
+    pub(crate) fn counts(&self) -> bool {
+        self.name.starts_with("mqtt.js")
+    }
+
     /// It says a line for each acknowledgement: which broker of its list it came from.
-    pub(crate) async fn publish(self, brokers: Vec<Broker>, acked: mpsc::UnboundedSender<(Instant, usize)>) {
+    pub(crate) async fn publish(
+        self,
+        brokers: Vec<Broker>,
+        messages: u32,
+        acked: mpsc::UnboundedSender<(Instant, usize)>,
+    ) {
         let ports = brokers.iter().map(|broker| broker.addr().port().to_string());
-        let arguments: Vec<String> = std::iter::once("failover".to_owned()).chain(ports).collect();
+        let what = if messages < u32::MAX {
+            vec!["numbered".to_owned(), messages.to_string()]
+        } else {
+            vec!["failover".to_owned()]
+        };
+        let arguments: Vec<String> = what.into_iter().chain(ports).collect();
         let Some(mut child) = self.start(&arguments) else { return };
         let Some(output) = child.stdout.take() else { return };
         let mut lines = BufReader::new(output).lines();

@@ -81,17 +81,19 @@ pub(crate) async fn latency(broker: &Broker) -> Latency {
 pub(crate) async fn publish(
     brokers: Vec<Broker>,
     keep_alive: Option<Duration>,
+    messages: u32,
     acked: mpsc::UnboundedSender<(Instant, usize)>,
 ) {
     let (client, mut events) = AsyncClient::new(options(&brokers[0], keep_alive), 100);
     tokio::spawn(async move {
         let mut tick = tokio::time::interval(Duration::from_millis(1));
-        loop {
+        for number in 0..messages {
             tick.tick().await;
-            if client.publish("bench", QoS::AtLeastOnce, false, "x").await.is_err() {
-                break;
+            if client.publish("bench", QoS::AtLeastOnce, false, number.to_string()).await.is_err() {
+                return;
             }
         }
+        std::future::pending::<()>().await;
     });
     let mut active = 0;
     loop {

@@ -1,7 +1,8 @@
 // mqtt.js as its users use it. Arguments: throughput PORT MESSAGES WINDOW | latency PORT MESSAGES WINDOW | failover PORT...
+// | numbered MESSAGES PORT...
 //
 // throughput says messages a second and processor time in us a message; latency says p50 and p99 in us; failover says a
-// line for each acknowledgement, which broker of the list it came from.
+// line for each acknowledgement, which broker of the list it came from, and so does numbered.
 
 const mqtt = require('mqtt');
 
@@ -61,15 +62,15 @@ function latency(port, messages) {
     });
 }
 
-function failover(ports) {
+function failover(messages, ports) {
     const servers = ports.map((port) => ({ host: '127.0.0.1', port }));
     const client = mqtt.connect({ servers, clientId: 'mqtt-js' });
     const started = micros();
     let sent = 0;
     setInterval(() => {
-        while ((micros() - started) / 1000 >= sent) {
+        while (sent < messages && (micros() - started) / 1000 >= sent) {
             sent += 1;
-            client.publish('bench', 'x', { qos: 1 }, (error) => {
+            client.publish('bench', String(sent - 1), { qos: 1 }, (error) => {
                 if (!error) process.stdout.write(`${ports.indexOf(client.options.port)}\n`);
             });
         }
@@ -79,5 +80,6 @@ function failover(ports) {
 
 const [what, ...rest] = process.argv.slice(2);
 const numbers = rest.map(Number);
-if (what === 'failover') failover(numbers);
+if (what === 'failover') failover(Infinity, numbers);
+else if (what === 'numbered') failover(numbers[0], numbers.slice(1));
 else ({ throughput, latency })[what](...numbers);
