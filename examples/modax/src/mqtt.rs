@@ -72,12 +72,11 @@ fn tls(args: &BrokerArgs) -> Option<Tls> {
 /// The flag that a contradiction comes from.
 pub(crate) fn flag(error: &ConfigError) -> &'static str {
     match error {
-        ConfigError::ClientId => "--client-id",
+        ConfigError::ClientId | ConfigError::OutOfRange { field: "client_id", .. } => "--client-id",
         ConfigError::OutOfRange { field, .. } if field.ends_with("failback_after") => "--failback-after",
         ConfigError::OutOfRange { field: "queue.fsync_every", .. } => "--fsync-every",
         ConfigError::OutOfRange { field: "queue.max_bytes", .. } => "--queue-max-bytes",
         ConfigError::OutOfRange { field: "queue.max_messages", .. } => "--queue-max-messages",
-        ConfigError::OutOfRange { field: "client_id", .. } => "--client-id",
         ConfigError::Tls { .. } => "--tls-ca, --tls-cert, --tls-key, --tls-server-name",
         ConfigError::Queue { .. } => "--queue",
         ConfigError::NeedsVersion5 { field: "stamping" } => "--stamp without --mqtt5",
