@@ -19,6 +19,14 @@ const RESERVE_BYTES: u64 = 256 << 10;
 /// A block: a disk that has not even that is full.
 const LEAST_RESERVE: u64 = 4096;
 
+/// A child that this process, or the one before, is just starting holds the lock with all other files until its program
+/// begins: so often it is tried again,
+#[cfg(unix)]
+const LOCK_TRIES: u32 = 50;
+/// after so long.
+#[cfg(unix)]
+const LOCK_WAIT: std::time::Duration = std::time::Duration::from_millis(5);
+
 /// A folder on a real disk, locked against other processes for as long as this lives.
 pub(crate) struct Directory {
     path: PathBuf,
@@ -94,8 +102,16 @@ fn lock_for(file: &File, access: Access) -> io::Result<()> {
         Access::Read => FlockOperation::NonBlockingLockShared,
         Access::Write => FlockOperation::NonBlockingLockExclusive,
     };
-    flock(file, operation)
-        .map_err(|error| io::Error::new(io::Error::from(error).kind(), "another process has this queue open"))
+    let mut tries = 0..LOCK_TRIES;
+    loop {
+        match flock(file, operation) {
+            Err(rustix::io::Errno::AGAIN) if tries.next().is_some() => std::thread::sleep(LOCK_WAIT),
+            locked => {
+                let taken = |error| io::Error::new(error, "another process has this queue open");
+                return locked.map_err(|error| taken(io::Error::from(error).kind()));
+            }
+        }
+    }
 }
 
 #[cfg(not(unix))]
