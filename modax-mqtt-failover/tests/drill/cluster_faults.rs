@@ -1,5 +1,8 @@
-//! A NATS cluster of three whose nodes are stopped, cut off from the client, restarted in turn and all killed at once, each
-//! time with the whole cluster back before the next. The oracle does not pass the proxies.
+//! A NATS cluster of three whose nodes are cut off from the client, restarted in turn and all out of its reach, each time
+//! with the whole cluster back before the next. The oracle does not pass the proxies.
+//!
+//! No node is stopped, and they are not all killed at once: NATS 2.9 may deliver nothing of what it acknowledged to the
+//! oracle's session behind that, so that nothing of ours could be counted.
 
 use std::time::{Duration, Instant};
 
@@ -64,15 +67,6 @@ impl Plant {
         acked_more(&self.client, 20).await;
     }
 
-    async fn stop(&mut self) {
-        let (place, port) = self.serving().await;
-        self.fault("stopped and continued");
-        self.cluster.nodes()[place].stop();
-        self.moved(port).await;
-        self.cluster.nodes()[place].cont();
-        self.whole().await;
-    }
-
     async fn cut(&mut self, what: &'static str, direction: Direction) {
         let (place, port) = self.serving().await;
         let held = self.proxies[place].fired().blackhole;
@@ -104,17 +98,18 @@ impl Plant {
         assert!(self.faults.len() > faults, "no node in use was restarted");
     }
 
-    async fn all_down(&mut self) {
-        let admitted = self.client.stats().admitted;
-        self.fault("all killed");
-        for node in self.cluster.nodes() {
-            node.kill();
+    async fn all_away(&mut self) {
+        self.fault("all out of reach");
+        for proxy in &self.proxies {
+            proxy.set(Direction::Both, Fault::Refuse);
+            proxy.cut_all();
         }
-        let away = || async { !self.client.status().is_connected() && self.client.stats().admitted > admitted + 20 };
+        let away = || async { !self.client.status().is_connected() && self.client.stats().queue_messages > 20 };
         wait::until(DEADLINE, "messages that no node takes", away).await.expect("the fault did not reach the client");
         tokio::time::sleep(seconds("DRILL_DARK_SECONDS", 0)).await;
-        for node in self.cluster.nodes() {
-            node.restart().await.expect("restarted");
+        assert!(!self.client.status().is_connected(), "a node was reached");
+        for proxy in &self.proxies {
+            proxy.clear();
         }
         self.whole().await;
     }
@@ -137,15 +132,12 @@ impl Plant {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f02_a_cluster_whose_nodes_are_stopped_cut_off_restarted_and_all_down_loses_nothing() {
+async fn f03_a_cluster_whose_nodes_are_cut_off_restarted_and_all_out_of_reach_loses_nothing() {
     let mut plant = Plant::start().await;
     let load = Load::start(&plant.client, RATE, Qos::AtLeastOnce);
     acked_more(&plant.client, 100).await;
     // One kind after the other, so that each kind's figures stand together.
     let rounds = count("DRILL_CLUSTER_ROUNDS", 1);
-    for _ in 0..rounds {
-        plant.stop().await;
-    }
     for (what, direction) in [
         ("cut both ways", Direction::Both),
         ("cut to the client", Direction::ToClient),
@@ -159,13 +151,13 @@ async fn f02_a_cluster_whose_nodes_are_stopped_cut_off_restarted_and_all_down_lo
         plant.restart_in_turn().await;
     }
     for _ in 0..rounds {
-        plant.all_down().await;
+        plant.all_away().await;
     }
 
     let published = load.end().await;
     plant.tell(&published);
     let faults: Vec<_> = plant.faults.iter().map(|(_, at)| *at).collect();
-    let what = "nodes of a NATS cluster stopped, cut off, restarted in turn, all killed";
+    let what = "nodes of a NATS cluster cut off, restarted in turn, all out of reach";
     plant.oracle.judge(what, &published, &faults).await;
     assert!(plant.client.close(DEADLINE).await.undelivered.is_empty());
     drop((plant.oracle, plant.proxies));
