@@ -2,6 +2,9 @@
 
 use std::io;
 
+#[cfg(doc)]
+use super::Log;
+
 /// Why a commit did not happen.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
