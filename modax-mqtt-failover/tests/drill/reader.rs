@@ -312,30 +312,30 @@ const CUTS: [Blow; 2] = [Blow::Cut(Direction::Both), Blow::Cut(Direction::ToClie
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f21_a_reader_across_kills_misses_nothing_between_gaps_and_handles_nothing_twice() {
-    strikes("kill", Version::V311, count("DRILL_KILLS", 3), &[Blow::Kill]).await;
+    strikes("kill", Version::V311, count("DRILL_READER_KILLS", 3), &[Blow::Kill]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f21_a_reader_across_kills_handles_nothing_twice_by_what_mqtt_5_says_of_each_message() {
-    strikes("kill", Version::V5, count("DRILL_KILLS", 3), &[Blow::Kill]).await;
+    strikes("kill", Version::V5, count("DRILL_READER_KILLS", 3), &[Blow::Kill]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f21_a_reader_across_stops_misses_nothing_between_gaps_and_handles_nothing_twice() {
-    strikes("stop and continue", Version::V311, count("DRILL_STOPS", 2), &[Blow::Stop]).await;
+    strikes("stop and continue", Version::V311, count("DRILL_READER_STOPS", 2), &[Blow::Stop]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f21_a_reader_across_stops_handles_nothing_twice_by_what_mqtt_5_says_of_each_message() {
-    strikes("stop and continue", Version::V5, count("DRILL_STOPS", 2), &[Blow::Stop]).await;
+    strikes("stop and continue", Version::V5, count("DRILL_READER_STOPS", 2), &[Blow::Stop]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f21_a_reader_across_cuts_misses_nothing_between_gaps_and_handles_nothing_twice() {
-    strikes("cut both ways and one way", Version::V311, count("DRILL_ROUNDS", 1), &CUTS).await;
+    strikes("cut both ways and one way", Version::V311, count("DRILL_READER_ROUNDS", 1), &CUTS).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f21_a_reader_across_cuts_handles_nothing_twice_by_what_mqtt_5_says_of_each_message() {
-    strikes("cut both ways and one way", Version::V5, count("DRILL_ROUNDS", 1), &CUTS).await;
+    strikes("cut both ways and one way", Version::V5, count("DRILL_READER_ROUNDS", 1), &CUTS).await;
 }
