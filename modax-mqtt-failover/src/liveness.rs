@@ -335,11 +335,12 @@ impl Liveness {
     }
 
     /// Silence of theirs after the probe interval, or of ours after half the keep-alive, asks for a probe. So does a verdict
-    /// in vain where nothing waits for an answer: who only reads hears bytes all the time, and would stay lenient for ever.
+    /// in vain where nothing waits for an answer, at once: who only reads hears bytes all the time, and would stay lenient for
+    /// ever; and where the next broker hangs soon, too.
     fn next_probe(&self) -> Option<Instant> {
         let waiting = self.paused || self.probe_due || !self.probes.is_empty();
         let is_owed = self.in_vain > 0 && self.waiting.is_none();
-        let due = if is_owed { self.idle + self.config.floor } else { self.heard + self.config.probe_interval };
+        let due = if is_owed { self.idle } else { self.heard + self.config.probe_interval };
         let theirs = (!waiting).then_some(due);
         [theirs, self.own_probe()].into_iter().flatten().min()
     }

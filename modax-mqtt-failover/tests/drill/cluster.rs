@@ -134,7 +134,8 @@ async fn watch(nodes: Vec<SocketAddr>, seen: Arc<Mutex<Seen>>, ready: Arc<Notify
                 began = Instant::now();
                 if !ack.session_present {
                     client.subscribe("drill/#", QoS::AtLeastOnce).await.expect("room");
-                    client.subscribe(SCOUTS, QoS::AtLeastOnce).await.expect("room");
+                    // At QoS 0 it costs the cluster no consumer of its own, of which it would elect the leader, too.
+                    client.subscribe(SCOUTS, QoS::AtMostOnce).await.expect("room");
                 }
             }
             Ok(Event::Incoming(Packet::SubAck(_))) => ready.notify_one(),

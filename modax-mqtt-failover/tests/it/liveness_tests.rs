@@ -114,6 +114,25 @@ fn f02_a_client_that_only_reads_leaves_each_broker_that_hangs_as_soon_as_the_fir
 }
 
 #[test]
+fn f02_idle_brokers_that_hang_a_moment_after_they_accepted_are_each_left_as_soon_as_the_first() {
+    let mut bench = Bench::connected();
+    let mut verdicts = Vec::new();
+    for round in 0..5 {
+        bench.tell(Input::Accepted(MS));
+        let asked = bench.pass(MS).iter().any(|(_, output)| *output == Output::Probe);
+        assert_eq!(asked, round > 0, "after a verdict the next one is asked at once");
+        if asked {
+            bench.tell(Input::ProbeAnswered);
+        }
+        let (at, _) = verdict(&bench.pass(Duration::from_secs(60))).expect("a verdict");
+        verdicts.push(at);
+        bench.tell(Input::Closed);
+        bench.tell(Input::Opened { same_broker: false, electing: false });
+    }
+    assert!(verdicts.iter().all(|at| *at <= 1500 * MS), "{verdicts:?}");
+}
+
+#[test]
 fn any_byte_is_life() {
     let mut bench = Bench::connected();
     bench.measured(MS);
