@@ -23,7 +23,7 @@
 //! - **Never**: a silent drop, an unbounded queue, a wait without a deadline, a verdict of death because *we* were late.
 //! - On a *cluster* the cluster's own election counts first: seconds may pass before any node acknowledges. What the
 //!   client adds is, in most outages, less than the time from one [scout](Scouting) to the next; with ten kills in a NATS
-//!   cluster 0.02 s in the median and 0.6 s at worst. Without scouts it is up to several rounds of the nodes' own patience
+//!   cluster 0.04 s in the median and 3.6 s at worst. Without scouts it is up to several rounds of the nodes' own patience
 //!   (NATS: 4 s each). No bound is promised.
 //!
 //! Each line of the table is a test: `tests/it` proves them against scripted brokers and in a simulation, `tests/drill.rs`

@@ -30,7 +30,7 @@ pub struct Scouting {
 impl Default for Scouting {
     /// As [`probing`](Self::probing). How much later than the first new connection to any node a client in a NATS cluster
     /// that had lost its node was acknowledged, in runs of ten kills on a busy machine: without scouts 0.1 to 3.3 s in the
-    /// median and 3 to 19 s at worst; with them 0.02 to 0.27 s, and 0.4 to 5 s at worst (0.6 s in the last run).
+    /// median and 3 to 19 s at worst; with them 0.02 to 0.27 s, and 0.4 to 5 s at worst.
     fn default() -> Self {
         Self::probing()
     }
