@@ -195,18 +195,10 @@ impl Inflight {
         self.pending.first().copied()
     }
 
-    /// Every message whose PUBREL is to be sent (again), oldest first.
-    #[must_use]
-    pub fn releases(&self) -> Vec<MessageId> {
+    /// The messages whose PUBREL is to be sent (again), oldest first.
+    pub fn releases(&self) -> impl Iterator<Item = MessageId> {
         let releases = |id: &&MessageId| self.get(**id).is_some_and(|entry| entry.phase == Phase::ReleasePending);
-        self.pending.iter().filter(releases).copied().collect()
-    }
-
-    /// The oldest message whose PUBREL is to be sent (again).
-    #[must_use]
-    pub fn next_release(&self) -> Option<MessageId> {
-        let releases = |id: &&MessageId| self.get(**id).is_some_and(|entry| entry.phase == Phase::ReleasePending);
-        self.pending.iter().find(releases).copied()
+        self.pending.iter().filter(releases).copied()
     }
 
     /// Messages whose PUBLISH is on this connection, or was received by this session, and that have no outcome, and what

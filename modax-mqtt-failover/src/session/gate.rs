@@ -94,10 +94,10 @@ impl Session {
         match self.gate {
             Gate::Open if has_room => {
                 let next = self.inflight.next_pending().filter(|message| self.may_begin(*message));
-                next.or_else(|| self.inflight.next_release())
+                next.or_else(|| self.inflight.releases().next())
             }
             Gate::Only(message) if has_room && self.inflight.is_unsent(message) => Some(message),
-            Gate::Open | Gate::Only(_) | Gate::Shut => self.inflight.next_release(),
+            Gate::Open | Gate::Only(_) | Gate::Shut => self.inflight.releases().next(),
         }
     }
 }

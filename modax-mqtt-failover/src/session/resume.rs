@@ -46,7 +46,7 @@ impl Session {
             self.send(Packet::PubRel { id, code: 0 });
         }
         self.release_left_open();
-        for message in self.inflight.releases() {
+        for message in self.inflight.releases().collect::<Vec<_>>() {
             self.release(message);
         }
         self.greet_others();
