@@ -219,12 +219,15 @@ impl Shared {
 
     /// Not under the lock either.
     pub(crate) fn tell(&self, told: Told) {
-        for (receipt, outcome) in told {
+        for (_, outcome) in &told {
             if let Some(observer) = &self.observer {
-                contained(|| observer.on_outcome(&outcome));
+                contained(|| observer.on_outcome(outcome));
             }
             #[cfg(feature = "metrics")]
-            contained(|| self.meter.outcome(&outcome));
+            contained(|| self.meter.outcome(outcome));
+        }
+        // The newest first: who waits for the oldest of many is woken once, and finds the others told.
+        for (receipt, outcome) in told.into_iter().rev() {
             // A receipt that was dropped wants no answer.
             let _ = receipt.map(|receipt| receipt.send(outcome));
         }
@@ -378,9 +381,4 @@ impl Drop for Handle {
 /// Counts what a reader missed, and says so in the stream.
 pub(crate) fn lagged(missed: u64) -> Event {
     Event::Lagged { missed }
-}
-
-/// When a message waiting for room gives up.
-pub(crate) fn patience(now: Instant, expires_in: Option<Duration>) -> Option<Instant> {
-    expires_in.and_then(|time| now.checked_add(time))
 }
