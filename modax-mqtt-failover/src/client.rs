@@ -20,7 +20,7 @@ use crate::{
     delivery::{Subscription, buffer},
     driver::{self, Refused},
     event::{Event, Stats, Status},
-    handover::{Command, Handle, lagged, patience},
+    handover::{Command, Handle, lagged},
     message::{Closed, Message, MessageId, Outcome},
     packet::{Qos, Version},
     properties::UserProperties,
@@ -97,7 +97,7 @@ impl Client {
     /// Cancel safe with a queue in memory: a future that is dropped before it returns has admitted nothing. With a queue
     /// on disk the message may have been admitted all the same.
     pub async fn publish(&self, message: Message) -> Result<Receipt, PublishError> {
-        let deadline = patience(driver::now(), message.expires_in);
+        let deadline = message.expires_in.and_then(|time| driver::now().checked_add(time));
         loop {
             let mut room = std::pin::pin!(self.handle.shared.room.notified());
             room.as_mut().enable();
