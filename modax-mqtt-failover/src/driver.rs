@@ -10,6 +10,7 @@ mod link;
 mod links;
 mod readers;
 mod resolve;
+mod rest;
 #[cfg(feature = "rustls")]
 mod secure;
 mod unclaimed;
@@ -34,6 +35,7 @@ use crate::{
         link::{Link, Progress},
         links::{Found, Links},
         readers::Readers,
+        rest::Rest,
         unclaimed::Came,
     },
     event::{Event, GapReason},
@@ -83,6 +85,7 @@ pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Resu
         shared,
         dialler,
         links: Links::default(),
+        rest: Rest::default(),
         readers: Readers::new(now()),
         settled: Vec::new(),
         closing: None,
@@ -106,6 +109,7 @@ struct Driver {
     brokers: Vec<Broker>,
     dialler: Dialler,
     links: Links,
+    rest: Rest,
     readers: Readers,
     /// Outcomes not yet told to their receipts.
     settled: Vec<(MessageId, Outcome)>,
@@ -120,7 +124,7 @@ struct Driver {
 /// What ended a wait.
 enum Happened {
     Found(Found),
-    /// A handle, a timer or a reader with room.
+    /// A handle, a timer, a reader with room or the end of a rest.
     Woken,
 }
 
@@ -148,9 +152,9 @@ impl Driver {
     }
 
     async fn wait(&mut self) -> Happened {
-        let Self { courier, shared, links, readers, closing, expiry, .. } = self;
+        let Self { courier, shared, links, rest, readers, closing, expiry, .. } = self;
         let due = [courier.poll_timeout(), *closing, *expiry, readers.unclaimed.due()].into_iter().flatten().min();
-        let unread = courier.unread_attempt().filter(|_| readers.is_full());
+        let unread = courier.unread_attempt().filter(|_| readers.is_full() || rest.is_on());
         // Outcomes to be told make room for more to send: not before the sockets were looked at, or a producer that never
         // rests would keep us from reading.
         let is_busy = !self.settled.is_empty();
@@ -159,6 +163,7 @@ impl Driver {
             found = poll_fn(|context| links.poll(context, now, unread)) => Happened::Found(found),
             () = std::future::ready(()), if is_busy => Happened::Woken,
             () = shared.wake.notified() => Happened::Woken,
+            () = rest.end() => Happened::Woken,
             () = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -213,6 +218,7 @@ impl Driver {
             self.input(Input::Written { attempt, packets, stalled });
         }
         if progress.heard {
+            self.rest.heard();
             self.input(Input::Heard { attempt });
         }
         self.decode(attempt);
@@ -347,6 +353,9 @@ impl Driver {
             self.courier.handle_input(now, Input::Publish(message));
         }
         self.perform();
+        if self.courier.room() == 0 {
+            self.rest.begin(self.courier.inflight());
+        }
     }
 
     fn settle(&mut self, state: &mut State) -> Told {
