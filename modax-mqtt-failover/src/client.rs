@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_core::Stream;
@@ -97,15 +97,30 @@ impl Client {
     /// Cancel safe with a queue in memory: a future that is dropped before it returns has admitted nothing. With a queue
     /// on disk the message may have been admitted all the same.
     pub async fn publish(&self, message: Message) -> Result<Receipt, PublishError> {
-        let deadline = message.expires_in.and_then(|time| driver::now().checked_add(time));
+        let mut admitted = self.admit(&message);
+        if let Err(PublishError::Full) = admitted
+            && self.waits()
+        {
+            let deadline = message.expires_in.and_then(|time| driver::now().checked_add(time));
+            admitted = self.wait_for_room(&message, deadline).await;
+        }
+        match admitted? {
+            (receipt, None) => Ok(receipt),
+            (receipt, Some(written)) => on_disk(receipt, written).await,
+        }
+    }
+
+    async fn wait_for_room(
+        &self,
+        message: &Message,
+        deadline: Option<Instant>,
+    ) -> Result<(Receipt, Option<Written>), PublishError> {
         loop {
             let mut room = std::pin::pin!(self.handle.shared.room.notified());
             room.as_mut().enable();
-            match self.admit(&message) {
-                Err(PublishError::Full) if self.waits() => {}
-                Err(refused) => return Err(refused),
-                Ok((receipt, None)) => return Ok(receipt),
-                Ok((receipt, Some(written))) => return on_disk(receipt, written).await,
+            match self.admit(message) {
+                Err(PublishError::Full) => {}
+                decided => return decided,
             }
             if !driver::before(&self.handle.shared, deadline, room).await {
                 return Err(PublishError::Full);
