@@ -157,8 +157,9 @@ impl ClientBuilder {
     /// second. A broker of MQTT 5 says how many it takes, and is given no more. One of 3.1.1 cannot say: of QoS 2 it is given
     /// 8 at once whatever stands here, because mosquitto takes 20 by default and drops what is more with an acknowledgement.
     ///
-    /// While 64 or more are under way and no other may be sent, acknowledgements gather for 0.4 µs each, at most 100 µs, before
-    /// they are read (on Linux): one at a time they cost broker and client more than the messages do.
+    /// While 64 or more are at the broker and no other may be sent, acknowledgements gather for 0.4 µs for each of them, at most
+    /// 100 µs, before they are read, unless something else wakes the client: one at a time they cost more than the messages.
+    /// On Linux, over TCP or TLS; not over a [`connector`](Self::connector).
     ///
     /// More than 65,000 is taken for 65,000: the rest of the 65,535 packet identifiers is for subscriptions.
     pub fn max_inflight(mut self, messages: u16) -> Self {

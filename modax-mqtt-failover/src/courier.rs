@@ -177,6 +177,12 @@ impl Courier {
         self.session.inflight()
     }
 
+    /// Messages that a broker has on this connection, or had in this session, without an outcome.
+    #[must_use]
+    pub fn on_the_wire(&self) -> usize {
+        self.session.ledger().on_the_wire()
+    }
+
     /// The attempt that carries messages, or did last.
     #[must_use]
     pub const fn attempt(&self) -> u64 {
@@ -189,7 +195,7 @@ impl Courier {
         self.session.generation()
     }
 
-    /// The attempt that is not read while readers are full. One whose CONNACK is to come is read in any case.
+    /// The attempt that is not read while readers are full, or in a rest. One whose CONNACK is to come is read in any case.
     #[must_use]
     pub fn unread_attempt(&self) -> Option<u64> {
         (self.serving.is_some() || self.stopped).then_some(self.attempt)

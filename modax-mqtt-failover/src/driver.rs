@@ -144,6 +144,7 @@ impl Driver {
             self.courier.handle_input(now(), Input::Paused(self.readers.is_full()));
             self.unblock();
             if self.courier.poll_timeout().is_some_and(|due| due <= now()) {
+                self.look_at_links();
                 self.courier.handle_timeout(now());
                 self.perform();
             }
@@ -160,10 +161,11 @@ impl Driver {
         let is_busy = !self.settled.is_empty();
         tokio::select! {
             biased;
+            // Before the links, one of which may be busy all the time; after a rest something is read first.
+            () = rest.end() => Happened::Woken,
             found = poll_fn(|context| links.poll(context, now, unread)) => Happened::Found(found),
             () = std::future::ready(()), if is_busy => Happened::Woken,
             () = shared.wake.notified() => Happened::Woken,
-            () = rest.end() => Happened::Woken,
             () = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due.into()).await,
@@ -353,8 +355,8 @@ impl Driver {
             self.courier.handle_input(now, Input::Publish(message));
         }
         self.perform();
-        if self.courier.room() == 0 {
-            self.rest.begin(self.courier.inflight());
+        if self.courier.room() == 0 && self.links.get(self.courier.attempt()).is_some_and(Link::is_socket) {
+            self.rest.begin(self.courier.on_the_wire());
         }
     }
 

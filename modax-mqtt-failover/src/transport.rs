@@ -195,6 +195,16 @@ impl Transport {
         }
     }
 
+    /// Whether the operating system carries it, so that the runtime watches descriptors, and its clock is the real one.
+    pub(crate) fn is_socket(&self) -> bool {
+        match &self.wire {
+            Wire::Tcp(_) => true,
+            #[cfg(feature = "rustls")]
+            Wire::Tls(stream) => stream.get_ref().0.is_socket(),
+            Wire::Other(_) => false,
+        }
+    }
+
     /// Tells the other side's kernel at once what has arrived. A broker that leaves Nagle's algorithm on (mosquitto does
     /// by default) holds back each further PUBACK until it hears that, which takes 40 ms when left to the kernel.
     pub(crate) fn acknowledge_at_once(&self) {

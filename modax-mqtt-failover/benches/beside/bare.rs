@@ -13,9 +13,9 @@ use crate::contestant::{Broker, INFLIGHT, PAYLOAD};
 const CONNECT: &[u8] = b"\x10\x10\0\x04MQTT\x04\x02\0\x3c\0\x04bare";
 /// Bytes of a CONNACK and of a PUBACK.
 const ANSWER: usize = 4;
-/// Answers gather before they are read, or waking us for each would cost the broker a fifth of what it can do. The
-/// system makes some 60 µs of it.
+/// Answers gather before they are read: waking us for each would cost the broker too.
 const GATHER: Duration = Duration::from_micros(10);
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// On a thread of its own: no runtime stands between.
 pub(crate) async fn throughput(broker: &Broker, messages: u32) -> io::Result<f64> {
@@ -26,6 +26,7 @@ pub(crate) async fn throughput(broker: &Broker, messages: u32) -> io::Result<f64
 fn flood(addr: std::net::SocketAddr, messages: u32) -> io::Result<f64> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(SILENCE))?;
     stream.write_all(CONNECT)?;
     stream.read_exact(&mut [0; ANSWER])?;
     let all: Vec<u8> =
@@ -42,7 +43,10 @@ fn flood(addr: std::net::SocketAddr, messages: u32) -> io::Result<f64> {
             sent = next;
         }
         std::thread::sleep(GATHER);
-        answers += stream.read(&mut buffer)?;
+        match stream.read(&mut buffer)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            bytes => answers += bytes,
+        }
         // As ours does, or Nagle's algorithm on the broker's side would be measured.
         socket2::SockRef::from(&stream).set_tcp_quickack(true)?;
         acked = answers / ANSWER;

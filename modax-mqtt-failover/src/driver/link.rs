@@ -115,6 +115,11 @@ impl Link {
         self.transport.peer().filter(|_| self.packets_written > 0 && self.transport.traffic().received == 0)
     }
 
+    /// Whether the operating system carries it.
+    pub(crate) fn is_socket(&self) -> bool {
+        self.transport.is_socket()
+    }
+
     /// Whether more may be encoded.
     pub(crate) fn has_room(&self) -> bool {
         self.output.len() < WRITE_HIGH
@@ -130,7 +135,7 @@ impl Link {
         self.stalled
     }
 
-    /// Writes and reads what can be without waiting; one step of each. `read` is false while a reader is slow.
+    /// Writes and reads what can be without waiting; one step of each. `read` is false while a reader is slow, and in a rest.
     pub(crate) fn poll(&mut self, context: &mut Context<'_>, now: impl Fn() -> Instant, read: bool) -> Poll<Progress> {
         let mut progress = Progress::default();
         let was_stalled = self.stalled.is_some();
