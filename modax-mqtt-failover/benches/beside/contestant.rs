@@ -1,6 +1,6 @@
 //! Who is measured, and what each can do.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use modax_testbed::Mosquitto;
 use tokio::sync::mpsc;
@@ -11,8 +11,28 @@ pub(crate) type Broker = Arc<Mosquitto>;
 
 /// Unacknowledged publishes that everybody may have.
 pub(crate) const INFLIGHT: u16 = 100;
+/// Messages of one run of a Rust client.
+const MESSAGES: u32 = 50_000;
 /// The payload of a throughput message.
 pub(crate) const PAYLOAD: [u8; 64] = [b'x'; 64];
+
+/// Where a Rust client and its program run. Others are processes of their own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In a task of the runtime, as in a service: it and the client's task share threads.
+    Task,
+    /// In `main`, as in most examples: on a thread that is none of the runtime's, so that waking it crosses threads.
+    Main,
+}
+
+impl Place {
+    async fn run<T: Send + 'static>(self, work: impl Future<Output = T> + Send + 'static) -> T {
+        match self {
+            Self::Task => tokio::spawn(work).await.expect("no panic"),
+            Self::Main => work.await,
+        }
+    }
+}
 
 /// One run at full speed.
 pub(crate) struct Speed {
@@ -57,13 +77,15 @@ impl Contestant {
     }
 
     /// Sends as fast as acknowledgements allow.
-    pub(crate) async fn throughput(&self, broker: &Broker) -> Option<Speed> {
+    pub(crate) async fn throughput(&self, broker: &Broker, place: Place) -> Option<Speed> {
         let broker_cpu = Cpu::of(broker.process().pid());
         let own = Cpu::of(std::process::id());
         let (messages, messages_a_second, peer_cpu) = match self {
-            Self::Ours => (50_000, ours::throughput(broker, 50_000).await, None),
-            Self::Rumqttc { .. } => (50_000, raw_rumqttc::throughput(broker, 50_000).await, None),
-            Self::Bare => (50_000, bare::throughput(broker, 50_000).await.ok()?, None),
+            Self::Ours => (MESSAGES, place.run(ours::throughput(Arc::clone(broker), MESSAGES)).await, None),
+            Self::Rumqttc { .. } => {
+                (MESSAGES, place.run(raw_rumqttc::throughput(Arc::clone(broker), MESSAGES)).await, None)
+            }
+            Self::Bare => (MESSAGES, bare::throughput(broker, MESSAGES).await.ok()?, None),
             Self::Peer(peer) => {
                 let (rate, cpu) = peer.throughput(broker).await?;
                 (peer.messages, rate, Some(cpu))

@@ -21,8 +21,8 @@ fn client(brokers: &[Broker]) -> Client {
         .expect("a client")
 }
 
-pub(crate) async fn throughput(broker: &Broker, messages: u32) -> f64 {
-    let client = client(std::slice::from_ref(broker));
+pub(crate) async fn throughput(broker: Broker, messages: u32) -> f64 {
+    let client = client(std::slice::from_ref(&broker));
     let payload = Bytes::from_static(&PAYLOAD);
     client.publish(Message::new("bench", payload.clone())).await.expect("admitted").acked().await;
     let started = Instant::now();

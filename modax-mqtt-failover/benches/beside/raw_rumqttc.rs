@@ -28,8 +28,8 @@ async fn connected(broker: &Broker) -> (AsyncClient, EventLoop) {
     (client, events)
 }
 
-pub(crate) async fn throughput(broker: &Broker, messages: u32) -> f64 {
-    let (client, mut events) = connected(broker).await;
+pub(crate) async fn throughput(broker: Broker, messages: u32) -> f64 {
+    let (client, mut events) = connected(&broker).await;
     let started = Instant::now();
     let publisher = tokio::spawn(async move {
         for _ in 0..messages {

@@ -3,7 +3,7 @@
 use modax_testbed::{Ground, MosquittoOptions, TestbedError};
 
 use crate::{
-    contestant::{Broker, Contestant, INFLIGHT},
+    contestant::{Broker, Contestant, INFLIGHT, Place},
     figures::{Table, max, median, min},
 };
 
@@ -13,31 +13,37 @@ pub(crate) fn quiet() -> MosquittoOptions {
     MosquittoOptions { quiet: true, ..MosquittoOptions::default() }
 }
 
-/// Messages a second over one broker with the same window, everybody in turn.
+/// Messages a second over one broker with the same window, everybody in turn; then the Rust clients in `main`.
 pub(crate) async fn throughput(contestants: &[Contestant], table: &mut Table) -> Result<(), TestbedError> {
     let ground = Ground::start().await?;
     let broker = Broker::new(ground.mosquitto_with(quiet()).await?);
     let mut all = contestants.to_vec();
     all.push(Contestant::Bare);
+    let what = format!("QoS 1, 64 B, {INFLIGHT} in flight");
+    in_turn(&broker, &all, Place::Task, &what, table).await;
+    all.retain(|one| matches!(one, Contestant::Ours | Contestant::Rumqttc { .. } | Contestant::Bare));
+    in_turn(&broker, &all, Place::Main, &format!("{what}, in main"), table).await;
+    ground.stop().await;
+    Ok(())
+}
+
+async fn in_turn(broker: &Broker, all: &[Contestant], place: Place, what: &str, table: &mut Table) {
     let mut rates = vec![Vec::new(); all.len()];
     let mut cpus = vec![Vec::new(); all.len()];
     let mut broker_cpus = vec![Vec::new(); all.len()];
     for round in 0..=ROUNDS {
         for (index, contestant) in all.iter().enumerate() {
             // The first round warms up.
-            if let Some(speed) = contestant.throughput(&broker).await.filter(|_| round > 0) {
+            if let Some(speed) = contestant.throughput(broker, place).await.filter(|_| round > 0) {
                 rates[index].push(speed.messages_a_second / 1000.0);
                 cpus[index].push(speed.cpu);
                 broker_cpus[index].push(speed.broker_cpu);
             }
         }
     }
-    let what = format!("QoS 1, 64 B, {INFLIGHT} in flight, thousand messages/s");
-    each(table, &what, &all, &rates);
-    each(table, "the same, client's processor time, µs a message", &all, &cpus);
-    each(table, "the same, broker's processor time, µs a message", &all, &broker_cpus);
-    ground.stop().await;
-    Ok(())
+    each(table, &format!("{what}, thousand messages/s"), all, &rates);
+    each(table, "the same, client's processor time, µs a message", all, &cpus);
+    each(table, "the same, broker's processor time, µs a message", all, &broker_cpus);
 }
 
 /// A row for each; the ratio is the median of the ratios round by round, because the load changes between rounds.
