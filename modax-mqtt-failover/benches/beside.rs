@@ -2,7 +2,7 @@
 //!
 //! `make bench-mqtt`, or `BENCH=throughput,latency make bench-mqtt` for parts of it: `throughput`, `latency`, `kill`,
 //! `stop`, `lost`. `BENCH_PEERS=no` leaves out all peers but rumqttc, which needs no download. Read the ratios; absolute
-//! figures are those of one machine at one load. What no client could pass stands beside them: `bare writes` sends
+//! figures are those of one machine at one load. What broker and kernel can do stands beside them: `bare writes` sends
 //! PUBLISH packets that were made beforehand and counts the answers, without being a client.
 
 #[path = "beside/bare.rs"]

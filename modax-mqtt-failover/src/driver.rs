@@ -121,13 +121,6 @@ struct Driver {
     unmatched: u64,
 }
 
-/// What ended a wait.
-enum Happened {
-    Found(Found),
-    /// A handle, a timer, a reader with room or the end of a rest.
-    Woken,
-}
-
 impl Driver {
     async fn run(mut self) {
         self.input(Input::Start);
@@ -136,15 +129,19 @@ impl Driver {
             if self.is_finished() {
                 break;
             }
-            match self.wait().await {
-                Happened::Found(found) => self.on_found(found),
-                Happened::Woken => self.look_at_links(),
+            let found = self.wait().await;
+            let is_due = self.courier.poll_timeout().is_some_and(|due| due <= now());
+            let looks = is_due || found.is_none();
+            if let Some(found) = found {
+                self.on_found(found);
+            }
+            if looks {
+                self.look_at_links();
             }
             self.decode(self.courier.attempt());
             self.courier.handle_input(now(), Input::Paused(self.readers.is_full()));
             self.unblock();
-            if self.courier.poll_timeout().is_some_and(|due| due <= now()) {
-                self.look_at_links();
+            if is_due {
                 self.courier.handle_timeout(now());
                 self.perform();
             }
@@ -152,7 +149,8 @@ impl Driver {
         self.finish().await;
     }
 
-    async fn wait(&mut self) -> Happened {
+    /// What a link did; `None` for a handle, a timer, a reader with room or the end of a rest.
+    async fn wait(&mut self) -> Option<Found> {
         let Self { courier, shared, links, rest, readers, closing, expiry, .. } = self;
         let due = [courier.poll_timeout(), *closing, *expiry, readers.unclaimed.due()].into_iter().flatten().min();
         let unread = courier.unread_attempt().filter(|_| readers.is_full() || rest.is_on());
@@ -162,16 +160,16 @@ impl Driver {
         tokio::select! {
             biased;
             // Before the links, one of which may be busy all the time; after a rest something is read first.
-            () = rest.end() => Happened::Woken,
-            found = poll_fn(|context| links.poll(context, now, unread)) => Happened::Found(found),
-            () = std::future::ready(()), if is_busy => Happened::Woken,
-            () = shared.wake.notified() => Happened::Woken,
+            () = rest.end() => None,
+            found = poll_fn(|context| links.poll(context, now, unread)) => Some(found),
+            () = std::future::ready(()), if is_busy => None,
+            () = shared.wake.notified() => None,
             () = async {
                 match due {
                     Some(due) => tokio::time::sleep_until(due.into()).await,
                     None => std::future::pending().await,
                 }
-            } => Happened::Woken,
+            } => None,
         }
     }
 
@@ -220,7 +218,7 @@ impl Driver {
             self.input(Input::Written { attempt, packets, stalled });
         }
         if progress.heard {
-            self.rest.heard();
+            self.rest.heard(attempt == self.courier.attempt());
             self.input(Input::Heard { attempt });
         }
         self.decode(attempt);

@@ -41,8 +41,8 @@ pub trait Observer: Send + Sync + 'static {
         let _ = event;
     }
 
-    /// A message that was admitted has its outcome; also one that an earlier process left on disk. Called in the order in which
-    /// outcomes become known, before the receipt is told.
+    /// A message that was admitted has its outcome; also one that an earlier process left on disk. What the client learns
+    /// together is said in the order in which it was learnt, before any receipt of it is told.
     fn on_outcome(&self, outcome: &Outcome) {
         let _ = outcome;
     }

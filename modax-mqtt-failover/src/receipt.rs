@@ -9,9 +9,9 @@ use crate::message::{MessageId, Outcome};
 /// Of a client that is gone without a word.
 const UNANSWERED: Outcome = Outcome::Undelivered { maybe_delivered: true };
 
-/// Stands for one admitted message until its outcome is known. Dropping it changes nothing for the message. Receipts get their
-/// outcomes in no particular order: several that become known at once are told newest first, so that who waits for the oldest
-/// is woken once.
+/// Stands for one admitted message until its outcome is known. Dropping it changes nothing for the message. Of several
+/// outcomes that become known at once the last is told first, so that who waits for the oldest is woken once: none says that
+/// those before it have been told.
 #[must_use = "without it nobody learns whether the message arrived; use `drop` where that is meant"]
 pub struct Receipt {
     id: MessageId,

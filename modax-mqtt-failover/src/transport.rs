@@ -195,7 +195,7 @@ impl Transport {
         }
     }
 
-    /// Whether the operating system carries it, so that the runtime watches descriptors, and its clock is the real one.
+    /// Whether the operating system carries it, so that the runtime is one that watches descriptors.
     pub(crate) fn is_socket(&self) -> bool {
         match &self.wire {
             Wire::Tcp(_) => true,

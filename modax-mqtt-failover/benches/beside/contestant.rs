@@ -17,7 +17,7 @@ const MESSAGES: u32 = 50_000;
 pub(crate) const PAYLOAD: [u8; 64] = [b'x'; 64];
 
 /// Where a Rust client and its program run. Others are processes of their own.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Place {
     /// In a task of the runtime, as in a service: it and the client's task share threads.
     Task,

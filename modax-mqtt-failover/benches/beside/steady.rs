@@ -42,8 +42,8 @@ async fn in_turn(broker: &Broker, all: &[Contestant], place: Place, what: &str, 
         }
     }
     each(table, &format!("{what}, thousand messages/s"), all, &rates);
-    each(table, "the same, client's processor time, µs a message", all, &cpus);
-    each(table, "the same, broker's processor time, µs a message", all, &broker_cpus);
+    each(table, &format!("{what}, client's processor time, µs a message"), all, &cpus);
+    each(table, &format!("{what}, broker's processor time, µs a message"), all, &broker_cpus);
 }
 
 /// A row for each; the ratio is the median of the ratios round by round, because the load changes between rounds.

@@ -1,8 +1,8 @@
-//! A short rest from reading while as much is under way as may be.
+//! A short rest from reading while as much is on the wire as may be.
 //!
 //! A broker acknowledges each message by itself. To read and answer each by itself costs both sides more than the message
-//! does. With the window full nothing is lost by letting answers gather for a moment: the broker has the rest of the window
-//! to go on with. Only reading rests; whatever else comes up is done at once, and reads what is there.
+//! does. With the window full nothing is lost by letting answers gather for a moment: the broker has the other messages to go
+//! on with. Only reading rests; a handle or a timer that wakes the driver meanwhile makes it read what is there.
 
 use std::time::Duration;
 
@@ -11,33 +11,57 @@ use linux::Timer;
 #[cfg(not(target_os = "linux"))]
 use none::Timer;
 
-/// With fewer under way the broker could run out of work.
+/// With fewer on the wire the broker could run out of work.
 const FEWEST: usize = 64;
-/// For each message under way. mosquitto needs about ten times as long for one.
+/// For each message on the wire. mosquitto needs about ten times as long for one.
 const EACH: Duration = Duration::from_nanos(400);
 /// Felt by nobody, also where the way to the broker is what takes time.
 const LONGEST: Duration = Duration::from_micros(100);
+/// So often in a row no rest is taken, at most, after rests in which nothing came.
+const MOST_SKIPPED: u32 = 64;
 
 /// See the head of this file.
 #[derive(Default)]
 pub(super) struct Rest {
     timer: Timer,
     is_on: bool,
-    /// Something was read since the last rest: silence would only be waited for.
+    /// The last one has ended, and nobody has asked yet whether it was worth it.
+    has_ended: bool,
+    /// The broker was heard since the last rest began: silence would only be waited for.
     is_earned: bool,
+    /// How many rests are left out, and how many of them are still to come. Where the way to the broker takes the time,
+    /// answers come one by one, and a rest is a timer for nothing.
+    skipped: u32,
+    to_skip: u32,
 }
 
 impl Rest {
-    pub(super) fn heard(&mut self) {
-        self.is_earned = true;
+    /// Something was read from the broker that serves.
+    pub(super) fn heard(&mut self, from_serving: bool) {
+        self.is_earned |= from_serving;
     }
 
     /// No more may be sent, and the broker has so many messages to answer. Only over a socket: on a runtime that does not
     /// watch descriptors the timer could not be built.
     pub(super) fn begin(&mut self, on_the_wire: usize) {
-        if on_the_wire >= FEWEST && !self.is_on && std::mem::take(&mut self.is_earned) {
-            self.is_on = self.timer.set(time(on_the_wire));
+        if on_the_wire < FEWEST || self.is_on {
+            return;
         }
+        let is_earned = std::mem::take(&mut self.is_earned);
+        if std::mem::take(&mut self.has_ended) {
+            self.skipped = if is_earned { 0 } else { self.skipped.saturating_mul(2).clamp(2, MOST_SKIPPED) };
+            self.to_skip = self.skipped;
+        }
+        if !is_earned {
+            return;
+        }
+        if let Some(left) = self.to_skip.checked_sub(1) {
+            self.to_skip = left;
+            return;
+        }
+        self.is_on = self.timer.set(time(on_the_wire));
+        #[cfg(test)]
+        TAKEN.set(TAKEN.get() + u32::from(self.is_on));
     }
 
     pub(super) const fn is_on(&self) -> bool {
@@ -51,7 +75,14 @@ impl Rest {
         }
         self.timer.rings().await;
         self.is_on = false;
+        self.has_ended = true;
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Rests begun on this thread.
+    static TAKEN: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
 fn time(on_the_wire: usize) -> Duration {
@@ -94,7 +125,10 @@ mod linux {
         }
     }
 
-    #[allow(deprecated, reason = "unsound for what gives out another descriptor each time, and by some versions only")]
+    #[allow(
+        deprecated,
+        reason = "unsound where the descriptor changes, which ours does not; deprecated by some versions only"
+    )]
     fn create() -> Option<AsyncFd<OwnedFd>> {
         let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK).ok()?;
         AsyncFd::with_interest(timer, Interest::READABLE).ok()
@@ -119,8 +153,13 @@ mod none {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use futures_util::FutureExt;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
 
     use super::*;
+    use crate::{Client, Message};
 
     /// Whether a rest is on: then it has not ended when it is first looked at, and ends by itself.
     async fn rests(rest: &mut Rest) -> bool {
@@ -141,27 +180,98 @@ mod tests {
         assert!(!rests(&mut rest).await, "nothing was read yet");
 
         for _ in 0..100 {
-            rest.heard();
+            rest.heard(true);
             rest.begin(100);
             assert!(rests(&mut rest).await);
-            rest.begin(100);
-            assert!(!rests(&mut rest).await, "a silent broker is not waited for again and again");
         }
+
+        rest.begin(100);
+        assert!(!rests(&mut rest).await, "a silent broker is not waited for again and again");
+        rest.heard(false);
+        rest.begin(100);
+        assert!(!rests(&mut rest).await, "another one was heard");
     }
 
     #[tokio::test]
     async fn a_small_window_never_rests() {
         let mut rest = Rest::default();
-        rest.heard();
+        rest.heard(true);
         rest.begin(FEWEST - 1);
         assert!(!rests(&mut rest).await);
         rest.begin(FEWEST);
         assert!(rests(&mut rest).await);
     }
 
+    /// How many reads pass until the next rest.
+    async fn reads_before_a_rest(rest: &mut Rest) -> u32 {
+        let mut reads = 0;
+        loop {
+            rest.heard(true);
+            rest.begin(100);
+            if rests(rest).await {
+                return reads;
+            }
+            reads += 1;
+        }
+    }
+
+    #[tokio::test]
+    async fn rests_in_which_nothing_comes_are_taken_more_and_more_seldom_until_something_does() {
+        let mut rest = Rest::default();
+        let mut before = Vec::new();
+        for _ in 0..8 {
+            before.push(reads_before_a_rest(&mut rest).await);
+            rest.begin(100);
+        }
+        assert_eq!(before, [0, 2, 4, 8, 16, 32, 64, 64]);
+
+        assert_eq!(reads_before_a_rest(&mut rest).await, 64, "the last one was in vain");
+        assert_eq!(reads_before_a_rest(&mut rest).await, 0, "in the last one something came");
+    }
+
     #[test]
     fn a_rest_grows_with_the_window_and_has_an_end() {
         assert_eq!([time(100), time(200)], [Duration::from_micros(40), Duration::from_micros(80)]);
         assert_eq!([time(1000), time(usize::MAX)], [LONGEST; 2]);
+    }
+
+    /// Acknowledges nothing before it has `window` messages, then each by itself.
+    async fn serve(listener: TcpListener, window: usize) -> std::io::Result<()> {
+        let (mut wire, _) = listener.accept().await?;
+        let (mut published, mut is_full) = (Vec::new(), false);
+        loop {
+            let kind = wire.read_u8().await?;
+            let mut body = vec![0; usize::from(wire.read_u8().await?)];
+            wire.read_exact(&mut body).await?;
+            match kind >> 4 {
+                1 => wire.write_all(&[0x20, 2, 0, 0]).await?,
+                // Its identifier stands behind the topic `t`.
+                3 => published.push([body[3], body[4]]),
+                _ => return Ok(()),
+            }
+            is_full |= published.len() == window;
+            if is_full {
+                for [high, low] in published.drain(..) {
+                    wire.write_all(&[0x40, 2, high, low]).await?;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_whose_window_is_full_rests() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("mqtt://{}", listener.local_addr().unwrap());
+        let broker = tokio::spawn(serve(listener, 100));
+        let client = Client::builder("rests").brokers([url]).unwrap().max_inflight(100).build().unwrap();
+
+        let publishes = (0..1000).map(|_| client.publish(Message::new("t", "x")));
+        for receipt in futures_util::future::try_join_all(publishes).await.unwrap() {
+            assert!(receipt.acked().await.is_acked());
+        }
+        client.close(Duration::from_secs(60)).await;
+
+        broker.await.unwrap().unwrap();
+        assert!(TAKEN.get() > 0, "the window was full when acknowledgements came");
     }
 }
