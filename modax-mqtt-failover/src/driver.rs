@@ -1,5 +1,5 @@
 //! The only owner of clock, sockets and the task: one task a client, which gives every input to the [`Courier`] and
-//! does what it says. Each wake does a bounded amount of work: one read, one write, at most a window of messages.
+//! does what it says. Each wake does a bounded amount of work: a few reads and writes, at most a window of messages.
 #![expect(clippy::disallowed_methods, reason = "the driver owns the clock and the task")]
 
 mod closing;
@@ -130,17 +130,18 @@ impl Driver {
                 break;
             }
             let found = self.wait().await;
+            // Decided before anything is read: what a look delivers is on its readers' account before anybody judges.
             let is_due = self.courier.poll_timeout().is_some_and(|due| due <= now());
-            let looks = is_due || found.is_none();
+            let looks = is_due || found.is_none() || self.closing.is_some_and(|at| at <= now());
             if let Some(found) = found {
                 self.on_found(found);
             }
             if looks {
                 self.look_at_links();
             }
+            self.readers.unblock();
             self.decode(self.courier.attempt());
-            self.courier.handle_input(now(), Input::Paused(self.readers.is_full()));
-            self.unblock();
+            self.input(Input::Paused(self.readers.is_full()));
             if is_due {
                 self.courier.handle_timeout(now());
                 self.perform();
@@ -149,14 +150,16 @@ impl Driver {
         self.finish().await;
     }
 
-    /// What a link did; `None` for a handle, a timer, a reader with room or the end of a rest.
+    /// What a link did; `None` where something else is to be done, or a rest has ended.
     async fn wait(&mut self) -> Option<Found> {
+        let was_full = self.readers.is_full();
+        self.unblock();
         let Self { courier, shared, links, rest, readers, closing, expiry, .. } = self;
         let due = [courier.poll_timeout(), *closing, *expiry, readers.unclaimed.due()].into_iter().flatten().min();
         let unread = courier.unread_attempt().filter(|_| readers.is_full() || rest.is_on());
         // Outcomes to be told make room for more to send: not before the sockets were looked at, or a producer that never
-        // rests would keep us from reading.
-        let is_busy = !self.settled.is_empty();
+        // rests would keep us from reading. What was read and not decoded for want of room may be decoded now.
+        let is_busy = !self.settled.is_empty() || (was_full && !readers.is_full());
         tokio::select! {
             biased;
             // Before the links, one of which may be busy all the time; after a rest something is read first.

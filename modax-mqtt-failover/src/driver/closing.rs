@@ -38,8 +38,6 @@ impl Driver {
 
     pub(super) async fn finish(&mut self) {
         let serving = self.courier.attempt();
-        // What a rest has left there, or came meanwhile, are outcomes too.
-        self.look_at_links();
         self.courier.handle_input(now(), Input::Stop);
         // The link has to outlive its own HangUp here, because here there is time to wait for it.
         let mut link = None;
