@@ -154,12 +154,15 @@ mod none {
 mod tests {
     use futures_util::FutureExt;
     use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
+        io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
         net::TcpListener,
     };
 
     use super::*;
-    use crate::{Client, Message};
+    use crate::{
+        Client, Message,
+        transport::{Dial, Transport},
+    };
 
     /// Whether a rest is on: then it has not ended when it is first looked at, and ends by itself.
     async fn rests(rest: &mut Rest) -> bool {
@@ -235,8 +238,7 @@ mod tests {
     }
 
     /// Acknowledges nothing before it has `window` messages, then each by itself.
-    async fn serve(listener: TcpListener, window: usize) -> std::io::Result<()> {
-        let (mut wire, _) = listener.accept().await?;
+    async fn serve(mut wire: impl AsyncRead + AsyncWrite + Unpin, window: usize) -> std::io::Result<()> {
         let (mut published, mut is_full) = (Vec::new(), false);
         loop {
             let kind = wire.read_u8().await?;
@@ -262,7 +264,7 @@ mod tests {
     async fn a_client_whose_window_is_full_rests() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("mqtt://{}", listener.local_addr().unwrap());
-        let broker = tokio::spawn(serve(listener, 100));
+        let broker = tokio::spawn(async move { serve(listener.accept().await?.0, 100).await });
         let client = Client::builder("rests").brokers([url]).unwrap().max_inflight(100).build().unwrap();
 
         let before = TAKEN.get();
@@ -278,5 +280,24 @@ mod tests {
 
         // Once for the greeting, and again after acknowledgements: the window stays full for 900 more messages.
         assert!(TAKEN.get() - before > 1, "{} rests", TAKEN.get() - before);
+    }
+
+    #[test]
+    fn a_full_window_over_a_pipe_needs_no_runtime_that_watches_descriptors() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let builder = Client::builder("pipe").brokers(["mqtt://nowhere"]).unwrap().max_inflight(100);
+            let pipe = |_: Dial| async {
+                let (ours, theirs) = tokio::io::duplex(1 << 16);
+                tokio::spawn(serve(theirs, 100));
+                Ok(Transport::new(ours))
+            };
+            let client = builder.connector(pipe).build().unwrap();
+            let publishes = (0..1000).map(|_| client.publish(Message::new("t", "x")));
+            for receipt in futures_util::future::try_join_all(publishes).await.unwrap() {
+                assert!(receipt.acked().await.is_acked());
+            }
+            assert!(client.close(Duration::from_secs(60)).await.undelivered.is_empty());
+        });
     }
 }

@@ -24,7 +24,7 @@ use modax_testbed::{
     proxy::{Direction, Fault, Proxy},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
 };
 
@@ -357,50 +357,6 @@ async fn a_connector_takes_the_place_of_tcp() {
     assert!(acked(&client, "y").await.is_acked());
 
     assert_eq!(*dials.lock().unwrap(), ["nowhere:7", "nowhere:7"]);
-}
-
-/// A broker at the other end of a pipe that acknowledges nothing before it has `window` messages, then each by itself.
-async fn acknowledge_after(window: usize, mut pipe: tokio::io::DuplexStream) -> io::Result<()> {
-    let (mut published, mut is_full) = (Vec::new(), false);
-    loop {
-        let kind = pipe.read_u8().await?;
-        let mut body = vec![0; usize::from(pipe.read_u8().await?)];
-        pipe.read_exact(&mut body).await?;
-        match kind >> 4 {
-            1 => pipe.write_all(&[0x20, 2, 0, 0]).await?,
-            // Its identifier stands behind the topic `t`.
-            3 => published.push([body[3], body[4]]),
-            12 => pipe.write_all(&[0xd0, 0]).await?,
-            _ => return Ok(()),
-        }
-        is_full |= published.len() == window;
-        if is_full {
-            for [high, low] in published.drain(..) {
-                pipe.write_all(&[0x40, 2, high, low]).await?;
-            }
-        }
-    }
-}
-
-#[test]
-fn a_full_window_over_a_pipe_needs_no_runtime_that_watches_descriptors() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
-        let client = client_of(&["mqtt://nowhere".to_owned()])
-            .max_inflight(100)
-            .connector(|_: Dial| async {
-                let (ours, theirs) = tokio::io::duplex(1 << 16);
-                tokio::spawn(acknowledge_after(100, theirs));
-                Ok(Transport::new(ours))
-            })
-            .build()
-            .unwrap();
-        let publishes = (0..1000).map(|_| client.publish(Message::new("t", "x")));
-        for receipt in futures_util::future::try_join_all(publishes).await.unwrap() {
-            assert!(receipt.acked().await.is_acked());
-        }
-        assert!(client.close(DEADLINE).await.undelivered.is_empty());
-    });
 }
 
 #[tokio::test]
