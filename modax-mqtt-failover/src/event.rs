@@ -147,6 +147,18 @@ pub enum Event {
         /// How often it was sent.
         attempts: u32,
     },
+    /// A broker sent a QoS 2 message, not marked as a copy, under the packet identifier of one that it has not released.
+    /// MQTT lets a client see nothing but a copy in it (4.3.3), so it is not delivered: unless it is a copy whose mark is
+    /// missing, **the broker has lost a message**, and may go on to lose more. Said once a connection.
+    ///
+    /// mosquitto 2.0 does this where `max_inflight_messages` is 0 and more than 65,535 QoS 2 messages are on their way to one
+    /// slow reader. Its default of 20, or QoS 1, prevents it.
+    PacketIdReused {
+        /// Which broker.
+        broker: Broker,
+        /// The packet identifier.
+        id: u16,
+    },
     /// A message was dropped from a full queue by its policy.
     Shed {
         /// Its topic.

@@ -347,6 +347,7 @@ fn trace(event: &Event) {
         | Event::Rejected { .. }
         | Event::AnnouncementRefused { .. }
         | Event::MessageStuck { .. }
+        | Event::PacketIdReused { .. }
         | Event::CertificatesRefused { .. }
         | Event::StandbyLost { .. }
         | Event::QueueDamaged { .. }

@@ -48,6 +48,10 @@ impl Courier {
             session::Output::Stuck { topic, attempts } => {
                 self.emit(Event::MessageStuck { topic: topic.to_string(), attempts });
             }
+            session::Output::PacketIdReused(id) => {
+                let broker = self.broker(self.serving.unwrap_or_default());
+                self.emit(Event::PacketIdReused { broker, id: id.number() });
+            }
             session::Output::Acknowledged(took) => {
                 self.aside.acknowledged();
                 self.electing = false;

@@ -22,6 +22,8 @@ pub(super) struct Incoming {
     stages: BTreeMap<PacketId, (u64, Stage)>,
     /// QoS 2 identifiers of a session that may have ended since: the broker may use them for other messages.
     doubted: BTreeSet<PacketId>,
+    /// Said once a connection.
+    reuse_told: bool,
     serial: u64,
 }
 
@@ -46,6 +48,11 @@ impl Incoming {
 
     fn is_received(&self, id: PacketId) -> bool {
         matches!(self.stages.get(&id), Some((_, Stage::Received)))
+    }
+
+    /// Whether to tell that a message under an identifier we hold is no copy, and is taken for one all the same (4.3.3).
+    fn is_reuse_news(&mut self, duplicate: bool) -> bool {
+        !duplicate && !std::mem::replace(&mut self.reuse_told, true)
     }
 
     /// The packet with which to answer the broker, if the delivery still waits for it.
@@ -90,6 +97,7 @@ impl Incoming {
 
     /// The connection ended: QoS 1 deliveries come again.
     pub(super) fn disconnect(&mut self) {
+        self.reuse_told = false;
         self.stages.retain(|_, (_, stage)| *stage != Stage::Unacknowledged);
     }
 
@@ -115,12 +123,22 @@ impl Session {
             (Qos::AtLeastOnce | Qos::ExactlyOnce, None) => {
                 return self.violation("a message without its packet identifier");
             }
-            (qos, Some(id)) => match self.incoming.register(id, qos, publish.duplicate) {
-                Some(serial) => Some(serial),
-                None if self.incoming.is_received(id) => return self.send(Packet::PubRec { id, code: 0 }),
-                None => return,
-            },
+            (qos, Some(id)) => {
+                let Some(serial) = self.incoming.register(id, qos, publish.duplicate) else {
+                    return self.again(id, publish.duplicate);
+                };
+                Some(serial)
+            }
         };
         self.outputs.push_back(Output::Deliver { publish, serial });
+    }
+    /// A message under an identifier that is held.
+    fn again(&mut self, id: PacketId, duplicate: bool) {
+        if self.incoming.is_reuse_news(duplicate) {
+            self.outputs.push_back(Output::PacketIdReused(id));
+        }
+        if self.incoming.is_received(id) {
+            self.send(Packet::PubRec { id, code: 0 });
+        }
     }
 }

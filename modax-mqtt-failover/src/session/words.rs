@@ -162,6 +162,8 @@ pub enum Output {
         /// How often it was sent.
         attempts: u32,
     },
+    /// The broker used the identifier of a QoS 2 message that it has not released for another one.
+    PacketIdReused(PacketId),
     /// A packet was acknowledged after this time on the wire.
     Acknowledged(Duration),
     /// A PINGRESP arrived.
