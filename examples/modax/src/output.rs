@@ -122,7 +122,6 @@ impl OutputEnd {
         let joined = tokio::task::spawn_blocking(move || self.writer.join());
         tokio::select! {
             joined = joined => match joined {
-                Ok(Ok(Ok(()))) if was_never_open() => Err("stdout is closed".to_owned()),
                 Ok(Ok(Ok(()))) => Ok(()),
                 Ok(Ok(Err(error))) => Err(format!("stdout, before the last line: {error}")),
                 Ok(Err(_)) | Err(_) => Err("stdout: its thread ended early".to_owned()),
@@ -141,16 +140,6 @@ async fn asked_to_leave() {
         }
     }
     tokio::time::sleep(UNREAD).await;
-}
-
-/// Whether the process was started with stdout closed. Rust's runtime opens `/dev/null` in its place, for reading too;
-/// a redirection opens it for writing only.
-fn was_never_open() -> bool {
-    let is_null = std::fs::read_link("/proc/self/fd/1").is_ok_and(|path| path.as_os_str() == "/dev/null");
-    let info = std::fs::read_to_string("/proc/self/fdinfo/1").unwrap_or_default();
-    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-    let mode = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok()).map(|flags| flags & 0o3);
-    is_null && mode == Some(0o2)
 }
 
 /// Asks for nothing, so that only the end is told: no reader of the pipe, no peer of the socket.

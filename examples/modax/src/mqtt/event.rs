@@ -140,6 +140,7 @@ fn describe(event: &Event) -> (&'static str, Value) {
         }
         Event::Rejected { topic, reason } => ("rejected", json!({ "topic": topic, "reason": reason.to_string() })),
         Event::MessageStuck { topic, attempts } => ("message_stuck", json!({ "topic": topic, "attempts": attempts })),
+        Event::PacketIdReused { broker, id } => ("packet_id_reused", json!({ "broker": broker.to_string(), "id": id })),
         other => ("other", json!({ "detail": format!("{other:?}") })),
     }
 }
