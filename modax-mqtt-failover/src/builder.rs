@@ -158,8 +158,9 @@ impl ClientBuilder {
     /// 8 at once whatever stands here, because mosquitto takes 20 by default and drops what is more with an acknowledgement.
     ///
     /// While 64 or more are at the broker and no other may be sent, acknowledgements gather for 0.4 µs for each of them, at most
-    /// 100 µs, before they are read, unless something else wakes the client: one at a time they cost more than the messages.
-    /// On Linux, over TCP or TLS; not over a [`connector`](Self::connector).
+    /// 100 µs and what the runtime needs to look at its timers, before they and the messages between them are read, unless a
+    /// publish or a reader wakes the client: one at a time they cost more than the messages. On Linux, over TCP or TLS; not
+    /// over a [`connector`](Self::connector).
     ///
     /// More than 65,000 is taken for 65,000: the rest of the 65,535 packet identifiers is for subscriptions.
     pub fn max_inflight(mut self, messages: u16) -> Self {

@@ -3,10 +3,11 @@
 use std::{io, path::Path};
 
 use crate::{
-    driver::Directory,
+    driver::{Directory, seed},
     queue::{
         log::{CommitError, Log},
-        segment::Record,
+        segment::{Record, SegmentId},
+        storage::Storage,
         survey::survey,
     },
 };
@@ -70,10 +71,12 @@ pub fn inspect(directory: impl AsRef<Path>) -> io::Result<Survey> {
 /// Whatever the directories say; also when a client has one of them open, or `to` is in use.
 pub fn salvage(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<Survey> {
     let found = inspect(from)?;
-    let (mut log, before) = Log::open(Directory::open(to.as_ref())?, u64::MAX, Box::new(crate::driver::seed))?;
-    if !before.messages.is_empty() || !before.damaged.is_empty() {
+    let mut target = Directory::open(to.as_ref())?;
+    // A log that is opened tidies up: whatever stands there is somebody's.
+    if target.list()?.iter().any(|name| SegmentId::from_file_name(name).is_some()) {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the queue to copy into is not empty"));
     }
+    let (mut log, _) = Log::open(target, u64::MAX, Box::new(seed))?;
     for message in &found.waiting {
         log.push(Record::Message(message.clone())).map_err(io::Error::other)?;
     }

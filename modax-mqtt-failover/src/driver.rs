@@ -13,6 +13,7 @@ mod resolve;
 mod rest;
 #[cfg(feature = "rustls")]
 mod secure;
+mod seed;
 mod unclaimed;
 mod wire;
 
@@ -67,6 +68,7 @@ pub(crate) async fn before<F: Future<Output = ()>>(shared: &Shared, at: Option<I
 pub(crate) use dial::{Dialler, Ways};
 pub(crate) use directory::Directory;
 pub(crate) use disk::{Disk, Refused};
+pub(crate) use seed::seed;
 
 /// Starts the task, after what an earlier process left on disk was read.
 pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Result<(), ConfigError> {
@@ -95,12 +97,6 @@ pub(crate) fn spawn(mut config: Config, ways: Ways, shared: Arc<Shared>) -> Resu
     };
     runtime.spawn(driver.run());
     Ok(())
-}
-
-/// Different in each client: the standard library keys its hashers from the operating system's randomness.
-pub(crate) fn seed() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
 }
 
 struct Driver {
@@ -133,6 +129,10 @@ impl Driver {
             // Decided before anything is read: what a look delivers is on its readers' account before anybody judges.
             let is_due = self.courier.poll_timeout().is_some_and(|due| due <= now());
             let looks = is_due || found.is_none() || self.closing.is_some_and(|at| at <= now());
+            if is_due {
+                // A runtime with much to do looks at its sockets seldom: what is there would not be seen.
+                tokio::task::yield_now().await;
+            }
             if let Some(found) = found {
                 self.on_found(found);
             }
@@ -190,9 +190,9 @@ impl Driver {
     /// Reads what is there before anybody judges by the clock: our own delay is not the broker's.
     fn look_at_links(&mut self) {
         let unread = self.courier.unread_attempt().filter(|_| self.readers.is_full());
-        // Each of the few at most once; a busy one must not keep us here. A dial that has just failed knows better why
-        // than its deadline.
-        for _ in 0..self.links.len() {
+        // Each of the few about once, and one more for a dial that becomes a link; a busy one must not keep us here. A dial
+        // that has just failed knows better why than its deadline.
+        for _ in 0..=self.links.len() {
             let found = poll_fn(|context| self.links.poll(context, now, unread)).now_or_never();
             let Some(found) = found else { break };
             self.on_found(found);

@@ -86,9 +86,9 @@ pub(crate) struct State {
     /// What is left, when nobody was there to get it.
     pub(crate) left: Closed,
     pub(crate) status: Status,
-    /// Counted by the handles and the queue.
     /// Deliveries whose reader was gone.
     pub(crate) declined: u64,
+    /// Counted by the handles and the queue.
     pub(crate) admission: Stats,
     /// Counted by the courier.
     pub(crate) delivery: Stats,

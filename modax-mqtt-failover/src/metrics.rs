@@ -14,6 +14,7 @@
 //! | `modax_mqtt_messages_overflowed_total` | QoS 0 messages dropped because their reader was too slow |
 //! | `modax_mqtt_acknowledgements_late_total` | acknowledgements by the program after their connection had ended |
 //! | `modax_mqtt_acknowledgements_stray_total` | acknowledgements by brokers that belong to nothing we sent |
+//! | `modax_mqtt_messages_reused_ids_total` | QoS 2 messages not delivered: sent under another one's packet identifier |
 //! | `modax_mqtt_queue_damaged_total` | unreadable stretches of the disk queue's files when it was opened |
 //! | `modax_mqtt_outcomes_total` | outcomes of messages, with the label `outcome`: `acked`, `expired`, `shed`, `rejected`, `undelivered` |
 //! | `modax_mqtt_connects_total` | connections that were accepted (`broker`) |
@@ -56,7 +57,7 @@ use crate::{
 type Counted = (&'static str, &'static str, fn(&Stats) -> u64);
 
 /// Counters that are read, rather than told.
-const COUNTED: [Counted; 8] = [
+const COUNTED: [Counted; 9] = [
     ("modax_mqtt_messages_admitted_total", "Messages admitted", |stats| stats.admitted),
     ("modax_mqtt_messages_resent_total", "PUBLISH packets that were sent again", |stats| stats.resent),
     ("modax_mqtt_messages_received_total", "Messages received from brokers", |stats| stats.received),
@@ -67,6 +68,9 @@ const COUNTED: [Counted; 8] = [
     }),
     ("modax_mqtt_acknowledgements_stray_total", "Acknowledgements by brokers for nothing we sent", |stats| {
         stats.stray_acks
+    }),
+    ("modax_mqtt_messages_reused_ids_total", "QoS 2 messages sent under another one's packet identifier", |stats| {
+        stats.reused_ids
     }),
     ("modax_mqtt_queue_damaged_total", "Unreadable stretches of the disk queue's files", |stats| stats.damaged),
 ];

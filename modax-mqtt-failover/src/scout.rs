@@ -287,6 +287,11 @@ impl Scout {
                 }
                 self.outputs.push_back(Output::Proven { broker, since });
             }
+            (Packet::ConnAck { code, .. }, Stage::Greeting) if code.is_transient() => {
+                let trip = *trip;
+                self.goodbye(attempt);
+                self.failed(now, trip);
+            }
             // A refusal, or nonsense.
             _ => {
                 let broker = trip.broker;

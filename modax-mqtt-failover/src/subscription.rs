@@ -176,6 +176,11 @@ impl Subscriptions {
         ungranted.map(|(filter, wish)| (Arc::clone(filter), wish.qos)).collect()
     }
 
+    /// The filters that a topic matches.
+    pub(crate) fn matching(&self, topic: &str) -> impl Iterator<Item = Filter> {
+        self.wishes.keys().filter(move |filter| matches(filter, topic)).cloned()
+    }
+
     /// The filters whose readers may have missed something, and why. `kept` says that the session went on.
     #[must_use]
     pub fn gaps(&mut self, kept: bool, reason: GapReason) -> Vec<(Filter, GapReason)> {

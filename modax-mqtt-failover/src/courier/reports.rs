@@ -48,9 +48,12 @@ impl Courier {
             session::Output::Stuck { topic, attempts } => {
                 self.emit(Event::MessageStuck { topic: topic.to_string(), attempts });
             }
-            session::Output::PacketIdReused(id) => {
-                let broker = self.broker(self.serving.unwrap_or_default());
-                self.emit(Event::PacketIdReused { broker, id: id.number() });
+            session::Output::PacketIdReused { id, first } => {
+                self.stats.reused_ids = self.stats.reused_ids.saturating_add(1);
+                if first {
+                    let broker = self.broker(self.serving.unwrap_or_default());
+                    self.emit(Event::PacketIdReused { broker, id: id.number() });
+                }
             }
             session::Output::Acknowledged(took) => {
                 self.aside.acknowledged();

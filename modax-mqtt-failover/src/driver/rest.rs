@@ -2,7 +2,8 @@
 //!
 //! A broker acknowledges each message by itself. To read and answer each by itself costs both sides more than the message
 //! does. With the window full nothing is lost by letting answers gather for a moment: the broker has the other messages to go
-//! on with. Only reading rests; whatever else wakes the driver meanwhile makes it read what is there.
+//! on with. Only reading from the broker that serves rests, and with it what it sends to subscribers; a handle, a reader with
+//! room again and a time that is due make the driver read what is there sooner.
 
 use std::time::Duration;
 

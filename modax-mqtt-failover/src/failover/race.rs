@@ -15,6 +15,8 @@ pub(super) struct Dial {
     pub(super) attempt: u64,
     pub(super) broker: usize,
     since: Instant,
+    /// When the next candidate may join it.
+    next_at: Instant,
     until: Instant,
 }
 
@@ -36,14 +38,13 @@ impl Failover {
         }
         let until = now + self.patience(now, broker);
         let State::Dialling(dials) = &mut self.state else { return };
-        dials.push(Dial { attempt: self.attempts, broker, since: now, until });
+        dials.push(Dial { attempt: self.attempts, broker, since: now, next_at: now + STAGGER, until });
         self.outputs.push_back(Output::Dial { attempt: self.attempts, broker, deadline: until });
     }
 
     pub(super) fn race_due(&self, dials: &[Dial]) -> Option<Instant> {
         let deadline = dials.iter().map(|dial| dial.until).min();
-        let newest = dials.iter().map(|dial| dial.since).max();
-        let joins = newest.filter(|_| self.may_join(dials)).map(|since| since + STAGGER);
+        let joins = dials.iter().map(|dial| dial.next_at).max().filter(|_| self.may_join(dials));
         [deadline, joins].into_iter().flatten().min()
     }
 
@@ -65,8 +66,8 @@ impl Failover {
     /// The best of those that may be tried now and are not silent: a hung broker's kernel opens connections very fast.
     fn next_joins(&mut self, now: Instant) {
         let State::Dialling(dials) = &self.state else { return };
-        let newest = dials.iter().map(|dial| dial.since).max();
-        if !self.may_join(dials) || newest.is_none_or(|since| since + STAGGER > now) {
+        let due = dials.iter().map(|dial| dial.next_at).max();
+        if !self.may_join(dials) || due.is_none_or(|due| due > now) {
             return;
         }
         let ready = |(index, breaker): (usize, &crate::breaker::Breaker)| {
@@ -82,12 +83,12 @@ impl Failover {
         }
     }
 
-    /// Nobody to join now; the newest is taken for one that has just joined, so that the question comes up again.
+    /// Nobody to join now: the question comes up again.
     fn look_again(&mut self, now: Instant) {
         if let State::Dialling(dials) = &mut self.state
             && let Some(newest) = dials.last_mut()
         {
-            newest.since = now;
+            newest.next_at = now + STAGGER;
         }
     }
 

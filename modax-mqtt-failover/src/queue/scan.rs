@@ -42,6 +42,8 @@ pub struct Scan {
     seed: u32,
     bytes: Bytes,
     at: usize,
+    /// A header that does not hold.
+    header: Option<Damage>,
     /// Of the message before: most queues hold few topics, and equal neighbours share one.
     topic: Option<Arc<str>>,
 }
@@ -52,12 +54,22 @@ impl Scan {
     #[must_use]
     pub fn new(segment: SegmentId, bytes: Bytes) -> Self {
         let header = SegmentId::from_header(&bytes);
-        let mut scan = Self { seed: seed(header.unwrap_or(segment)), bytes, at: HEADER_BYTES, topic: None };
+        let seed = seed(header.unwrap_or(segment));
+        let mut scan = Self { seed, bytes, at: HEADER_BYTES, header: None, topic: None };
         if header.is_none() {
             // Bytes of the header may be missing, and the first frame stand nearer.
             scan.at = scan.next_frame(0).map_or(HEADER_BYTES, |at| at.min(HEADER_BYTES));
+            scan.header = scan.damaged_header(scan.at);
         }
         scan
+    }
+
+    /// The records behind it are read by the salt in the file's name, and would be unreadable under another one.
+    fn damaged_header(&self, end: usize) -> Option<Damage> {
+        let there = self.bytes.get(..end).unwrap_or(&self.bytes);
+        let bytes = u64::try_from(there.len()).ok().filter(|bytes| *bytes > 0)?;
+        let is_cut = there.len() < HEADER_BYTES || there.iter().all(|byte| *byte == 0);
+        Some(Damage { offset: 0, bytes, cut_short: is_cut && there.len() == self.bytes.len() })
     }
 
     /// The body length of the frame at `at`, if a frame begins there.
@@ -103,6 +115,9 @@ impl Iterator for Scan {
     type Item = Found;
 
     fn next(&mut self) -> Option<Found> {
+        if let Some(damage) = self.header.take() {
+            return Some(Found::Damage(damage));
+        }
         let start = self.at;
         if start >= self.bytes.len() {
             return None;

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Output, Session};
-use crate::packet::{Packet, PacketId, Publish, Qos};
+use crate::{
+    event::GapReason,
+    packet::{Packet, PacketId, Publish, Qos},
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -22,7 +25,7 @@ pub(super) struct Incoming {
     stages: BTreeMap<PacketId, (u64, Stage)>,
     /// QoS 2 identifiers of a session that may have ended since: the broker may use them for other messages.
     doubted: BTreeSet<PacketId>,
-    /// Said once a connection.
+    /// Of this connection.
     reuse_told: bool,
     serial: u64,
 }
@@ -48,11 +51,6 @@ impl Incoming {
 
     fn is_received(&self, id: PacketId) -> bool {
         matches!(self.stages.get(&id), Some((_, Stage::Received)))
-    }
-
-    /// Whether to tell that a message under an identifier we hold is no copy, and is taken for one all the same (4.3.3).
-    fn is_reuse_news(&mut self, duplicate: bool) -> bool {
-        !duplicate && !std::mem::replace(&mut self.reuse_told, true)
     }
 
     /// The packet with which to answer the broker, if the delivery still waits for it.
@@ -125,17 +123,21 @@ impl Session {
             }
             (qos, Some(id)) => {
                 let Some(serial) = self.incoming.register(id, qos, publish.duplicate) else {
-                    return self.again(id, publish.duplicate);
+                    return self.again(id, &publish);
                 };
                 Some(serial)
             }
         };
         self.outputs.push_back(Output::Deliver { publish, serial });
     }
-    /// A message under an identifier that is held.
-    fn again(&mut self, id: PacketId, duplicate: bool) {
-        if self.incoming.is_reuse_news(duplicate) {
-            self.outputs.push_back(Output::PacketIdReused(id));
+    /// A message under an identifier that is held. Where it is no copy it is taken for one all the same (4.3.3).
+    fn again(&mut self, id: PacketId, publish: &Publish) {
+        if !publish.duplicate {
+            let first = !std::mem::replace(&mut self.incoming.reuse_told, true);
+            self.outputs.push_back(Output::PacketIdReused { id, first });
+            for filter in self.subscriptions.matching(&publish.topic).filter(|_| first) {
+                self.outputs.push_back(Output::Gap { filter, reason: GapReason::PacketIdReused });
+            }
         }
         if self.incoming.is_received(id) {
             self.send(Packet::PubRec { id, code: 0 });

@@ -163,7 +163,12 @@ pub enum Output {
         attempts: u32,
     },
     /// The broker used the identifier of a QoS 2 message that it has not released for another one.
-    PacketIdReused(PacketId),
+    PacketIdReused {
+        /// Which identifier.
+        id: PacketId,
+        /// For the first time on this connection.
+        first: bool,
+    },
     /// A packet was acknowledged after this time on the wire.
     Acknowledged(Duration),
     /// A PINGRESP arrived.

@@ -304,6 +304,40 @@ async fn f32_damage_costs_what_it_hits_is_reported_and_the_rest_is_saved() {
 }
 
 #[tokio::test]
+async fn f32_what_stands_where_saved_messages_are_to_go_is_left_there() {
+    let folder = Folder::new("occupied");
+    let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
+    drop(within("on disk", first.publish(Message::new("disk", "0"))).await.unwrap());
+    within("the close", first.close(Duration::ZERO)).await;
+    // Nothing in it can be read, so that a queue which is opened there would have no use for it.
+    let target = folder.0.join("occupied");
+    std::fs::create_dir(&target).unwrap();
+    let file = target.join(folder.files()[0].file_name().unwrap());
+    std::fs::write(&file, [7; 80]).unwrap();
+
+    let refused = disk::salvage(folder.queue(), &target).unwrap_err();
+
+    assert_eq!(refused.kind(), std::io::ErrorKind::AlreadyExists);
+    assert_eq!(std::fs::read(&file).unwrap(), [7; 80]);
+}
+
+#[tokio::test]
+async fn f32_a_damaged_header_is_damage_also_where_nothing_is_lost() {
+    let folder = Folder::new("header");
+    let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
+    drop(within("on disk", first.publish(Message::new("disk", "0"))).await.unwrap());
+    within("the close", first.close(Duration::ZERO)).await;
+    let largest = folder.files().into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut content = std::fs::read(&largest).unwrap();
+    content[9] ^= 1;
+    std::fs::write(&largest, content).unwrap();
+
+    let found = disk::inspect(folder.queue()).unwrap();
+
+    assert_eq!((found.is_sound(), found.damaged_bytes(), found.waiting.len()), (false, 32, 1));
+}
+
+#[tokio::test]
 async fn f32_a_write_that_a_crash_cut_short_is_no_damage_at_any_start() {
     let folder = Folder::new("cut-short");
     let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();

@@ -2,6 +2,7 @@
 
 mod agenda;
 mod breaker_tests;
+mod busy;
 mod client;
 mod damage;
 mod disk;

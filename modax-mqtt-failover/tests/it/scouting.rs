@@ -29,6 +29,8 @@ struct Bench {
     /// After how long a node acknowledges a message of the client: by node and time since the start.
     stores_in: Box<dyn Fn(usize, Duration) -> Duration>,
     scouts: u32,
+    /// The first scouts are told that the node is not available now.
+    turned_away: u32,
     moves: u32,
     acked: u32,
 }
@@ -48,6 +50,7 @@ impl Bench {
             links: BTreeMap::new(),
             stores_in: Box::new(stores_in),
             scouts: 0,
+            turned_away: 0,
             moves: 0,
             acked: 0,
         }
@@ -124,7 +127,9 @@ impl Bench {
                 let aside = connect.client_id.contains("~scout");
                 self.links.insert(attempt, (aside, broker, packets));
                 self.scouts += u32::from(aside);
-                let (code, limits) = (ConnectCode::Accepted, Limits::default());
+                let is_turned_away = aside && self.scouts <= self.turned_away;
+                let code = if is_turned_away { ConnectCode::Unavailable } else { ConnectCode::Accepted };
+                let limits = Limits::default();
                 (Duration::ZERO, Packet::ConnAck { session_present: true, code, limits })
             }
             Packet::PingReq => (Duration::ZERO, Packet::PingResp),
@@ -153,6 +158,21 @@ fn a_node_that_holds_us_is_left_for_the_one_that_served_a_scout() {
     assert_eq!(bench.moves, 1, "moves");
     // A head start of 100 ms, and a scout each 150 ms over two nodes.
     assert!(bench.agenda.now - died < Duration::from_millis(600), "{:?}", bench.agenda.now - died);
+}
+
+#[test]
+fn nodes_that_are_not_available_for_a_moment_are_asked_again() {
+    let mut bench = Bench::new(|broker, _| if broker == 1 { LONGEST } else { Duration::ZERO });
+    bench.turned_away = 2;
+    bench.publish();
+    bench.run(1);
+    bench.kill();
+    bench.publish();
+    let died = bench.agenda.now;
+    bench.run(2);
+    assert!(bench.scouts > 2, "{} scouts", bench.scouts);
+    assert_eq!(bench.moves, 1, "moves");
+    assert!(bench.agenda.now - died < Duration::from_secs(1), "{:?}", bench.agenda.now - died);
 }
 
 #[test]

@@ -176,7 +176,7 @@ fn show(output: &Output) -> String {
         }
         Output::AnnouncementRefused(rejection) => format!("announcement refused: {rejection}"),
         Output::Stuck { topic, attempts } => format!("stuck {topic} {attempts}"),
-        Output::PacketIdReused(id) => format!("reused {id}"),
+        Output::PacketIdReused { id, first } => format!("reused {id}{}", if *first { "" } else { " again" }),
         Output::Acknowledged(_) => "measured".to_owned(),
         Output::ProbeAnswered => "probe answered".to_owned(),
         Output::StrayAck => "stray".to_owned(),
