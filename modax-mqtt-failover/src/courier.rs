@@ -119,6 +119,7 @@ impl Courier {
             }
             Input::Received { attempt, packet } if self.is_beside(attempt) => self.received_beside(now, packet),
             Input::Received { attempt, packet } if self.failover.holder() == Some(attempt) => {
+                self.liveness.handle_input(now, liveness::Input::Packet);
                 self.session.handle_input(now, session::Input::Received(packet));
             }
             Input::Written { attempt, packets, stalled } if self.failover.holder() == Some(attempt) => {

@@ -45,8 +45,8 @@ pub fn inspect(directory: impl AsRef<Path>) -> io::Result<Survey> {
     survey(&mut directory)
 }
 
-/// Copies every readable message without an outcome into a new queue in `to`, which must be empty or absent, and returns
-/// what the old one holds. The old one is left as it is.
+/// Copies every readable message without an outcome into a new queue in `to`, which must hold no queue or be absent, and
+/// returns what the old one holds. The old one is left as it is.
 ///
 /// ```
 /// use std::time::Duration;

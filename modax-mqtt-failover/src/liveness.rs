@@ -8,6 +8,7 @@
 //! more probe, and dies when that stays unanswered too. One that answers probes and does not acknowledge is slow.
 
 mod limits;
+mod slowest;
 mod words;
 
 use std::{
@@ -17,6 +18,7 @@ use std::{
 
 use limits::LONGEST;
 pub use limits::LivenessConfig;
+use slowest::Slowest;
 pub use words::{Input, Output, Reason};
 
 /// A call later than this after its time says that this process was starved; timers are exact to about 1 ms.
@@ -26,14 +28,15 @@ const SKIPPED: u32 = 4;
 /// A NATS node without a leader for its messages stays silent for 4 s and then closes the connection. Leaving it sooner
 /// only begins those 4 s again on the next node; with two deadlines of 1 s behind this, a dead node is left after 4.5 s.
 const ELECTION: Duration = Duration::from_millis(2500);
-/// The slowest answer is remembered for one to two of these, and asks for so much at most. A machine that is starved
-/// holds a broker up now and then, for longer than a mean over the last few answers would tell.
-const REMEMBERED: Duration = Duration::from_secs(15);
+/// The slowest answer of late asks for so much at most. A machine that is starved holds a broker up now and then, for longer
+/// than a mean over the last few answers would tell.
 const SLOWEST_ASKS: Duration = Duration::from_millis(500);
 /// Each verdict in vain doubles all deadlines, so often at most.
 const MOST_DOUBLINGS: u32 = 6;
 /// Shortest time without any progress in writing that counts as a stall.
 const SHORTEST_STALL: Duration = Duration::from_secs(1);
+/// So often bytes end a suspicion that are no whole packet: they may be answers in the midst of a packet that never ends.
+const MOST_PIECES: u32 = 8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -48,31 +51,6 @@ enum Phase {
     },
     /// A verdict was given; nothing more until the next connection.
     Dead,
-}
-
-/// The slowest answer of the period that runs, and of the one before it.
-#[derive(Clone, Copy, Debug)]
-struct Slowest {
-    since: Instant,
-    now: Duration,
-    before: Duration,
-}
-
-impl Slowest {
-    const fn since(now: Instant) -> Self {
-        Self { since: now, now: Duration::ZERO, before: Duration::ZERO }
-    }
-
-    fn longest(&self) -> Duration {
-        self.now.max(self.before)
-    }
-
-    fn measure(&mut self, now: Instant, took: Duration) {
-        if now.saturating_duration_since(self.since) >= REMEMBERED {
-            *self = Self { since: now, now: Duration::ZERO, before: self.now };
-        }
-        self.now = self.now.max(took);
-    }
 }
 
 /// The state machine. See the head of this file.
@@ -102,6 +80,9 @@ pub struct Liveness {
     /// Verdicts since anything was last answered that we waited for. A link or a broker that needs longer than its
     /// deadline would be left for ever, and given the same again each time.
     in_vain: u32,
+    /// When the last whole packet came, and suspicions since.
+    whole: Instant,
+    pieces: u32,
     paused: bool,
     outputs: VecDeque<Output>,
 }
@@ -128,6 +109,8 @@ impl Liveness {
             probes: VecDeque::new(),
             slow: false,
             in_vain: 0,
+            whole: now,
+            pieces: 0,
             paused: false,
             outputs: VecDeque::new(),
         }
@@ -163,6 +146,7 @@ impl Liveness {
                 self.outputs.clear();
             }
             Input::Heard => self.hear(now),
+            Input::Packet => (self.whole, self.pieces) = (now, 0),
             Input::Sent => self.sent = now,
             Input::Stalled(since) => self.stalled = since,
             Input::ProbeSent => {
@@ -258,6 +242,7 @@ impl Liveness {
         self.probe_due = false;
         self.probes.clear();
         self.slow = false;
+        (self.whole, self.pieces) = (now, 0);
         self.restart_clocks(now);
         if electing {
             self.grace = now + ELECTION;
@@ -364,6 +349,11 @@ impl Liveness {
                 let overdue = self.expectation().filter(|(_, since)| *since + self.deadline() <= now);
                 match overdue {
                     Some((reason, since)) if !self.paused => {
+                        let whole_by = self.whole.max(self.grace) + self.config.slow_after * self.leniency();
+                        if self.pieces >= MOST_PIECES && whole_by <= now {
+                            return self.condemn(reason, self.whole);
+                        }
+                        self.pieces = self.pieces.saturating_add(1);
                         self.phase = Phase::Suspect { reason, since: now, silent_since: since };
                         self.probe_due = true;
                         self.outputs.extend([Output::Suspected(reason), Output::Probe]);

@@ -126,7 +126,12 @@ impl Storage for Directory {
     }
 
     fn read(&mut self, name: &str) -> io::Result<Bytes> {
-        fs::read(self.path.join(name)).map(Bytes::from)
+        let (path, named) = (self.path.join(name), |error: io::Error| named(name, &error));
+        // A pipe would be waited for, and a device may have no end.
+        if !fs::metadata(&path).map_err(named)?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} is no file")));
+        }
+        fs::read(path).map(Bytes::from).map_err(named)
     }
 
     fn create(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
@@ -168,6 +173,10 @@ impl Storage for Directory {
     fn release(&mut self) -> bool {
         self.reserve.release(&self.path)
     }
+}
+
+fn named(name: &str, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
 /// A file of zeros that is deleted when a full disk has no room for outcomes.

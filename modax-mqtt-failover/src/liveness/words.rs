@@ -24,6 +24,8 @@ pub enum Input {
     Closed,
     /// At least one byte arrived.
     Heard,
+    /// A packet is all there.
+    Packet,
     /// Something was handed to the socket for the last time now.
     Sent,
     /// Since when bytes wait for the socket without any progress, if they do.

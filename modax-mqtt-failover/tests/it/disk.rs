@@ -322,6 +322,19 @@ async fn f32_what_stands_where_saved_messages_are_to_go_is_left_there() {
 }
 
 #[tokio::test]
+async fn a_pipe_named_like_a_queue_file_is_no_file_and_not_waited_for() {
+    let folder = Folder::new("pipe");
+    let queue = folder.queue();
+    std::fs::create_dir(&queue).unwrap();
+    let name = "0000000000000000-11ef6d9675d28d32.queue";
+    rustix::fs::mknodat(rustix::fs::CWD, queue.join(name), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+
+    let looked = tokio::task::spawn_blocking(move || disk::inspect(&queue).map_err(|error| error.to_string()));
+
+    assert_eq!(within("an answer", looked).await.unwrap(), Err(format!("{name} is no file")));
+}
+
+#[tokio::test]
 async fn f32_a_damaged_header_is_damage_also_where_nothing_is_lost() {
     let folder = Folder::new("header");
     let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();

@@ -433,3 +433,43 @@ fn f12_a_link_slower_than_every_deadline_is_borne_in_the_end_and_a_fast_one_is_j
     let (at, _) = verdict(&bench.pass(Duration::from_secs(2))).expect("a verdict");
     assert_eq!(at, 200 * MS);
 }
+
+#[test]
+fn answers_in_the_midst_of_a_packet_that_never_ends_are_no_life_for_ever() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    // A reader: nothing waits for an acknowledgement. The answer to each probe is swallowed by the packet.
+    let begun = bench.now;
+    let mut verdict = None;
+    while verdict.is_none() && bench.now - begun < Duration::from_secs(30) {
+        let said = bench.pass(10 * MS);
+        verdict = dead(&said);
+        if said.iter().any(|(_, output)| *output == Output::Probe) {
+            bench.tell(Input::Heard);
+        }
+    }
+    assert!(matches!(verdict, Some(Output::Dead { reason: Reason::ProbeUnanswered, .. })), "{verdict:?}");
+    let took = bench.now - begun;
+    assert!((Duration::from_secs(5)..Duration::from_secs(7)).contains(&took), "{took:?}");
+}
+
+#[test]
+fn a_large_packet_over_a_slow_link_is_waited_for_and_whole_packets_are_life() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    // Bytes come all the time, for longer than any answer may take.
+    for _ in 0..200 {
+        bench.tell(Input::Heard);
+        assert_eq!(dead(&bench.pass(50 * MS)), None);
+    }
+    // Later, packets come seldom and probes are answered late, but each is whole.
+    for _ in 0..100 {
+        bench.tell(Input::Heard);
+        bench.tell(Input::Packet);
+        assert_eq!(dead(&bench.pass(150 * MS)), None);
+    }
+}
+
+fn dead(said: &[(Duration, Output)]) -> Option<Output> {
+    said.iter().map(|(_, output)| *output).find(|output| matches!(output, Output::Dead { .. }))
+}
