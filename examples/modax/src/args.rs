@@ -213,7 +213,7 @@ pub(crate) struct QueueDirectory {
 pub(crate) struct SalvageArgs {
     #[command(flatten)]
     pub(crate) from: QueueDirectory,
-    /// Where to; empty or absent (default: DIR.salvaged).
+    /// Where to; it must hold no queue (default: DIR.salvaged).
     #[arg(long, value_name = "NEW")]
     pub(crate) to: Option<PathBuf>,
 }

@@ -44,6 +44,12 @@ impl From<Exit> for u8 {
 }
 
 fn main() -> ExitCode {
+    let exit = command();
+    output::end_events();
+    exit
+}
+
+fn command() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
@@ -62,6 +68,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(command: Command) -> Exit {
+    signal::survive_file_limit();
     let (output, end) = output::Output::start();
     let exit = match command {
         Command::Pub(args) => mqtt::publish(args, output).await,

@@ -1,10 +1,12 @@
 //! JSON lines: results on stdout, diagnostics and events on stderr.
 //!
 //! One thread owns stdout. It writes what is waiting in one piece and flushes before it waits again, so that a
-//! reader of the pipe sees each line at once and a burst costs one system call.
+//! reader of the pipe sees each line at once and a burst costs one system call. Another one owns stderr, so that nothing
+//! but events is held up by a stderr that nobody reads.
 
 use std::io::Write as _;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, mpsc as threads};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +24,9 @@ const WAITING_BYTES: u32 = 4 << 20;
 
 /// For whom we are to end and who reads our stdout only slowly.
 const UNREAD: Duration = Duration::from_secs(2);
+
+/// Events waiting for a slow reader of our stderr; more are dropped, and their number is told.
+const WAITING_EVENTS: usize = 1 << 16;
 
 /// Runs once its line is flushed.
 type Flushed = Box<dyn FnOnce() + Send>;
@@ -102,15 +107,29 @@ impl Output {
         self.lines.send(nothing).await.map_err(|_| OutputClosed)
     }
 
+    /// Returns once another line has room, behind all lines that wait already, or never will have. Whatever makes lines asks
+    /// before it takes in more. Cancel safe.
+    pub(crate) async fn room(&self) {
+        drop(self.room.acquire().await);
+        drop(self.lines.reserve().await);
+    }
+
     async fn send(&self, value: &impl Serialize, flushed: Option<Flushed>) -> Result<(), OutputClosed> {
         // What is printed has string keys and finite numbers.
         let mut text = serde_json::to_string(value).unwrap_or_default();
         text.push('\n');
         let bytes = u32::try_from(text.len()).unwrap_or(WAITING_BYTES).min(WAITING_BYTES);
-        // The semaphore is never closed. A writer that ends drops the lines, and with them makes room.
-        let room = self.room.clone().acquire_many_owned(bytes).await.ok();
-        let line = Line { text, flushed, room };
-        self.lines.send(line).await.map_err(|_| OutputClosed)
+        let sent = async {
+            // The semaphore is never closed. A writer that ends drops the lines, and with them makes room.
+            let room = self.room.clone().acquire_many_owned(bytes).await.ok();
+            let line = Line { text, flushed, room };
+            self.lines.send(line).await.map_err(|_| OutputClosed)
+        };
+        tokio::select! {
+            biased;
+            sent = sent => sent,
+            () = given_up() => Err(OutputClosed),
+        }
     }
 }
 
@@ -131,14 +150,16 @@ impl OutputEnd {
     }
 }
 
-/// Ends [`UNREAD`] after a signal; one that came before counts.
+/// The same as [`given_up`], also where the command left signals to their default action.
 async fn asked_to_leave() {
-    if !signal::has_come() {
-        match Interrupt::listen() {
-            Ok(mut interrupt) => interrupt.wait().await,
-            Err(_) => std::future::pending().await,
-        }
-    }
+    // Where signals cannot be taken over they end the process.
+    let _interrupt = Interrupt::listen();
+    given_up().await;
+}
+
+/// Ends [`UNREAD`] after a signal; one that came before counts.
+async fn given_up() {
+    signal::come().await;
     tokio::time::sleep(UNREAD).await;
 }
 
@@ -188,8 +209,50 @@ pub(crate) fn event(name: &str, mut fields: Value) {
     }
     let mut line = fields.to_string();
     line.push('\n');
-    // A closed stderr has nobody to be told about it.
-    let _ = std::io::stderr().lock().write_all(line.as_bytes());
+    if EVENTS_WAITING.fetch_add(1, Ordering::Relaxed) < WAITING_EVENTS {
+        // The thread ends with the process.
+        let _ = EVENTS.send(Event::Line(line));
+    } else {
+        EVENTS_WAITING.fetch_sub(1, Ordering::Relaxed);
+        EVENTS_DROPPED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Waits until stderr has taken all events, but no longer than for any other reader.
+pub(crate) fn end_events() {
+    let (end, ended) = threads::channel();
+    let _ = EVENTS.send(Event::End(end));
+    let _ = ended.recv_timeout(UNREAD);
+}
+
+enum Event {
+    Line(String),
+    /// Everything before it has been written.
+    End(threads::Sender<()>),
+}
+
+static EVENTS_WAITING: AtomicUsize = AtomicUsize::new(0);
+static EVENTS_DROPPED: AtomicUsize = AtomicUsize::new(0);
+static EVENTS: LazyLock<threads::Sender<Event>> = LazyLock::new(|| {
+    let (sender, receiver) = threads::channel();
+    std::thread::spawn(move || receiver.into_iter().for_each(write_event));
+    sender
+});
+
+fn write_event(event: Event) {
+    match event {
+        Event::Line(line) => {
+            // A closed stderr has nobody to be told about it.
+            let _ = std::io::stderr().lock().write_all(line.as_bytes());
+            EVENTS_WAITING.fetch_sub(1, Ordering::Relaxed);
+            let dropped = EVENTS_DROPPED.swap(0, Ordering::Relaxed);
+            if dropped > 0 {
+                let line = format!("{}\n", json!({ "event": "events_dropped", "count": dropped }));
+                let _ = std::io::stderr().lock().write_all(line.as_bytes());
+            }
+        }
+        Event::End(end) => drop(end.send(())),
+    }
 }
 
 /// Tells on stderr what is wrong with a flag; clap has said the rest.
@@ -242,6 +305,23 @@ mod tests {
         let half = "z".repeat(WAITING_BYTES as usize / 2);
         assert!(output.line(&half).now_or_never().is_some());
         assert!(output.line(&half).now_or_never().is_none(), "two of them with their quotes");
+    }
+
+    #[tokio::test]
+    async fn there_is_room_only_behind_all_that_waits() {
+        let (lines, mut receiver) = mpsc::channel(1);
+        let output = Output::new(lines, watch::channel(false).1);
+        assert!(output.room().now_or_never().is_some());
+        assert!(output.line(&1).now_or_never().is_some());
+        let mut waiting = Box::pin(output.line(&2));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        let mut room = Box::pin(output.room());
+        assert!(room.as_mut().now_or_never().is_none());
+        drop(receiver.recv().await);
+        assert!(room.as_mut().now_or_never().is_none(), "it went before a line");
+        assert!(waiting.now_or_never().is_some());
+        drop(receiver.recv().await);
+        assert!(room.now_or_never().is_some());
     }
 
     #[test]

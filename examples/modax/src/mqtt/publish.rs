@@ -156,9 +156,11 @@ impl Run {
     /// Reads as fast as the queue admits, until the end of input or a signal.
     async fn take_lines(&mut self, interrupt: &mut Interrupt) -> Result<(), OutputClosed> {
         let mut lines = input::lines();
+        let output = self.output.clone();
         loop {
             let line = tokio::select! {
-                line = lines.recv() => line,
+                // Outcomes that wait for a slow reader are not in the client's queue any more: nothing else bounds them.
+                line = async { output.room().await; lines.recv().await } => line,
                 () = interrupt.wait() => break,
                 Some(step) = self.step() => {
                     self.apply(step).await?;

@@ -94,6 +94,37 @@ async fn a_command_that_waits_ends_once_nobody_reads_it_any_more() {
     ground.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_whose_lines_nobody_takes_ends_all_the_same() {
+    let ground = Ground::start().await.unwrap();
+    let nobody = format!("mqtt://127.0.0.1:{}", ground.port());
+    let publish = ["pub", "--brokers", &nobody, "--client-id", "ends", "--when-full", "shed-newest"];
+    // Outcomes for stdout, or events for stderr: far more than a pipe takes, and than is read ahead.
+    for more in [&["--queue-max-messages", "1"][..], &["--queue-max-messages", "1", "--topic", "plant/x"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_modax"))
+            .args([&publish[..], more].concat())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // What it does not take in any more stays in the pipe.
+        let fed = tokio::spawn(async move { stdin.write_all(&b"plant\n".repeat(1_000_000)).await });
+        let mut first = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut first).await.unwrap();
+
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+
+        let ended = timeout(PATIENCE, child.wait()).await.expect("an end in time").unwrap();
+        assert_eq!(ended.code(), Some(1), "{more:?}");
+        assert!(fed.await.unwrap().is_err(), "all of it was taken in: {more:?}");
+    }
+    ground.stop().await;
+}
+
 /// A session that holds a message of so many bytes for the subscriber `ends`.
 async fn keep_for_the_subscriber(broker: &str, bytes: usize) {
     let subscriber = Running::start(&["sub", "--brokers", broker, "--client-id", "ends", "--filter", "plant/#"]);
