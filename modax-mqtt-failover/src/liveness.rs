@@ -4,7 +4,7 @@
 //! at [`poll_timeout`](Liveness::poll_timeout). That call also tells how late *we* are: a verdict needs a whole
 //! deadline during which this process was on time, because a starved client would otherwise condemn healthy brokers.
 //!
-//! Any byte received is life. An acknowledgement or a PINGRESP that is overdue makes a broker suspect; it gets one
+//! Any byte received is life, unless for long no whole packet comes and bytes do only where a probe asked for them. An acknowledgement or a PINGRESP that is overdue makes a broker suspect; it gets one
 //! more probe, and dies when that stays unanswered too. One that answers probes and does not acknowledge is slow.
 
 mod limits;
@@ -35,8 +35,10 @@ const SLOWEST_ASKS: Duration = Duration::from_millis(500);
 const MOST_DOUBLINGS: u32 = 6;
 /// Shortest time without any progress in writing that counts as a stall.
 const SHORTEST_STALL: Duration = Duration::from_secs(1);
-/// So often bytes end a suspicion that are no whole packet: they may be answers in the midst of a packet that never ends.
-const MOST_PIECES: u32 = 8;
+/// So many suspicions are ended by bytes that are no whole packet: they may be answers in the midst of one that never ends.
+const MOST_SUSPICIONS: u32 = 8;
+/// A large packet over a bad link brings more than so many pieces for each suspicion; those answers are one each.
+const PIECES_OF_ANSWERS: u32 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -80,8 +82,9 @@ pub struct Liveness {
     /// Verdicts since anything was last answered that we waited for. A link or a broker that needs longer than its
     /// deadline would be left for ever, and given the same again each time.
     in_vain: u32,
-    /// When the last whole packet came, and suspicions since.
+    /// When the last whole packet came; suspicions and pieces since.
     whole: Instant,
+    suspicions: u32,
     pieces: u32,
     paused: bool,
     outputs: VecDeque<Output>,
@@ -110,6 +113,7 @@ impl Liveness {
             slow: false,
             in_vain: 0,
             whole: now,
+            suspicions: 0,
             pieces: 0,
             paused: false,
             outputs: VecDeque::new(),
@@ -145,8 +149,11 @@ impl Liveness {
                 self.phase = Phase::Off;
                 self.outputs.clear();
             }
-            Input::Heard => self.hear(now),
-            Input::Packet => (self.whole, self.pieces) = (now, 0),
+            Input::Heard => {
+                self.pieces = self.pieces.saturating_add(1);
+                self.hear(now);
+            }
+            Input::Packet => (self.whole, self.suspicions, self.pieces) = (now, 0, 0),
             Input::Sent => self.sent = now,
             Input::Stalled(since) => self.stalled = since,
             Input::ProbeSent => {
@@ -242,7 +249,7 @@ impl Liveness {
         self.probe_due = false;
         self.probes.clear();
         self.slow = false;
-        (self.whole, self.pieces) = (now, 0);
+        (self.whole, self.suspicions, self.pieces) = (now, 0, 0);
         self.restart_clocks(now);
         if electing {
             self.grace = now + ELECTION;
@@ -349,11 +356,10 @@ impl Liveness {
                 let overdue = self.expectation().filter(|(_, since)| *since + self.deadline() <= now);
                 match overdue {
                     Some((reason, since)) if !self.paused => {
-                        let whole_by = self.whole.max(self.grace) + self.config.slow_after * self.leniency();
-                        if self.pieces >= MOST_PIECES && whole_by <= now {
+                        if self.hears_answers_only(now) {
                             return self.condemn(reason, self.whole);
                         }
-                        self.pieces = self.pieces.saturating_add(1);
+                        self.suspicions = self.suspicions.saturating_add(1);
                         self.phase = Phase::Suspect { reason, since: now, silent_since: since };
                         self.probe_due = true;
                         self.outputs.extend([Output::Suspected(reason), Output::Probe]);
@@ -369,6 +375,11 @@ impl Liveness {
             }
             Phase::Off | Phase::Dead => {}
         }
+    }
+
+    fn hears_answers_only(&self, now: Instant) -> bool {
+        let whole_by = self.whole.max(self.grace) + self.config.slow_after * self.leniency();
+        self.suspicions >= MOST_SUSPICIONS && self.pieces <= self.suspicions * PIECES_OF_ANSWERS && whole_by <= now
     }
 
     fn probe_if(&mut self, now: Instant, due: Option<Instant>) {

@@ -291,6 +291,7 @@ impl Scout {
                 let trip = *trip;
                 self.goodbye(attempt);
                 self.failed(now, trip);
+                self.not_before(trip.broker, now + ABSENT);
             }
             // A refusal, or nonsense.
             _ => {

@@ -1,10 +1,13 @@
 //! What brokers sent and the program has not finished with.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use super::{Output, Session};
 use crate::{
-    event::GapReason,
+    event::{Filter, GapReason},
     packet::{Packet, PacketId, Publish, Qos},
 };
 
@@ -25,8 +28,9 @@ pub(super) struct Incoming {
     stages: BTreeMap<PacketId, (u64, Stage)>,
     /// QoS 2 identifiers of a session that may have ended since: the broker may use them for other messages.
     doubted: BTreeSet<PacketId>,
-    /// Of this connection.
+    /// On this connection: whether reuse was told of, and who has a gap for it.
     reuse_told: bool,
+    gaps: BTreeSet<Filter>,
     serial: u64,
 }
 
@@ -96,6 +100,7 @@ impl Incoming {
     /// The connection ended: QoS 1 deliveries come again.
     pub(super) fn disconnect(&mut self) {
         self.reuse_told = false;
+        self.gaps.clear();
         self.stages.retain(|_, (_, stage)| *stage != Stage::Unacknowledged);
     }
 
@@ -130,12 +135,16 @@ impl Session {
         };
         self.outputs.push_back(Output::Deliver { publish, serial });
     }
+
     /// A message under an identifier that is held. Where it is no copy it is taken for one all the same (4.3.3).
     fn again(&mut self, id: PacketId, publish: &Publish) {
         if !publish.duplicate {
             let first = !std::mem::replace(&mut self.incoming.reuse_told, true);
             self.outputs.push_back(Output::PacketIdReused { id, first });
-            for filter in self.subscriptions.matching(&publish.topic).filter(|_| first) {
+            for filter in self.subscriptions.matching(&publish.topic) {
+                if !self.incoming.gaps.insert(Arc::clone(&filter)) {
+                    continue;
+                }
                 self.outputs.push_back(Output::Gap { filter, reason: GapReason::PacketIdReused });
             }
         }

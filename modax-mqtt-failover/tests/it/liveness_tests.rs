@@ -44,6 +44,7 @@ impl Bench {
             while let Some(output) = self.liveness.poll_output() {
                 said.push((self.now - begin, output));
                 if output == Output::Probe {
+                    self.tell(Input::Sent);
                     self.tell(Input::ProbeSent);
                 }
             }
@@ -453,21 +454,26 @@ fn answers_in_the_midst_of_a_packet_that_never_ends_are_no_life_for_ever() {
     assert!((Duration::from_secs(5)..Duration::from_secs(7)).contains(&took), "{took:?}");
 }
 
-#[test]
-fn a_large_packet_over_a_slow_link_is_waited_for_and_whole_packets_are_life() {
+/// A probe is out and every gap is longer than its deadline; what comes between them ends each suspicion.
+fn with_gaps(between: &[Input]) {
     let mut bench = Bench::connected();
     bench.measured(MS);
-    // Bytes come all the time, for longer than any answer may take.
-    for _ in 0..200 {
-        bench.tell(Input::Heard);
-        assert_eq!(dead(&bench.pass(50 * MS)), None);
-    }
-    // Later, packets come seldom and probes are answered late, but each is whole.
+    let mut suspicions = bench.pass(Duration::from_millis(1150));
     for _ in 0..100 {
-        bench.tell(Input::Heard);
-        bench.tell(Input::Packet);
-        assert_eq!(dead(&bench.pass(150 * MS)), None);
+        for input in between {
+            bench.tell(*input);
+        }
+        suspicions.extend(bench.pass(150 * MS));
     }
+    assert_eq!(dead(&suspicions), None, "after {between:?}");
+    let suspicions = suspicions.iter().filter(|(_, output)| matches!(output, Output::Suspected(_))).count();
+    assert!(suspicions > 50, "{suspicions}");
+}
+
+#[test]
+fn a_large_packet_over_a_link_with_gaps_is_waited_for_and_whole_packets_are_life() {
+    with_gaps(&[Input::Heard; 3]);
+    with_gaps(&[Input::Heard, Input::Packet]);
 }
 
 fn dead(said: &[(Duration, Output)]) -> Option<Output> {

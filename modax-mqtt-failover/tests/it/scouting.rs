@@ -172,7 +172,8 @@ fn nodes_that_are_not_available_for_a_moment_are_asked_again() {
     bench.run(2);
     assert!(bench.scouts > 2, "{} scouts", bench.scouts);
     assert_eq!(bench.moves, 1, "moves");
-    assert!(bench.agenda.now - died < Duration::from_secs(1), "{:?}", bench.agenda.now - died);
+    // They rest for a second, as nodes that cannot be reached do.
+    assert!(bench.agenda.now - died < Duration::from_secs(2), "{:?}", bench.agenda.now - died);
 }
 
 #[test]
