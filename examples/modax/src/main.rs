@@ -44,12 +44,6 @@ impl From<Exit> for u8 {
 }
 
 fn main() -> ExitCode {
-    let exit = command();
-    output::end_events();
-    exit
-}
-
-fn command() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
@@ -58,10 +52,15 @@ fn command() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => {
             output::event("failed", json!({ "error": format!("cannot start the runtime: {error}") }));
+            let _ = output::events_written().blocking_recv();
             return ExitCode::FAILURE;
         }
     };
-    let exit = runtime.block_on(run(cli.command));
+    let exit = runtime.block_on(async {
+        let exit = run(cli.command).await;
+        output::end_events().await;
+        exit
+    });
     // A read of stdin may still be waiting on its thread: it must not hold up the end.
     runtime.shutdown_background();
     ExitCode::from(u8::from(exit))
@@ -93,5 +92,6 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     output::event("bad_usage", json!({ "error": args::explain(error) }));
+    let _ = output::events_written().blocking_recv();
     ExitCode::from(u8::from(Exit::Usage))
 }

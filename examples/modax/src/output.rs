@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::signal::{self, Interrupt};
 
@@ -25,8 +25,8 @@ const WAITING_BYTES: u32 = 4 << 20;
 /// For whom we are to end and who reads our stdout only slowly.
 const UNREAD: Duration = Duration::from_secs(2);
 
-/// Events waiting for a slow reader of our stderr; more are dropped, and their number is told.
-const WAITING_EVENTS: usize = 1 << 16;
+/// Bytes of events waiting for a slow reader of our stderr; what is beyond is dropped, and its number told.
+const WAITING_EVENT_BYTES: usize = 16 << 20;
 
 /// Runs once its line is flushed.
 type Flushed = Box<dyn FnOnce() + Send>;
@@ -209,29 +209,37 @@ pub(crate) fn event(name: &str, mut fields: Value) {
     }
     let mut line = fields.to_string();
     line.push('\n');
-    if EVENTS_WAITING.fetch_add(1, Ordering::Relaxed) < WAITING_EVENTS {
+    if EVENT_BYTES_WAITING.fetch_add(line.len(), Ordering::Relaxed) < WAITING_EVENT_BYTES {
         // The thread ends with the process.
         let _ = EVENTS.send(Event::Line(line));
     } else {
-        EVENTS_WAITING.fetch_sub(1, Ordering::Relaxed);
+        EVENT_BYTES_WAITING.fetch_sub(line.len(), Ordering::Relaxed);
         EVENTS_DROPPED.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// Waits until stderr has taken all events, but no longer than for any other reader.
-pub(crate) fn end_events() {
-    let (end, ended) = threads::channel();
+/// Waits until stderr has taken all events; a slow reader is waited for, but not past a signal.
+pub(crate) async fn end_events() {
+    tokio::select! {
+        _ = events_written() => {}
+        () = asked_to_leave() => {}
+    }
+}
+
+/// Ends when stderr has taken all events so far.
+pub(crate) fn events_written() -> oneshot::Receiver<()> {
+    let (end, ended) = oneshot::channel();
     let _ = EVENTS.send(Event::End(end));
-    let _ = ended.recv_timeout(UNREAD);
+    ended
 }
 
 enum Event {
     Line(String),
     /// Everything before it has been written.
-    End(threads::Sender<()>),
+    End(oneshot::Sender<()>),
 }
 
-static EVENTS_WAITING: AtomicUsize = AtomicUsize::new(0);
+static EVENT_BYTES_WAITING: AtomicUsize = AtomicUsize::new(0);
 static EVENTS_DROPPED: AtomicUsize = AtomicUsize::new(0);
 static EVENTS: LazyLock<threads::Sender<Event>> = LazyLock::new(|| {
     let (sender, receiver) = threads::channel();
@@ -244,7 +252,7 @@ fn write_event(event: Event) {
         Event::Line(line) => {
             // A closed stderr has nobody to be told about it.
             let _ = std::io::stderr().lock().write_all(line.as_bytes());
-            EVENTS_WAITING.fetch_sub(1, Ordering::Relaxed);
+            EVENT_BYTES_WAITING.fetch_sub(line.len(), Ordering::Relaxed);
             let dropped = EVENTS_DROPPED.swap(0, Ordering::Relaxed);
             if dropped > 0 {
                 let line = format!("{}\n", json!({ "event": "events_dropped", "count": dropped }));

@@ -57,6 +57,10 @@ pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
         Ok(()) => run.finish(&mut interrupt).await,
         Err(OutputClosed) => Err(OutputClosed),
     };
+    if finished.is_err() {
+        // Nobody can be told, but a queue on disk is to know.
+        let _ = timeout(LAST_COMMIT, run.client.close(Duration::ZERO)).await;
+    }
     if finished.is_ok() && run.all_acked { Exit::Done } else { Exit::Failed }
 }
 
