@@ -4,8 +4,9 @@
 //! at [`poll_timeout`](Liveness::poll_timeout). That call also tells how late *we* are: a verdict needs a whole
 //! deadline during which this process was on time, because a starved client would otherwise condemn healthy brokers.
 //!
-//! Any byte received is life, unless for long no whole packet comes and bytes do only where a probe asked for them. An acknowledgement or a PINGRESP that is overdue makes a broker suspect; it gets one
-//! more probe, and dies when that stays unanswered too. One that answers probes and does not acknowledge is slow.
+//! Any byte received is life, unless for long no whole packet comes, and bytes do only where a probe asked for them. An
+//! acknowledgement or a PINGRESP that is overdue makes a broker suspect; it gets one more probe, and dies when that stays
+//! unanswered too. One that answers probes and does not acknowledge is slow.
 
 mod limits;
 mod slowest;
