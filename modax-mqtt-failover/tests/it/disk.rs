@@ -46,6 +46,23 @@ impl Folder {
         files.sort();
         files
     }
+
+    /// Leaves so many messages in the queue, of a client without a broker.
+    async fn fill(&self, messages: u64) {
+        let client = client("mqtt://127.0.0.1:9", &self.queue()).unwrap();
+        for number in 0..messages {
+            drop(within("on disk", client.publish(Message::new("disk", number.to_string()))).await.unwrap());
+        }
+        within("the close", client.close(Duration::ZERO)).await;
+    }
+
+    /// Does something to the largest file of the queue.
+    fn damage(&self, damage: impl FnOnce(&mut Vec<u8>)) {
+        let largest = self.files().into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+        let mut content = std::fs::read(&largest).unwrap();
+        damage(&mut content);
+        std::fs::write(&largest, content).unwrap();
+    }
 }
 
 impl Drop for Folder {
@@ -274,16 +291,11 @@ async fn f32_a_killed_publisher_leaves_all_it_was_told_is_admitted() {
 #[tokio::test]
 async fn f32_damage_costs_what_it_hits_is_reported_and_the_rest_is_saved() {
     let folder = Folder::new("damage");
-    let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
-    for number in 0..20_u64 {
-        drop(within("on disk", first.publish(Message::new("disk", number.to_string()))).await.unwrap());
-    }
-    within("the close", first.close(Duration::ZERO)).await;
-    let largest = folder.files().into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
-    let mut content = std::fs::read(&largest).unwrap();
-    let middle = content.len() / 2;
-    content[middle] ^= 0x10;
-    std::fs::write(&largest, content).unwrap();
+    folder.fill(20).await;
+    folder.damage(|content| {
+        let middle = content.len() / 2;
+        content[middle] ^= 0x10;
+    });
 
     let found = disk::inspect(folder.queue()).unwrap();
     assert!(!found.is_sound());
@@ -306,9 +318,7 @@ async fn f32_damage_costs_what_it_hits_is_reported_and_the_rest_is_saved() {
 #[tokio::test]
 async fn f32_what_stands_where_saved_messages_are_to_go_is_left_there() {
     let folder = Folder::new("occupied");
-    let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
-    drop(within("on disk", first.publish(Message::new("disk", "0"))).await.unwrap());
-    within("the close", first.close(Duration::ZERO)).await;
+    folder.fill(1).await;
     // Nothing in it can be read, so that a queue which is opened there would have no use for it.
     let target = folder.0.join("occupied");
     std::fs::create_dir(&target).unwrap();
@@ -337,13 +347,8 @@ async fn a_pipe_named_like_a_queue_file_is_no_file_and_not_waited_for() {
 #[tokio::test]
 async fn f32_a_damaged_header_is_damage_also_where_nothing_is_lost() {
     let folder = Folder::new("header");
-    let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
-    drop(within("on disk", first.publish(Message::new("disk", "0"))).await.unwrap());
-    within("the close", first.close(Duration::ZERO)).await;
-    let largest = folder.files().into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
-    let mut content = std::fs::read(&largest).unwrap();
-    content[9] ^= 1;
-    std::fs::write(&largest, content).unwrap();
+    folder.fill(1).await;
+    folder.damage(|content| content[9] ^= 1);
 
     let found = disk::inspect(folder.queue()).unwrap();
 
@@ -353,13 +358,8 @@ async fn f32_a_damaged_header_is_damage_also_where_nothing_is_lost() {
 #[tokio::test]
 async fn f32_a_write_that_a_crash_cut_short_is_no_damage_at_any_start() {
     let folder = Folder::new("cut-short");
-    let first = client("mqtt://127.0.0.1:9", &folder.queue()).unwrap();
-    drop(within("on disk", first.publish(Message::new("disk", "0"))).await.unwrap());
-    within("the close", first.close(Duration::ZERO)).await;
-    let largest = folder.files().into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
-    let mut content = std::fs::read(&largest).unwrap();
-    content.extend_from_slice(b"MQR1");
-    std::fs::write(&largest, content).unwrap();
+    folder.fill(1).await;
+    folder.damage(|content| content.extend_from_slice(b"MQR1"));
     assert_eq!(disk::inspect(folder.queue()).unwrap().damaged_bytes(), 4);
 
     for _ in 0..2 {

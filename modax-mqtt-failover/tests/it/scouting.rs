@@ -144,36 +144,35 @@ impl Bench {
     }
 }
 
-#[test]
-fn a_node_that_holds_us_is_left_for_the_one_that_served_a_scout() {
-    // The second node holds what it is given for ever once the first has died; the first is back at once.
+/// The second node holds what it is given for ever once the first has died; the first is back at once, and so many scouts
+/// are turned away. How many left, and how long it took to the next acknowledgement.
+fn held_by_the_second(turned_away: u32) -> (u32, Duration) {
     let mut bench = Bench::new(|broker, _| if broker == 1 { LONGEST } else { Duration::ZERO });
+    bench.turned_away = turned_away;
     bench.publish();
     bench.run(1);
     bench.kill();
     bench.publish();
     let died = bench.agenda.now;
     bench.run(2);
-    assert!(bench.scouts > 0, "no scout left");
     assert_eq!(bench.moves, 1, "moves");
+    (bench.scouts, bench.agenda.now - died)
+}
+
+#[test]
+fn a_node_that_holds_us_is_left_for_the_one_that_served_a_scout() {
+    let (scouts, took) = held_by_the_second(0);
+    assert!(scouts > 0, "no scout left");
     // A head start of 100 ms, and a scout each 150 ms over two nodes.
-    assert!(bench.agenda.now - died < Duration::from_millis(600), "{:?}", bench.agenda.now - died);
+    assert!(took < Duration::from_millis(600), "{took:?}");
 }
 
 #[test]
 fn nodes_that_are_not_available_for_a_moment_are_asked_again() {
-    let mut bench = Bench::new(|broker, _| if broker == 1 { LONGEST } else { Duration::ZERO });
-    bench.turned_away = 2;
-    bench.publish();
-    bench.run(1);
-    bench.kill();
-    bench.publish();
-    let died = bench.agenda.now;
-    bench.run(2);
-    assert!(bench.scouts > 2, "{} scouts", bench.scouts);
-    assert_eq!(bench.moves, 1, "moves");
+    let (scouts, took) = held_by_the_second(2);
+    assert!(scouts > 2, "{scouts} scouts");
     // They rest for a second, as nodes that cannot be reached do.
-    assert!(bench.agenda.now - died < Duration::from_secs(2), "{:?}", bench.agenda.now - died);
+    assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
 #[test]
