@@ -44,12 +44,13 @@ enum Piece {
 
 pub(super) async fn connection(shared: Arc<Shared>, mut client: TcpStream, number: u64) {
     let mut resets = shared.resets.subscribe();
+    let life = Life { shared: &shared, number, resets: *resets.borrow_and_update() };
     let mut server = None;
     // Biased: a cut followed at once by healing must not let out what was held before the cut.
     let end = tokio::select! {
         biased;
         _ = resets.changed() => End::Reset,
-        end = carry(&shared, &mut client, &mut server, number) => end,
+        end = carry(life, &mut client, &mut server) => end,
     };
     match end {
         End::Orderly => {}
@@ -71,10 +72,19 @@ pub(super) async fn connection(shared: Arc<Shared>, mut client: TcpStream, numbe
     shared.tally.ended();
 }
 
-async fn carry(shared: &Shared, client: &mut TcpStream, server: &mut Option<TcpStream>, number: u64) -> End {
-    let mut faults = shared.faults.subscribe();
-    hold(shared, &mut faults, Direction::ToServer).await;
-    let upstream = shared.wire().upstream;
+/// A connection, as its two pumps know it.
+#[derive(Clone, Copy)]
+struct Life<'a> {
+    shared: &'a Shared,
+    number: u64,
+    /// Orders to reset that had been given before it began.
+    resets: u64,
+}
+
+async fn carry(life: Life<'_>, client: &mut TcpStream, server: &mut Option<TcpStream>) -> End {
+    let mut faults = life.shared.faults.subscribe();
+    hold(life, &mut faults, Direction::ToServer).await;
+    let upstream = life.shared.wire().upstream;
     let Ok(connected) = TcpStream::connect(upstream).await else { return End::Reset };
     let server = server.insert(connected);
     let _ = client.set_nodelay(true);
@@ -83,8 +93,8 @@ async fn carry(shared: &Shared, client: &mut TcpStream, server: &mut Option<TcpS
     let cut = AtomicBool::new(false);
     let (client_reads, client_writes) = client.split();
     let (server_reads, server_writes) = server.split();
-    let up = Pump::new(shared, Direction::ToServer, number, &cut).run(client_reads, server_writes);
-    let down = Pump::new(shared, Direction::ToClient, number, &cut).run(server_reads, client_writes);
+    let up = Pump::new(life, Direction::ToServer, &cut).run(client_reads, server_writes);
+    let down = Pump::new(life, Direction::ToClient, &cut).run(server_reads, client_writes);
     tokio::pin!(up, down);
     tokio::select! {
         end = &mut up => if end == End::Orderly { down.await } else { end },
@@ -107,18 +117,22 @@ async fn swallow(mut stream: TcpStream) {
 }
 
 /// Waits until no blackhole is in the way; counts when there was one.
-async fn hold(shared: &Shared, faults: &mut watch::Receiver<Faults>, direction: Direction) {
+async fn hold(life: Life<'_>, faults: &mut watch::Receiver<Faults>, direction: Direction) {
     if !faults.borrow_and_update().of(direction).blackhole {
         return;
     }
-    count(&shared.tally.blackhole);
+    count(&life.shared.tally.blackhole);
     // The sender lives in `shared`, so this cannot fail.
     let _ = faults.wait_for(|faults| !faults.of(direction).blackhole).await;
+    // Cut and healed while this was on its way here: the order to reset came first.
+    if *life.shared.resets.borrow() != life.resets {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// One direction of one connection.
 struct Pump<'a> {
-    shared: &'a Shared,
+    life: Life<'a>,
     direction: Direction,
     faults: watch::Receiver<Faults>,
     random: SplitMix,
@@ -128,18 +142,19 @@ struct Pump<'a> {
 }
 
 impl<'a> Pump<'a> {
-    fn new(shared: &'a Shared, direction: Direction, number: u64, cut: &'a AtomicBool) -> Self {
+    fn new(life: Life<'a>, direction: Direction, cut: &'a AtomicBool) -> Self {
+        let Life { shared, number, .. } = life;
         let faults = shared.faults.subscribe();
         let lane = number << 1 | u64::from(direction == Direction::ToClient);
         let random = SplitMix(shared.seed ^ lane.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        Self { shared, direction, faults, random, progress: Progress::default(), cut }
+        Self { life, direction, faults, random, progress: Progress::default(), cut }
     }
 
     async fn run(self, from: ReadHalf<'_>, to: WriteHalf<'_>) -> End {
         let (pieces, queue) = mpsc::channel(IN_FLIGHT);
-        let Self { shared, direction, faults, random, progress, cut } = self;
-        let reading = read(shared, direction, faults.clone(), random, from, pieces);
-        let writing = Writer { shared, direction, faults, progress, cut, to }.run(queue);
+        let Self { life, direction, faults, random, progress, cut } = self;
+        let reading = read(life.shared, direction, faults.clone(), random, from, pieces);
+        let writing = Writer { life, direction, faults, progress, cut, to }.run(queue);
         tokio::pin!(reading, writing);
         tokio::select! {
             end = &mut writing => end,
@@ -173,7 +188,7 @@ async fn read(
 }
 
 struct Writer<'a> {
-    shared: &'a Shared,
+    life: Life<'a>,
     direction: Direction,
     faults: watch::Receiver<Faults>,
     progress: Progress,
@@ -189,7 +204,7 @@ impl Writer<'_> {
                 Piece::Fin { due } => (due, None),
             };
             tokio::time::sleep_until(due).await;
-            hold(self.shared, &mut self.faults, self.direction).await;
+            hold(self.life, &mut self.faults, self.direction).await;
             let Some(bytes) = bytes else {
                 let _ = self.to.shutdown().await;
                 return End::Orderly;
@@ -209,7 +224,7 @@ impl Writer<'_> {
     async fn deliver(&mut self, bytes: &[u8]) -> Option<End> {
         let armed = self.faults.borrow_and_update().of(self.direction).clone();
         if armed.reset {
-            count(&self.shared.tally.reset);
+            count(&self.life.shared.tally.reset);
             return Some(End::Reset);
         }
         if let Some(cut) = &armed.cut
@@ -224,9 +239,9 @@ impl Writer<'_> {
     }
 
     fn fire(&self, cut: u64) -> bool {
-        let fired = self.shared.faults.send_if_modified(|faults| faults.fire_cut(cut));
+        let fired = self.life.shared.faults.send_if_modified(|faults| faults.fire_cut(cut));
         if fired {
-            count(&self.shared.tally.cut);
+            count(&self.life.shared.tally.cut);
         }
         fired
     }
@@ -242,11 +257,11 @@ impl Writer<'_> {
         for part in bytes.chunks(size) {
             self.to.write_all(part).await?;
             if let Some((_, delay)) = slice {
-                count(&self.shared.tally.slice);
+                count(&self.life.shared.tally.slice);
                 tokio::time::sleep(*delay).await;
             }
             if let Some(rate) = rate {
-                count(&self.shared.tally.rate);
+                count(&self.life.shared.tally.rate);
                 tokio::time::sleep(Duration::from_secs_f64(part.len() as f64 / *rate as f64)).await;
             }
         }
