@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use modax_mqtt_failover::{Event, Events};
+use modax_mqtt_failover::{Event, Events, GapReason};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
@@ -81,6 +81,25 @@ fn tell(broker: &str, reason: &str, count: u64) {
     if count > 0 {
         output::event("connect_failed", json!({ "broker": broker, "reason": reason, "count": count }));
     }
+}
+
+/// Tells why a reader may have missed messages.
+pub(crate) fn gap(reason: GapReason) {
+    let (name, code) = match reason {
+        GapReason::SessionLost => ("session_lost", None),
+        GapReason::BrokerChanged => ("broker_changed", None),
+        GapReason::Reconnected => ("reconnected", None),
+        GapReason::Overflowed => ("overflowed", None),
+        GapReason::PacketIdReused => ("packet_id_reused", None),
+        GapReason::RefusedForNow { code } => ("refused_for_now", Some(code)),
+        GapReason::Refused { code } => ("refused", Some(code)),
+        _ => ("other", None),
+    };
+    let mut fields = json!({ "reason": name });
+    if let Some(code) = code {
+        fields["code"] = json!(code);
+    }
+    output::event("gap", fields);
 }
 
 fn describe(event: &Event) -> (&'static str, Value) {

@@ -10,49 +10,55 @@ use serde_json::Value;
 use super::qos;
 use crate::args::PubArgs;
 
-/// A line that names its own topic or quality of service.
-#[derive(Deserialize)]
-struct Envelope {
+/// A line that names its own topic or quality of service. A field that is none of these is refused: left out in silence, it
+/// would be missed by whoever meant it.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
     payload: String,
     #[serde(default)]
     topic: Option<String>,
     #[serde(default)]
     qos: Option<u8>,
     #[serde(default)]
+    retained: bool,
+    /// What `sub` says of a copy, so that its lines can be published again; of a new message it says nothing.
+    #[serde(default, rename = "duplicate")]
+    _duplicate: bool,
+    #[serde(default)]
     user_properties: BTreeMap<String, Values>,
 }
 
 /// One value of a user property, or several under one name.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a string, or several in an array")]
 enum Values {
     One(String),
     Several(Vec<String>),
 }
 
 /// What a message line looks like, for people.
-const LINE: &str = "a message line is {\"topic\": string, \"payload\": string, \"qos\": 0, 1 or 2, \"user_properties\": {name: string}}";
+const LINE: &str = "a message line is {\"topic\": string, \"payload\": string, \"qos\": 0, 1 or 2, \"retained\": true or false, \"user_properties\": {name: string}}; with --plain every line is a payload";
 
 /// The message that a line says, or why it says none.
 pub(super) fn message(args: &PubArgs, bytes: Vec<u8>) -> Result<Message, String> {
-    let envelope = if args.plain { None } else { serde_json::from_slice::<Envelope>(&bytes).ok() };
-    let (topic, payload, level, properties) = match envelope {
-        Some(line) => {
-            let level = line.qos.unwrap_or(args.qos);
-            (line.topic, Bytes::from(line.payload), level, line.user_properties)
-        }
-        // A mistake in a message's own fields must not send the whole line as a payload.
-        None if !args.plain && is_meant_as_message(&bytes) => {
-            return Err(LINE.to_owned());
-        }
-        None => (None, Bytes::from(bytes), args.qos, BTreeMap::new()),
+    let (line, payload) = if args.plain || !is_meant_as_message(&bytes) {
+        (Line::default(), Bytes::from(bytes))
+    } else {
+        let mut line = parse(&bytes)?;
+        let payload = std::mem::take(&mut line.payload).into();
+        (line, payload)
     };
-    let topic = topic.or_else(|| args.topic.clone()).ok_or("no topic: neither in the line nor by --topic")?;
+    let topic = line.topic.or_else(|| args.topic.clone()).ok_or("no topic: neither in the line nor by --topic")?;
+    let level = line.qos.unwrap_or(args.qos);
     if level > 2 {
         return Err(format!("qos {level} is none: 0, 1 or 2"));
     }
     let mut message = Message::new(topic, payload).qos(qos(level));
-    for (name, values) in properties {
+    if line.retained {
+        message = message.retained();
+    }
+    for (name, values) in line.user_properties {
         let values = match values {
             Values::One(value) => vec![value],
             Values::Several(values) => values,
@@ -65,9 +71,46 @@ pub(super) fn message(args: &PubArgs, bytes: Vec<u8>) -> Result<Message, String>
     Ok(message)
 }
 
-/// An object with a text as its payload, or with a topic beside a payload of whatever kind.
+/// An object with a text as its payload, or with a topic beside a payload of whatever kind. A mistake in its other fields must
+/// not send the whole line as a payload.
 fn is_meant_as_message(line: &[u8]) -> bool {
     let Ok(value) = serde_json::from_slice::<Value>(line) else { return false };
     let payload = value.get("payload");
     payload.is_some_and(Value::is_string) || (payload.is_some() && value.get("topic").is_some())
+}
+
+/// The fields, or which of them is wrong.
+fn parse(line: &[u8]) -> Result<Line, String> {
+    let mut json = serde_json::Deserializer::from_slice(line);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| format!("{error}; {LINE}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_that_is_wrong_or_unknown_is_named() {
+        let error = |line: &str| parse(line.as_bytes()).err().unwrap_or_default();
+        for (line, named) in [
+            (r#"{"payload":"a","retain":true}"#, "retain: unknown field `retain`"),
+            (r#"{"payload":"a","qos":"1"}"#, "qos: invalid type: string"),
+            (r#"{"payload":5,"topic":"t"}"#, "payload: invalid type: integer `5`"),
+            (r#"{"payload":"a","payload":"b"}"#, "duplicate field `payload`"),
+            (
+                r#"{"payload":"a","user_properties":{"p":1}}"#,
+                "user_properties.p: expected a string, or several in an array",
+            ),
+        ] {
+            assert!(error(line).starts_with(named), "{line}: {}", error(line));
+        }
+    }
+
+    #[test]
+    fn a_line_of_sub_can_be_published_again() {
+        let line =
+            r#"{"topic":"t","qos":2,"duplicate":true,"retained":true,"payload":"a","user_properties":{"p":["1","2"]}}"#;
+        let line = parse(line.as_bytes()).unwrap();
+        assert_eq!((line.topic.as_deref(), line.qos, line.retained, &*line.payload), (Some("t"), Some(2), true, "a"));
+    }
 }

@@ -73,7 +73,7 @@ async fn print_all(
                     return if flushed.await.is_ok() { Exit::Done } else { Exit::Failed };
                 }
             }
-            Received::Gap { reason, .. } => output::event("gap", json!({ "reason": format!("{reason:?}") })),
+            Received::Gap { reason, .. } => event::gap(reason),
             _ => {}
         }
     }
@@ -108,6 +108,7 @@ async fn print(delivery: Delivery, output: &Output) -> Option<oneshot::Receiver<
         "topic": delivery.topic(),
         "qos": level(delivery.qos()),
         "duplicate": delivery.is_duplicate(),
+        "retained": delivery.is_retained(),
     });
     put_properties(&mut line, delivery.user_properties());
     put_payload(&mut line, delivery.payload());
