@@ -114,8 +114,8 @@ impl Courier {
             }
             Input::Opened { attempt } => self.failover.handle_input(now, failover::Input::Opened { attempt }),
             Input::Closed { attempt, reason, by_peer } => self.closed(now, attempt, reason, by_peer),
-            Input::Heard { attempt } if self.is_serving(attempt) => {
-                self.liveness.handle_input(now, liveness::Input::Heard);
+            Input::Heard { attempt, bytes } if self.is_serving(attempt) => {
+                self.liveness.handle_input(now, liveness::Input::Heard(bytes));
             }
             Input::Received { attempt, packet } if self.is_beside(attempt) => self.received_beside(now, packet),
             Input::Received { attempt, packet } if self.failover.holder() == Some(attempt) => {

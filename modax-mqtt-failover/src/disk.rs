@@ -6,7 +6,7 @@ use crate::{
     driver::{Directory, seed},
     queue::{
         log::{CommitError, Log},
-        segment::{Record, SegmentId},
+        segment::{HEADER_BYTES, Record, SegmentId},
         storage::Storage,
         survey::survey,
     },
@@ -72,9 +72,12 @@ pub fn inspect(directory: impl AsRef<Path>) -> io::Result<Survey> {
 pub fn salvage(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<Survey> {
     let found = inspect(from)?;
     let mut target = Directory::open(to.as_ref())?;
-    // A log that is opened tidies up: whatever stands there is somebody's.
-    if target.list()?.iter().any(|name| SegmentId::from_file_name(name).is_some()) {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the queue to copy into is not empty"));
+    // A log that is opened tidies up: whatever stands there is somebody's. A bare header is what a full disk left of an earlier
+    // try.
+    for name in target.list()? {
+        if SegmentId::from_file_name(&name).is_some() && target.read(&name)?.len() > HEADER_BYTES {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the queue to copy into is not empty"));
+        }
     }
     let (mut log, _) = Log::open(target, u64::MAX, Box::new(seed))?;
     for message in &found.waiting {

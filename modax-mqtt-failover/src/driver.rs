@@ -128,8 +128,9 @@ impl Driver {
             let found = self.wait().await;
             // Decided before anything is read: what a look delivers is on its readers' account before anybody judges.
             let is_due = self.courier.poll_timeout().is_some_and(|due| due <= now());
-            let looks = is_due || found.is_none() || self.closing.is_some_and(|at| at <= now());
-            if is_due {
+            let is_late = self.closing.is_some_and(|at| at <= now());
+            let looks = is_due || found.is_none() || is_late;
+            if is_due || is_late {
                 // A runtime with much to do looks at its sockets seldom: what is there would not be seen.
                 tokio::task::yield_now().await;
             }
@@ -220,9 +221,9 @@ impl Driver {
             let (packets, stalled) = (link.packets_written(), link.stalled());
             self.input(Input::Written { attempt, packets, stalled });
         }
-        if progress.heard {
+        if progress.heard > 0 {
             self.rest.heard(attempt == self.courier.attempt());
-            self.input(Input::Heard { attempt });
+            self.input(Input::Heard { attempt, bytes: progress.heard });
         }
         self.decode(attempt);
         if let Some(reason) = progress.ended

@@ -64,8 +64,9 @@
 //! Every answer has a deadline: srtt + 8 · rttvar, at least 100 ms ([`LivenessConfig`]), and at least twice the slowest
 //! answer of the last half minute (up to 500 ms): on a starved machine a verdict takes longer rather than being false. An
 //! overdue PUBACK or PINGRESP makes a broker *suspect*; it gets one more probe; when that stays unanswered too it is
-//! left, and the one that just failed is tried last. Any byte received is life. When this process was itself late, clocks start anew. A broker that
-//! answers probes and does not acknowledge is *slow*, and left after 5 s. None of this depends on the keep-alive.
+//! left, and the one that just failed is tried last. Any byte received is life, unless for 5 s no packet is whole and hardly
+//! more comes than answers to probes. When this process was itself late, clocks start anew. A broker that answers probes and
+//! does not acknowledge is *slow*, and left after 5 s. None of this depends on the keep-alive.
 //!
 //! # Independent brokers, or a cluster
 //!

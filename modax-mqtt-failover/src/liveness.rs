@@ -38,8 +38,9 @@ const MOST_DOUBLINGS: u32 = 6;
 const SHORTEST_STALL: Duration = Duration::from_secs(1);
 /// So many suspicions are ended by bytes that are no whole packet: they may be answers in the midst of one that never ends.
 const MOST_SUSPICIONS: u32 = 8;
-/// A large packet over a bad link brings more than so many pieces for each suspicion; those answers are one each.
-const PIECES_OF_ANSWERS: u32 = 2;
+/// A large packet over a bad link brings more than so many bytes for each suspicion. Of those answers one or two come, each of
+/// 2 bytes or in a TLS record of about 30.
+const BYTES_OF_ANSWERS: u64 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -83,10 +84,10 @@ pub struct Liveness {
     /// Verdicts since anything was last answered that we waited for. A link or a broker that needs longer than its
     /// deadline would be left for ever, and given the same again each time.
     in_vain: u32,
-    /// When the last whole packet came; suspicions and pieces since.
+    /// When the last whole packet came; suspicions and bytes since.
     whole: Instant,
     suspicions: u32,
-    pieces: u32,
+    bytes: u64,
     paused: bool,
     outputs: VecDeque<Output>,
 }
@@ -115,7 +116,7 @@ impl Liveness {
             in_vain: 0,
             whole: now,
             suspicions: 0,
-            pieces: 0,
+            bytes: 0,
             paused: false,
             outputs: VecDeque::new(),
         }
@@ -150,11 +151,11 @@ impl Liveness {
                 self.phase = Phase::Off;
                 self.outputs.clear();
             }
-            Input::Heard => {
-                self.pieces = self.pieces.saturating_add(1);
+            Input::Heard(bytes) => {
+                self.bytes = self.bytes.saturating_add(bytes);
                 self.hear(now);
             }
-            Input::Packet => (self.whole, self.suspicions, self.pieces) = (now, 0, 0),
+            Input::Packet => (self.whole, self.suspicions, self.bytes) = (now, 0, 0),
             Input::Sent => self.sent = now,
             Input::Stalled(since) => self.stalled = since,
             Input::ProbeSent => {
@@ -250,7 +251,7 @@ impl Liveness {
         self.probe_due = false;
         self.probes.clear();
         self.slow = false;
-        (self.whole, self.suspicions, self.pieces) = (now, 0, 0);
+        (self.whole, self.suspicions, self.bytes) = (now, 0, 0);
         self.restart_clocks(now);
         if electing {
             self.grace = now + ELECTION;
@@ -380,7 +381,8 @@ impl Liveness {
 
     fn hears_answers_only(&self, now: Instant) -> bool {
         let whole_by = self.whole.max(self.grace) + self.config.slow_after * self.leniency();
-        self.suspicions >= MOST_SUSPICIONS && self.pieces <= self.suspicions * PIECES_OF_ANSWERS && whole_by <= now
+        let answers = u64::from(self.suspicions).saturating_mul(BYTES_OF_ANSWERS);
+        self.suspicions >= MOST_SUSPICIONS && self.bytes <= answers && whole_by <= now
     }
 
     fn probe_if(&mut self, now: Instant, due: Option<Instant>) {

@@ -287,13 +287,13 @@ impl Scout {
                 }
                 self.outputs.push_back(Output::Proven { broker, since });
             }
-            (Packet::ConnAck { code, .. }, Stage::Greeting) if code.is_transient() => {
+            (answer, stage) if may_pass(answer, stage) => {
                 let trip = *trip;
                 self.goodbye(attempt);
                 self.failed(now, trip);
                 self.not_before(trip.broker, now + ABSENT);
             }
-            // A refusal, or nonsense.
+            // A refusal for good, or nonsense.
             _ => {
                 let broker = trip.broker;
                 self.goodbye(attempt);
@@ -347,6 +347,16 @@ impl Scout {
 
     fn hang_up(&mut self, attempt: u64) {
         self.outputs.push_back(Output::HangUp { attempt });
+    }
+}
+
+/// A refusal that a node which starts, ends or is busy gives.
+fn may_pass(answer: &Packet, stage: Stage) -> bool {
+    match (answer, stage) {
+        (Packet::ConnAck { code, .. }, Stage::Greeting) => code.is_transient(),
+        (Packet::PubAck { code, .. }, Stage::Publishing) => Reason::new(*code).is_transient(),
+        (Packet::Disconnect(reason), _) => reason.is_transient(),
+        _ => false,
     }
 }
 

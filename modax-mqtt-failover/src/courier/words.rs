@@ -33,6 +33,8 @@ pub enum Input {
     Heard {
         /// On which attempt.
         attempt: u64,
+        /// How many, also of what is around packets, such as TLS records.
+        bytes: u64,
     },
     /// A packet arrived.
     Received {

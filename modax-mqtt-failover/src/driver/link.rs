@@ -29,8 +29,8 @@ const WRITE_HIGH: usize = 256 << 10;
 pub(crate) struct Progress {
     /// Bytes were taken by the socket, or it has begun to take none.
     pub(crate) wrote: bool,
-    /// Bytes arrived, of whatever.
-    pub(crate) heard: bool,
+    /// Bytes that arrived, of whatever.
+    pub(crate) heard: u64,
     /// The other side closed, or the socket failed.
     pub(crate) ended: Option<String>,
 }
@@ -149,19 +149,23 @@ impl Link {
         if read || progress.ended.is_some() {
             match self.poll_read(context) {
                 Poll::Ready(Ok(0)) => progress.ended = Some("closed by the broker".to_owned()),
-                Poll::Ready(Ok(_)) => progress.heard = true,
+                Poll::Ready(Ok(read)) => progress.heard = u64::try_from(read).unwrap_or(u64::MAX),
                 Poll::Ready(Err(error)) => progress.ended = Some(error.to_string()),
                 Poll::Pending => {}
             }
             // A part of a TLS record is life too.
             let received = self.transport.traffic().received;
-            progress.heard |= received > self.traffic.received;
+            progress.heard = progress.heard.max(received.saturating_sub(self.traffic.received));
             self.traffic.received = received;
-            if progress.heard {
+            if progress.heard > 0 {
                 self.transport.acknowledge_at_once();
             }
         }
-        if progress.wrote || progress.heard || progress.ended.is_some() { Poll::Ready(progress) } else { Poll::Pending }
+        if progress.wrote || progress.heard > 0 || progress.ended.is_some() {
+            Poll::Ready(progress)
+        } else {
+            Poll::Pending
+        }
     }
 
     /// Writes what can be without waiting and ends our side in order; ready when nothing is left, or nothing more can

@@ -69,7 +69,9 @@ impl LivenessConfig {
     }
 
     /// How long a broker may answer probes without acknowledging before it is left; default 5 s, the customer's bound
-    /// to the next broker. Twice the mean time of an acknowledgement, where that is longer.
+    /// to the next broker. Twice the mean time of an acknowledgement, where that is longer. So long, and for eight suspicions,
+    /// bytes that make no whole packet are waited for where hardly more come than answers to probes would be: they may be
+    /// swallowed by a packet that never ends.
     pub fn slow_after(mut self, limit: Duration) -> Self {
         self.slow_after = limit;
         self

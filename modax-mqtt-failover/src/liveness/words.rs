@@ -22,8 +22,8 @@ pub enum Input {
     KeepAlive(Duration),
     /// The connection ended.
     Closed,
-    /// At least one byte arrived.
-    Heard,
+    /// So many bytes arrived; at least one.
+    Heard(u64),
     /// A packet is all there.
     Packet,
     /// Something was handed to the socket for the last time now.

@@ -28,7 +28,7 @@ pub(super) struct Incoming {
     stages: BTreeMap<PacketId, (u64, Stage)>,
     /// QoS 2 identifiers of a session that may have ended since: the broker may use them for other messages.
     doubted: BTreeSet<PacketId>,
-    /// On this connection: whether reuse was told of, and who has a gap for it.
+    /// On this connection: whether reuse was told of, and who has a gap for it behind what was delivered last.
     reuse_told: bool,
     gaps: BTreeSet<Filter>,
     serial: u64,
@@ -92,6 +92,11 @@ impl Incoming {
         known
     }
 
+    /// What these readers miss next is another gap.
+    pub(super) fn forget_gap(&mut self, filter: &Filter) {
+        self.gaps.remove(filter);
+    }
+
     /// The session that goes on may be another one.
     pub(super) fn doubt(&mut self) {
         self.doubted = self.stages.keys().copied().collect();
@@ -133,6 +138,9 @@ impl Session {
                 Some(serial)
             }
         };
+        if !self.incoming.gaps.is_empty() {
+            self.subscriptions.matching(&publish.topic).for_each(|filter| self.incoming.forget_gap(&filter));
+        }
         self.outputs.push_back(Output::Deliver { publish, serial });
     }
 

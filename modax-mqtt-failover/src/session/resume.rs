@@ -92,6 +92,8 @@ impl Session {
 
     pub(super) fn subscribe(&mut self, filter: Filter, qos: Qos) {
         self.unwanted.remove(&filter);
+        // Whoever reads it from now on has had none.
+        self.incoming.forget_gap(&filter);
         // The program is to get what is retained there too.
         if self.presence.note_wish(&filter, true) {
             self.subscriptions.forget_grant(&filter);

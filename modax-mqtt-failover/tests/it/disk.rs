@@ -329,6 +329,12 @@ async fn f32_what_stands_where_saved_messages_are_to_go_is_left_there() {
 
     assert_eq!(refused.kind(), std::io::ErrorKind::AlreadyExists);
     assert_eq!(std::fs::read(&file).unwrap(), [7; 80]);
+
+    // A full disk leaves no more than the header.
+    let header = std::fs::read(&folder.files()[0]).unwrap();
+    std::fs::write(&file, &header[..32]).unwrap();
+    disk::salvage(folder.queue(), &target).unwrap();
+    assert_eq!(disk::inspect(&target).unwrap().waiting.len(), 1);
 }
 
 #[tokio::test]

@@ -99,7 +99,7 @@ fn f02_a_client_that_only_reads_leaves_each_broker_that_hangs_as_soon_as_the_fir
     for _ in 0..5 {
         // Messages all the time, and nothing of its own that would be acknowledged.
         for _ in 0..40 {
-            bench.tell(Input::Heard);
+            bench.tell(Input::Heard(2));
             if bench.pass(50 * MS).iter().any(|(_, output)| *output == Output::Probe) {
                 bench.tell(Input::ProbeAnswered);
             }
@@ -140,7 +140,7 @@ fn any_byte_is_life() {
     bench.tell(Input::Waiting(Some(bench.now)));
     for _ in 0..30 {
         assert_eq!(bench.pass(90 * MS), []);
-        bench.tell(Input::Heard);
+        bench.tell(Input::Heard(2));
     }
 }
 
@@ -188,7 +188,7 @@ impl Link {
         let due = bench.liveness.poll_timeout().expect("something is waited for");
         if let Some((at, is_message)) = answer.filter(|(at, _)| *at <= due) {
             bench.now = bench.now.max(at);
-            bench.tell(Input::Heard);
+            bench.tell(Input::Heard(2));
             if is_message {
                 self.message = None;
                 bench.tell(Input::Acknowledged(self.round_trip));
@@ -423,7 +423,7 @@ fn f12_a_link_slower_than_every_deadline_is_borne_in_the_end_and_a_fast_one_is_j
     }
     assert!(verdicts.len() > 1 && verdicts.is_sorted(), "{verdicts:?}");
 
-    bench.tell(Input::Heard);
+    bench.tell(Input::Heard(2));
     bench.measured(MS);
     bench.tell(Input::Waiting(Some(bench.now)));
     bench.pass(Duration::from_secs(60));
@@ -446,7 +446,7 @@ fn answers_in_the_midst_of_a_packet_that_never_ends_are_no_life_for_ever() {
         let said = bench.pass(10 * MS);
         verdict = dead(&said);
         if said.iter().any(|(_, output)| *output == Output::Probe) {
-            bench.tell(Input::Heard);
+            bench.tell(Input::Heard(2));
         }
     }
     assert!(matches!(verdict, Some(Output::Dead { reason: Reason::ProbeUnanswered, .. })), "{verdict:?}");
@@ -472,8 +472,8 @@ fn with_gaps(between: &[Input]) {
 
 #[test]
 fn a_large_packet_over_a_link_with_gaps_is_waited_for_and_whole_packets_are_life() {
-    with_gaps(&[Input::Heard; 3]);
-    with_gaps(&[Input::Heard, Input::Packet]);
+    with_gaps(&[Input::Heard(1460)]);
+    with_gaps(&[Input::Heard(2), Input::Packet]);
 }
 
 fn dead(said: &[(Duration, Output)]) -> Option<Output> {

@@ -134,7 +134,7 @@ impl Bench {
                     _ if self.connections <= self.broken => return self.agenda.at(ROUND_TRIP, closed("broken")),
                     Answer::Ack => Packet::PubAck { id, code: 0 },
                     Answer::AckAfter(time) => {
-                        self.agenda.at(time, Input::Heard { attempt });
+                        self.agenda.at(time, Input::Heard { attempt, bytes: 2 });
                         return self
                             .agenda
                             .at(time, Input::Received { attempt, packet: Packet::PubAck { id, code: 0 } });
@@ -145,7 +145,7 @@ impl Bench {
             }
             _ => return,
         };
-        self.agenda.at(ROUND_TRIP, Input::Heard { attempt });
+        self.agenda.at(ROUND_TRIP, Input::Heard { attempt, bytes: 2 });
         self.agenda.at(ROUND_TRIP, Input::Received { attempt, packet: reply });
     }
 

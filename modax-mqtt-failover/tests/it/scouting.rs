@@ -6,7 +6,7 @@ use std::{
 };
 
 use modax_mqtt_failover::{
-    Event, Message, Queue, Scouting, Topology,
+    Event, Message, Queue, Reason, Scouting, Topology,
     config::Config,
     courier::{Courier, Input, Output},
     packet::{ConnectCode, Limits, Packet},
@@ -19,6 +19,15 @@ const ROUND_TRIP: Duration = Duration::from_millis(1);
 /// Within this everything has to be over.
 const LONGEST: Duration = Duration::from_secs(60);
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    Connection,
+    /// 0x97: over its quota.
+    Message,
+    /// 0x8B, with MQTT 5: shutting down.
+    Goodbye,
+}
+
 struct Bench {
     courier: Courier,
     backlog: Backlog,
@@ -29,8 +38,8 @@ struct Bench {
     /// After how long a node acknowledges a message of the client: by node and time since the start.
     stores_in: Box<dyn Fn(usize, Duration) -> Duration>,
     scouts: u32,
-    /// The first scouts are told that the node is not available now.
-    turned_away: u32,
+    /// The first scouts are told that the node is not available now, and by which answer.
+    turned_away: (u32, Refusal),
     moves: u32,
     acked: u32,
 }
@@ -50,7 +59,7 @@ impl Bench {
             links: BTreeMap::new(),
             stores_in: Box::new(stores_in),
             scouts: 0,
-            turned_away: 0,
+            turned_away: (0, Refusal::Connection),
             moves: 0,
             acked: 0,
         }
@@ -117,6 +126,12 @@ impl Bench {
         }
     }
 
+    /// How the scout that came last is turned away.
+    fn refusal(&self, aside: bool) -> Option<Refusal> {
+        let (first, how) = self.turned_away;
+        (aside && self.scouts <= first).then_some(how)
+    }
+
     fn answer(&mut self, attempt: u64, packet: Packet) {
         let link = self.links.get_mut(&attempt).expect("dialled");
         link.2 += 1;
@@ -127,7 +142,7 @@ impl Bench {
                 let aside = connect.client_id.contains("~scout");
                 self.links.insert(attempt, (aside, broker, packets));
                 self.scouts += u32::from(aside);
-                let is_turned_away = aside && self.scouts <= self.turned_away;
+                let is_turned_away = self.refusal(aside) == Some(Refusal::Connection);
                 let code = if is_turned_away { ConnectCode::Unavailable } else { ConnectCode::Accepted };
                 let limits = Limits::default();
                 (Duration::ZERO, Packet::ConnAck { session_present: true, code, limits })
@@ -136,7 +151,11 @@ impl Bench {
             Packet::Publish(publish) => {
                 let id = publish.id.expect("QoS 1");
                 let wait = if aside { Duration::ZERO } else { (self.stores_in)(broker, self.agenda.now - self.start) };
-                (wait, Packet::PubAck { id, code: 0 })
+                match self.refusal(aside) {
+                    Some(Refusal::Goodbye) => (wait, Packet::Disconnect(Reason::new(0x8B))),
+                    Some(_) => (wait, Packet::PubAck { id, code: 0x97 }),
+                    None => (wait, Packet::PubAck { id, code: 0 }),
+                }
             }
             _ => return,
         };
@@ -145,10 +164,10 @@ impl Bench {
 }
 
 /// The second node holds what it is given for ever once the first has died; the first is back at once, and so many scouts
-/// are turned away. How many left, and how long it took to the next acknowledgement.
-fn held_by_the_second(turned_away: u32) -> (u32, Duration) {
+/// are turned away so. How many left, and how long it took to the next acknowledgement.
+fn held_by_the_second(turned_away: u32, how: Refusal) -> (u32, Duration) {
     let mut bench = Bench::new(|broker, _| if broker == 1 { LONGEST } else { Duration::ZERO });
-    bench.turned_away = turned_away;
+    bench.turned_away = (turned_away, how);
     bench.publish();
     bench.run(1);
     bench.kill();
@@ -161,7 +180,7 @@ fn held_by_the_second(turned_away: u32) -> (u32, Duration) {
 
 #[test]
 fn a_node_that_holds_us_is_left_for_the_one_that_served_a_scout() {
-    let (scouts, took) = held_by_the_second(0);
+    let (scouts, took) = held_by_the_second(0, Refusal::Connection);
     assert!(scouts > 0, "no scout left");
     // A head start of 100 ms, and a scout each 150 ms over two nodes.
     assert!(took < Duration::from_millis(600), "{took:?}");
@@ -169,10 +188,12 @@ fn a_node_that_holds_us_is_left_for_the_one_that_served_a_scout() {
 
 #[test]
 fn nodes_that_are_not_available_for_a_moment_are_asked_again() {
-    let (scouts, took) = held_by_the_second(2);
-    assert!(scouts > 2, "{scouts} scouts");
-    // They rest for a second, as nodes that cannot be reached do.
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    for how in [Refusal::Connection, Refusal::Message, Refusal::Goodbye] {
+        let (scouts, took) = held_by_the_second(2, how);
+        assert!(scouts > 2, "{scouts} scouts, {how:?}");
+        // They rest for a second, as nodes that cannot be reached do.
+        assert!(took < Duration::from_secs(2), "{took:?}, {how:?}");
+    }
 }
 
 #[test]

@@ -167,7 +167,7 @@ impl Storm {
             Happening::Served { broker } => self.served(broker),
             Happening::ToClient { key: (client, attempt), packet } => {
                 if self.members[client].links.contains_key(&attempt) {
-                    self.members[client].courier.handle_input(self.now, Input::Heard { attempt });
+                    self.members[client].courier.handle_input(self.now, Input::Heard { attempt, bytes: 2 });
                     self.tell(client, Input::Received { attempt, packet });
                 }
             }

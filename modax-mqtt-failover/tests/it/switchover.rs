@@ -148,7 +148,7 @@ impl Brokers {
             Packet::PingReq => Packet::PingResp,
             _ => return,
         };
-        self.tell(Input::Heard { attempt });
+        self.tell(Input::Heard { attempt, bytes: 2 });
         self.tell(Input::Received { attempt, packet: answer });
     }
 

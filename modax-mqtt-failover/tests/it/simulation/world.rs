@@ -522,7 +522,7 @@ impl World {
                     link.welcomed |= matches!(packet, Packet::ConnAck { .. });
                     self.reader.hears(link.broker, link.session);
                 }
-                self.tell(Input::Heard { attempt });
+                self.tell(Input::Heard { attempt, bytes: 2 });
                 self.tell(Input::Received { attempt, packet });
             }
             Happening::EndAtClient { attempt } => {
