@@ -121,7 +121,7 @@ pub(crate) struct PubArgs {
     /// Quality of service of lines that name none: 0, 1 or 2.
     #[arg(long, default_value_t = 1, value_parser = value::qos, allow_hyphen_values = true)]
     pub(crate) qos: u8,
-    /// Every line is a payload, also one that looks like {"topic","payload","qos","retained","user_properties"}.
+    /// Every line is a payload, also one that looks like {"topic","payload" or "payload_base64","qos","retained","user_properties"}.
     #[arg(long)]
     pub(crate) plain: bool,
     /// After the end of input, how long to wait for outcomes, such as 30s or 500ms.

@@ -1,6 +1,5 @@
 //! `modax pub` and `modax sub`.
 
-mod base64;
 mod event;
 pub(crate) mod limits;
 mod line;

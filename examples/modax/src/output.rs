@@ -4,7 +4,7 @@
 //! reader of the pipe sees each line at once and a burst costs one system call. Another one owns stderr, so that nothing
 //! but events is held up by a stderr that nobody reads.
 
-use std::io::Write as _;
+use std::io::{PipeReader, PipeWriter, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, mpsc as threads};
 use std::thread::JoinHandle;
@@ -50,6 +50,8 @@ pub(crate) struct Output {
 /// The end of the way: joins the writing thread.
 pub(crate) struct OutputEnd {
     writer: JoinHandle<std::io::Result<()>>,
+    /// As long as it stands, somebody looks whether stdout is read.
+    watched: Option<PipeWriter>,
 }
 
 /// Stdout was closed by whoever read it: no result can be told any more.
@@ -69,9 +71,12 @@ impl Output {
             }
             written
         });
-        // Ends with the process at the latest.
-        std::thread::spawn(move || watch_stdout(&tell_gone));
-        (Self::new(lines, gone), OutputEnd { writer })
+        // Without a descriptor for that, a write finds out.
+        let watched = std::io::pipe().ok().map(|(left, watched)| {
+            std::thread::spawn(move || watch_stdout(&tell_gone, &left));
+            watched
+        });
+        (Self::new(lines, gone), OutputEnd { writer, watched })
     }
 
     fn new(lines: mpsc::Sender<Line>, gone: watch::Receiver<bool>) -> Self {
@@ -138,15 +143,28 @@ impl OutputEnd {
     ///
     /// A slow reader is waited for, but not past a signal.
     pub(crate) async fn finish(self) -> Result<(), String> {
-        let joined = tokio::task::spawn_blocking(move || self.writer.join());
+        let Self { writer, watched } = self;
+        let joined = tokio::task::spawn_blocking(move || writer.join());
         tokio::select! {
             joined = joined => match joined {
-                Ok(Ok(Ok(()))) => Ok(()),
+                Ok(Ok(Ok(()))) => {
+                    drop(watched);
+                    close_stdout();
+                    Ok(())
+                }
                 Ok(Ok(Err(error))) => Err(format!("stdout, before the last line: {error}")),
                 Ok(Err(_)) | Err(_) => Err("stdout: its thread ended early".to_owned()),
             },
             () = asked_to_leave() => Err("stdout takes nothing more: the last lines are not written".to_owned()),
         }
+    }
+}
+
+/// Whoever reads stdout to its end before they read stderr has that end now, and not with the process, which waits for them.
+fn close_stdout() {
+    if let Ok(nothing) = std::fs::File::options().write(true).open("/dev/null") {
+        // Where that fails the end of the process closes it.
+        let _ = rustix::stdio::dup2_stdout(nothing);
     }
 }
 
@@ -163,12 +181,14 @@ async fn given_up() {
     tokio::time::sleep(UNREAD).await;
 }
 
-/// Asks for nothing, so that only the end is told: no reader of the pipe, no peer of the socket.
-fn watch_stdout(gone: &watch::Sender<bool>) {
+/// Asks for nothing, so that only the end is told: no reader of the pipe, no peer of the socket. Ends with the other side of
+/// `left`: a stdout that is polled stays open.
+fn watch_stdout(gone: &watch::Sender<bool>, left: &PipeReader) {
     let stdout = std::io::stdout();
     loop {
-        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+        let mut fds = [PollFd::new(&stdout, PollFlags::empty()), PollFd::new(left, PollFlags::empty())];
         match poll(&mut fds, None) {
+            Ok(_) if !fds[1].revents().is_empty() => return,
             Ok(_) if fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) => {
                 gone.send_replace(true);
                 return;

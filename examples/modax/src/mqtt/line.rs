@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use modax_mqtt_failover::Message;
 use serde::Deserialize;
@@ -15,7 +16,11 @@ use crate::args::PubArgs;
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
-    payload: String,
+    #[serde(default)]
+    payload: Option<String>,
+    /// Of what is no text.
+    #[serde(default)]
+    payload_base64: Option<String>,
     #[serde(default)]
     topic: Option<String>,
     #[serde(default)]
@@ -38,17 +43,12 @@ enum Values {
 }
 
 /// What a message line looks like, for people.
-const LINE: &str = "a message line is {\"topic\": string, \"payload\": string, \"qos\": 0, 1 or 2, \"retained\": true or false, \"user_properties\": {name: string}}; with --plain every line is a payload";
+const LINE: &str = "a message line is {\"topic\": string, \"payload\" or \"payload_base64\": string, \"qos\": 0, 1 or 2, \"retained\": true or false, \"user_properties\": {name: string}}; with --plain every line is a payload";
 
 /// The message that a line says, or why it says none.
 pub(super) fn message(args: &PubArgs, bytes: Vec<u8>) -> Result<Message, String> {
-    let (line, payload) = if args.plain || !is_meant_as_message(&bytes) {
-        (Line::default(), Bytes::from(bytes))
-    } else {
-        let mut line = parse(&bytes)?;
-        let payload = std::mem::take(&mut line.payload).into();
-        (line, payload)
-    };
+    let (line, payload) =
+        if args.plain || !is_meant_as_message(&bytes) { (Line::default(), Bytes::from(bytes)) } else { parse(&bytes)? };
     let topic = line.topic.or_else(|| args.topic.clone()).ok_or("no topic: neither in the line nor by --topic")?;
     let level = line.qos.unwrap_or(args.qos);
     if level > 2 {
@@ -71,18 +71,26 @@ pub(super) fn message(args: &PubArgs, bytes: Vec<u8>) -> Result<Message, String>
     Ok(message)
 }
 
-/// An object with a text as its payload, or with a topic beside a payload of whatever kind. A mistake in its other fields must
+/// An object with a text as its payload, or with a topic beside a payload of whatever type. A mistake in its other fields must
 /// not send the whole line as a payload.
 fn is_meant_as_message(line: &[u8]) -> bool {
     let Ok(value) = serde_json::from_slice::<Value>(line) else { return false };
-    let payload = value.get("payload");
+    let payload = value.get("payload").or_else(|| value.get("payload_base64"));
     payload.is_some_and(Value::is_string) || (payload.is_some() && value.get("topic").is_some())
 }
 
-/// The fields, or which of them is wrong.
-fn parse(line: &[u8]) -> Result<Line, String> {
+/// The fields and the payload, or which of them is wrong.
+fn parse(line: &[u8]) -> Result<(Line, Bytes), String> {
     let mut json = serde_json::Deserializer::from_slice(line);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| format!("{error}; {LINE}"))
+    let wrong = |error: &dyn std::fmt::Display| format!("{error}; {LINE}");
+    let mut line: Line = serde_path_to_error::deserialize(&mut json).map_err(|error| wrong(&error))?;
+    let payload = match (line.payload.take(), line.payload_base64.take()) {
+        (Some(text), None) => Bytes::from(text),
+        (None, Some(text)) => STANDARD.decode(text).map_err(|error| wrong(&format!("payload_base64: {error}")))?.into(),
+        (Some(_), Some(_)) => return Err(wrong(&"payload and payload_base64: one of them")),
+        (None, None) => return Err(wrong(&"payload: null is none")),
+    };
+    Ok((line, payload))
 }
 
 #[cfg(test)]
@@ -96,6 +104,9 @@ mod tests {
             (r#"{"payload":"a","retain":true}"#, "retain: unknown field `retain`"),
             (r#"{"payload":"a","qos":"1"}"#, "qos: invalid type: string"),
             (r#"{"payload":5,"topic":"t"}"#, "payload: invalid type: integer `5`"),
+            (r#"{"payload":null,"topic":"t"}"#, "payload: null"),
+            (r#"{"payload":"a","payload_base64":"YQ=="}"#, "payload and payload_base64: one"),
+            (r#"{"payload_base64":"YQ"}"#, "payload_base64: Invalid padding"),
             (r#"{"payload":"a","payload":"b"}"#, "duplicate field `payload`"),
             (
                 r#"{"payload":"a","user_properties":{"p":1}}"#,
@@ -110,7 +121,9 @@ mod tests {
     fn a_line_of_sub_can_be_published_again() {
         let line =
             r#"{"topic":"t","qos":2,"duplicate":true,"retained":true,"payload":"a","user_properties":{"p":["1","2"]}}"#;
-        let line = parse(line.as_bytes()).unwrap();
-        assert_eq!((line.topic.as_deref(), line.qos, line.retained, &*line.payload), (Some("t"), Some(2), true, "a"));
+        let (line, payload) = parse(line.as_bytes()).unwrap();
+        assert_eq!((line.topic.as_deref(), line.qos, line.retained, &*payload), (Some("t"), Some(2), true, &b"a"[..]));
+        assert_eq!(parse(br#"{"payload_base64":"/wA="}"#).unwrap().1, [0xFF, 0][..]);
+        assert!(is_meant_as_message(br#"{"payload_base64":"/wA="}"#));
     }
 }

@@ -1,9 +1,8 @@
 //! What became of a message, as a line.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use modax_mqtt_failover::{Outcome, UserProperties};
 use serde_json::{Value, json};
-
-use super::base64;
 
 /// The final line of a message that was admitted; `line` says which.
 pub(super) fn describe(mut line: Value, outcome: &Outcome) -> Value {
@@ -61,6 +60,6 @@ pub(crate) fn put_properties(line: &mut Value, properties: &UserProperties) {
 pub(crate) fn put_payload(line: &mut Value, payload: &[u8]) {
     match std::str::from_utf8(payload) {
         Ok(text) => line["payload"] = json!(text),
-        Err(_) => line["payload_base64"] = json!(base64::encode(payload)),
+        Err(_) => line["payload_base64"] = json!(STANDARD.encode(payload)),
     }
 }

@@ -134,6 +134,38 @@ async fn a_publisher_whose_lines_nobody_takes_ends_all_the_same() {
     ground.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_all_of_stdout_before_stderr_reads_both() {
+    let ground = Ground::start().await.unwrap();
+    let nobody = format!("mqtt://127.0.0.1:{}", ground.port());
+    let shedding = ["--when-full", "shed-newest", "--queue-max-messages", "1", "--max-wait", "0s"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_modax"))
+        .args(["pub", "--brokers", &nobody, "--client-id", "ends", "--topic", "plant/x"])
+        .args(shedding)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let feeding = tokio::spawn(async move { stdin.write_all(&b"line\n".repeat(10_000)).await });
+
+    let (mut outcomes, mut events) = (String::new(), String::new());
+    let reading = async {
+        child.stdout.take().unwrap().read_to_string(&mut outcomes).await.unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut events).await.unwrap();
+    };
+    timeout(PATIENCE, reading).await.expect("both end in time");
+
+    feeding.await.unwrap().unwrap();
+    assert_eq!(outcomes.lines().count(), 10_000);
+    let pipe = 65_536;
+    assert!(events.len() > pipe, "{} bytes do not fill a pipe", events.len());
+    assert_eq!(child.wait().await.unwrap().code(), Some(1));
+    ground.stop().await;
+}
+
 /// A session that holds a message of so many bytes for the subscriber `ends`.
 async fn keep_for_the_subscriber(broker: &str, bytes: usize) {
     let subscriber = Running::start(&["sub", "--brokers", broker, "--client-id", "ends", "--filter", "plant/#"]);
