@@ -13,7 +13,7 @@ use tokio_util::codec::Framed;
 use super::hub::matches;
 use super::{Connack, Puback, Script, ScriptedBroker, Suback};
 
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 struct Client(Framed<TcpStream, Codec>);
 

@@ -116,15 +116,14 @@ async fn swallow(mut stream: TcpStream) {
     let _ = tokio::time::timeout(SWALLOW, rest).await;
 }
 
-/// Waits until no blackhole is in the way; counts when there was one.
+/// Waits until no blackhole is in the way; counts when there was one. Does not return where the connection is to be reset: the
+/// order may have come before the healing, while this was on its way here.
 async fn hold(life: Life<'_>, faults: &mut watch::Receiver<Faults>, direction: Direction) {
-    if !faults.borrow_and_update().of(direction).blackhole {
-        return;
+    if faults.borrow_and_update().of(direction).blackhole {
+        count(&life.shared.tally.blackhole);
+        // The sender lives in `shared`, so this cannot fail.
+        let _ = faults.wait_for(|faults| !faults.of(direction).blackhole).await;
     }
-    count(&life.shared.tally.blackhole);
-    // The sender lives in `shared`, so this cannot fail.
-    let _ = faults.wait_for(|faults| !faults.of(direction).blackhole).await;
-    // Cut and healed while this was on its way here: the order to reset came first.
     if *life.shared.resets.borrow() != life.resets {
         std::future::pending::<()>().await;
     }

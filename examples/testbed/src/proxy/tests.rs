@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{Direction, Fault, Proxy};
 
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A server that answers every byte with itself and reports what it read.
 async fn echo() -> (SocketAddr, mpsc::Receiver<Vec<u8>>) {

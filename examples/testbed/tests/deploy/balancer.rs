@@ -101,7 +101,8 @@ async fn get(addr: SocketAddr, path: &str) -> (u16, String) {
     (status.unwrap_or_else(|| panic!("a status line, not {answer:?}")), answer)
 }
 
-/// The file with our addresses instead of the plant's: frontends control, ai and metrics, then the instances.
+/// The file with our addresses instead of the plant's (frontends control, ai and metrics, then the instances), and more
+/// patient checks.
 fn moved(ports: [u16; 3], instances: [SocketAddr; 2]) -> String {
     let mut config = read("haproxy/haproxy.cfg");
     for (listener, port) in ["8000", "8001", "8404"].into_iter().zip(ports) {
@@ -114,7 +115,10 @@ fn moved(ports: [u16; 3], instances: [SocketAddr; 2]) -> String {
         assert!(config.contains(&name), "{name}");
         config = config.replace(&name, &instance.to_string());
     }
-    config
+    // Both stand-ins live in this process: a busy machine that holds it up is not to take the healthy one out.
+    let (from, to) = ("    timeout check 400ms\n", "    timeout check 2s\n");
+    assert!(config.contains(from), "{from}");
+    config.replace(from, to)
 }
 
 #[test]
