@@ -52,13 +52,20 @@ mod wills;
 
 use std::time::Duration;
 
-use modax_mqtt_failover::Client;
+use modax_mqtt_failover::{Client, LivenessConfig};
 use modax_testbed::wait;
 
 /// For what takes a moment on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Messages a second on brokers that stand alone.
 const RATE: u32 = 1000;
+
+/// Where silence is not what is judged: a broker that gets no processor for a moment is not left for it. One that closes the
+/// connection is left at once all the same.
+fn patient() -> LivenessConfig {
+    let long = Duration::from_secs(5);
+    LivenessConfig::default().floor(long).first(long).slow_after(DEADLINE)
+}
 
 async fn serving(client: &Client) -> u16 {
     wait::until(DEADLINE, "a connection", || async { client.status().connected.map(|broker| broker.port()) })

@@ -12,6 +12,7 @@ use crate::{
     DEADLINE, RATE, acked_more, another,
     load::Load,
     oracle::Oracles,
+    patient,
     scale::{count, milliseconds, row},
     serving,
     verdict::judge,
@@ -327,7 +328,8 @@ async fn a_broker_with_our_session_goes_on_with_it_after_a_restart() {
 const REACHABLE: Duration = Duration::from_secs(1);
 
 async fn returns(version: Version, qos: Qos) {
-    let failback = |builder: ClientBuilder| builder.selection(Selection::priority().failback_after(REACHABLE));
+    let failback =
+        |builder: ClientBuilder| builder.selection(Selection::priority().failback_after(REACHABLE)).liveness(patient());
     let mut plant = Plant::start_with(version, failback).await;
     let (preferred, port) = plant.serving().await;
     let load = Load::start(&plant.client, RATE, qos);

@@ -12,6 +12,7 @@ use modax_testbed::{
 use crate::{
     DEADLINE, another,
     load::Load,
+    patient,
     scale::{count, row},
     serving,
 };
@@ -32,7 +33,9 @@ async fn f08_a_preferred_broker_that_comes_and_goes_is_gone_back_to_less_and_les
     let proxy = Proxy::start(brokers[0].addr()).await.expect("a proxy");
     let client = Client::builder("drill")
         .brokers([proxy.url("mqtt"), brokers[1].url()])
-        .and_then(|builder| builder.selection(Selection::priority().failback_after(REACHABLE)).build())
+        .and_then(|builder| {
+            builder.selection(Selection::priority().failback_after(REACHABLE)).liveness(patient()).build()
+        })
         .expect("a client");
     assert_eq!(serving(&client).await, proxy.addr().port());
     let load = Load::start(&client, FLAPPING_RATE, Qos::AtLeastOnce);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use modax_mqtt_failover::{Client, Event, Events, Message, Outcome, Qos, Received, Version};
+use modax_mqtt_failover::{Client, Event, Events, LivenessConfig, Message, Outcome, Qos, Received, Version};
 use modax_testbed::{
     Ground, Mosquitto, MosquittoOptions,
     proxy::{Direction, Fault, Proxy},
@@ -28,7 +28,10 @@ async fn broker(ground: &Ground) -> Mosquitto {
 }
 
 fn client(url: String) -> (Client, Events) {
-    let client = Client::builder("drill").brokers([url]).unwrap().version(Version::V5).build().unwrap();
+    // No connection more for a broker that gets no processor; much less than LIFE: what expires does so without a connection.
+    let patience = LivenessConfig::default().floor(Duration::from_secs(1));
+    let client = Client::builder("drill").brokers([url]).unwrap().version(Version::V5).liveness(patience);
+    let client = client.build().unwrap();
     let events = client.events();
     (client, events)
 }

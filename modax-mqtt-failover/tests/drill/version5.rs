@@ -10,13 +10,13 @@ use modax_testbed::{
     wait,
 };
 
-use crate::{DEADLINE, oracle::Oracles, serving};
+use crate::{DEADLINE, oracle::Oracles, patient, serving};
 
 /// Of packet identifier 1.
 const PUBREC: [u8; 4] = [0x50, 0x02, 0x00, 0x01];
 
 fn client_of(url: String, version: Version) -> ClientBuilder {
-    Client::builder("drill").brokers([url]).unwrap().version(version)
+    Client::builder("drill").brokers([url]).unwrap().version(version).liveness(patient())
 }
 
 async fn broker_with(ground: &Ground, extra: &str) -> Mosquitto {
@@ -104,7 +104,8 @@ async fn f29_what_a_broker_does_not_take_is_rejected_and_costs_no_connection() {
 async fn a_shared_subscription_gives_each_message_to_one_member_with_its_user_properties() {
     let ground = Ground::start().await.expect("a ground");
     let broker = broker_with(&ground, "").await;
-    let member = |name: &str| Client::builder(name).brokers([format!("{}?version=5", broker.url())]).unwrap().build();
+    let url = format!("{}?version=5", broker.url());
+    let member = |name: &str| Client::builder(name).brokers([&url]).unwrap().liveness(patient()).build();
     let (one, two) = (member("one").unwrap(), member("two").unwrap());
     let mut first = one.subscribe("$share/group/drill/#", Qos::AtLeastOnce).await.unwrap().auto_ack();
     let mut second = two.subscribe("$share/group/drill/#", Qos::AtLeastOnce).await.unwrap().auto_ack();
@@ -179,7 +180,8 @@ async fn cut_at_our_pubrec(version: Version, arrives: bool) {
     let ground = Ground::start().await.expect("a ground");
     let broker = broker_with(&ground, "").await;
     let proxy = Proxy::start(broker.addr()).await.expect("a proxy");
-    let reader = Client::builder("reader").brokers([proxy.url("mqtt")]).unwrap().version(version).build().unwrap();
+    let reader = Client::builder("reader").brokers([proxy.url("mqtt")]).unwrap().version(version);
+    let reader = reader.liveness(patient()).build().unwrap();
     let mut messages = reader.subscribe("drill/#", Qos::ExactlyOnce).await.unwrap();
     let granted = tokio::time::timeout(DEADLINE, messages.granted()).await.expect("in time");
     assert_eq!(granted, Some(Qos::ExactlyOnce));

@@ -66,6 +66,8 @@ async fn an_answer_that_is_no_analysis_takes_effect_nowhere_and_its_window_says_
         ("AI_ENABLED", "true"),
         ("AI_LAYER_URL", ai.as_str()),
         ("AI_WINDOW", "1"),
+        // Each answer is given once: one that comes late must count all the same.
+        ("AI_LAYER_TIMEOUT", "60"),
     ];
     let layer = Layer::start(&ground, "a", &pairs).await?;
     layer.until_ready().await;

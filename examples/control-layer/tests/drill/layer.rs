@@ -1,6 +1,9 @@
 //! One control layer under test: the real program, its HTTP interface, its log.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use modax_testbed::{Ground, Process, Spawn, TestbedError, wait};
 use reqwest::StatusCode;
@@ -73,6 +76,38 @@ impl Layer {
         let answer = request.send().await.ok()?;
         let retry = answer.headers().contains_key("retry-after");
         Some((answer.status(), answer.json().await.unwrap_or(Value::Null), retry))
+    }
+
+    /// POST of a command that is taken, whatever holds the database up for a moment: the answer.
+    pub(crate) async fn taken(&self, body: &Value) -> Value {
+        static GIVEN: AtomicU64 = AtomicU64::new(0);
+        self.taken_under(body, &format!("taken-{}", GIVEN.fetch_add(1, Ordering::Relaxed))).await
+    }
+
+    /// The same under a key of the caller's.
+    pub(crate) async fn taken_under(&self, body: &Value, key: &str) -> Value {
+        let (status, answer) = self.answered(body, key).await;
+        assert_eq!(status, StatusCode::OK, "{body}: {answer}\n{}", self.process.log_tail(20));
+        answer
+    }
+
+    /// POST of a command, again under its key until the layer had an answer from the database.
+    pub(crate) async fn answered(&self, body: &Value, key: &str) -> (StatusCode, Value) {
+        let answer = wait::until(LONG, "the database answers", || async {
+            let (status, answer, _) = self.try_command(body, Some(key)).await?;
+            let is_open =
+                status == StatusCode::SERVICE_UNAVAILABLE || answer["details"]["earlier_may_act"] == json!(true);
+            (!is_open).then_some((status, answer))
+        })
+        .await;
+        answer.unwrap_or_else(|error| panic!("{body}: {error}\n{}", self.process.log_tail(20)))
+    }
+
+    /// Waits until the audit of the command with this answer is closed.
+    pub(crate) async fn settled(&self, answer: &Value) -> Value {
+        let path = format!("/control/commands/{}", answer["command_id"].as_str().expect("an id"));
+        let is_closed = |status: StatusCode, body: &Value| status == StatusCode::OK && body["audit"] != "accepted";
+        self.until("it is settled", &path, is_closed).await
     }
 
     /// Waits until `path` answers so.

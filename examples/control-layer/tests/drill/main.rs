@@ -71,6 +71,13 @@ async fn rows(cluster: &PostgresCluster) -> Vec<SensorRow> {
         .collect()
 }
 
+/// Reboots the device and waits until the broker has enough of what it has made since.
+async fn reboot(device: &Device) {
+    device.reboot();
+    let made = device.status().made;
+    assert!(device.wait_until(LONG, |status| status.acked >= made + 40).await, "{:?}", device.status());
+}
+
 /// The acceptance of the project: whoever hears it, however often, a reading is one row.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_layers_a_reboot_and_a_broker_that_redelivers_lose_nothing_and_store_nothing_twice() -> Outcome {
@@ -98,24 +105,13 @@ async fn two_layers_a_reboot_and_a_broker_that_redelivers_lose_nothing_and_store
     .await?;
     proxy.cut_all();
     proxy.clear();
-    let acked = device.status().acked;
     // Fault 2: layer a is killed; the device reboots while it is away, so that a hears the new boot from the broker's queue.
     a.process.kill();
-    device.reboot();
-    assert!(
-        device.wait_until(LONG, |status| status.boot >= 1 && status.acked >= acked + 40).await,
-        "{:?}",
-        device.status()
-    );
+    reboot(&device).await;
     let a = Layer::start(&ground, "a", &first).await?;
     a.until("a is ready again", "/ready", |status, _| status == StatusCode::OK).await;
     // Fault 3: another reboot, with both there.
-    device.reboot();
-    assert!(
-        device.wait_until(LONG, |status| status.boot >= 2 && status.acked >= acked + 100).await,
-        "{:?}",
-        device.status()
-    );
+    reboot(&device).await;
     let log = device.finish(LONG).await;
 
     let mut verdict = DeviceOracle::judge(std::slice::from_ref(&log), &rows(&database).await);
@@ -171,13 +167,11 @@ async fn a_command_is_taken_once_when_safe_refused_when_not_and_late_for_nobody(
 
 async fn the_same_key_is_the_same_command(db: &PostgresCluster, a: &Layer, b: &Layer, device: &Device) -> Outcome {
     let body = json!({"command_type": "set_speed", "parameters": {"rpm": "100"}});
-    let (status, first, _) = a.command(&body, Some("k1")).await;
-    assert_eq!(status, StatusCode::OK, "{first}\n{}", a.process.log_tail(20));
+    let first = a.taken_under(&body, "k1").await;
     assert_eq!((&first["status"], &first["command"]), (&json!("success"), &json!("set_speed")));
-    let (status, second, _) = b.command(&body, Some("k1")).await;
-    assert_eq!((status, &second["command_id"]), (StatusCode::OK, &first["command_id"]));
+    assert_eq!(b.taken_under(&body, "k1").await["command_id"], first["command_id"]);
     let other = json!({"command_type": "set_speed", "parameters": {"rpm": "200"}});
-    let (status, conflict, _) = b.command(&other, Some("k1")).await;
+    let (status, conflict) = b.answered(&other, "k1").await;
     assert_eq!((status, &conflict["status_code"]), (StatusCode::CONFLICT, &json!(409)));
 
     assert!(device.wait_until(LONG, |status| status.acted == 1).await, "{}", a.process.log_tail(20));
@@ -200,10 +194,9 @@ async fn what_is_unsafe_is_refused_and_audited(db: &PostgresCluster, a: &Layer, 
     assert_eq!((status, &refused["status_code"]), (StatusCode::FORBIDDEN, &json!(403)), "{refused}");
     assert_eq!(sql(db, "SELECT command_type FROM control_commands WHERE status = 'blocked'").await, "start");
     let again = json!({"command_type": "set_speed", "parameters": {"rpm": "100"}});
-    let (status, body, _) = b.command(&again, Some("k1")).await;
-    assert_eq!(status, StatusCode::OK, "it was taken when it was safe: {body}");
-    let (status, stopped, _) = a.command(&json!({"command_type": "stop"}), None).await;
-    assert_eq!(status, StatusCode::OK, "{stopped}");
+    // It was taken when it was safe.
+    b.taken_under(&again, "k1").await;
+    a.taken(&json!({"command_type": "stop"})).await;
     assert!(device.wait_until(LONG, |status| status.acted == 2).await, "stopping is never refused");
 
     device.report_safety(SafetyState::default());
@@ -290,8 +283,7 @@ async fn a_database_that_is_away_is_said_and_not_waited_for(
 
     db.nodes()[0].cont();
     a.until("it is healthy again", "/health", |status, _| status == StatusCode::OK).await;
-    let (status, body, _) = a.command(&json!({"command_type": "start"}), Some("while-away")).await;
-    assert_eq!(status, StatusCode::OK, "{body}");
+    a.taken_under(&json!({"command_type": "start"}), "while-away").await;
     wait::until(LONG, "the audit is settled", || async {
         sql(db, "SELECT count(*) FROM control_commands WHERE status = 'accepted'").await == "0"
     })
@@ -333,21 +325,19 @@ async fn a_command_taken_while_the_broker_is_away_does_not_leave_once_the_door_i
     let device = Device::start(patient("ESP32_1", broker.url())).await.expect("a device");
     a.until_safe().await;
     until_relayed(&[&a]).await?;
-    let (status, body, _) = a.command(&json!({"command_type": "start"}), None).await;
-    assert_eq!(status, StatusCode::OK, "{body}");
+    a.taken(&json!({"command_type": "start"})).await;
     assert!(device.wait_until(LONG, |status| status.acted == 1).await, "{}", a.process.log_tail(20));
 
     let nowhere = std::net::SocketAddr::from(([127, 0, 0, 1], ground.port()));
     proxy.redirect(nowhere);
     proxy.cut_all();
     wait::until(LONG, "the broker is away", || async { a.counter("modax_control_mqtt_connected").await == 0 }).await?;
-    let (status, taken, _) = a.command(&json!({"command_type": "start"}), None).await;
-    assert_eq!(status, StatusCode::OK, "by what was heard last the plant is safe: {taken}");
+    // By what was heard last the plant is safe.
+    let taken = a.taken(&json!({"command_type": "start"})).await;
     device.report_safety(SafetyState { door_closed: false, ..SafetyState::default() });
     proxy.redirect(broker.addr());
 
-    let path = format!("/control/commands/{}", taken["command_id"].as_str().expect("an id"));
-    let settled = a.until("it is settled", &path, |_, body| body["audit"] != "accepted").await;
+    let settled = a.settled(&taken).await;
     assert_eq!((&settled["audit"], &settled["reason"]), (&json!("blocked"), &json!("the plant is not safe")));
     assert_eq!(device.status().acted, 1, "{settled}");
     ground.stop().await;

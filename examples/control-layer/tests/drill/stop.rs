@@ -37,8 +37,8 @@ async fn a_stop_does_not_wait_behind_a_command_that_is_held_back() -> Outcome {
     wait::until(LONG, "the broker is away", || async { layer.counter("modax_control_mqtt_connected").await == 0 })
         .await?;
     device.finish(LONG).await;
-    let (status, held, _) = layer.command(&json!({"command_type": "start"}), None).await;
-    assert_eq!(status, StatusCode::OK, "by what was heard last the plant is safe: {held}");
+    // By what was heard last the plant is safe.
+    let held = layer.taken(&json!({"command_type": "start"})).await;
     proxy.redirect(broker.addr());
     wait::until(LONG, "the broker is back", || async { layer.counter("modax_control_mqtt_connected").await == 1 })
         .await?;
@@ -46,11 +46,10 @@ async fn a_stop_does_not_wait_behind_a_command_that_is_held_back() -> Outcome {
     let (_, body) = layer.get(&path(&held)).await;
     assert_eq!(body["audit"], "accepted", "the fault fired: it is held back: {body}");
 
-    let (status, stop, _) = layer.command(&json!({"command_type": "emergency_stop"}), None).await;
-    assert_eq!(status, StatusCode::OK, "{stop}");
+    let stop = layer.taken(&json!({"command_type": "emergency_stop"})).await;
 
     layer.until("the stop is out", &path(&stop), |_, body| body["status"] == "acknowledged").await;
-    let overtaken = layer.until("the other is settled", &path(&held), |_, body| body["audit"] != "accepted").await;
+    let overtaken = layer.settled(&held).await;
     assert_eq!(overtaken["audit"], "blocked", "{overtaken}");
     assert!(overtaken["reason"].as_str().is_some_and(|reason| reason.contains("a stop was taken")), "{overtaken}");
     ground.stop().await;
@@ -86,8 +85,7 @@ async fn a_command_that_could_not_be_stored_before_a_later_stop_does_not_follow_
     let (_, audit) = layer.get(&path).await;
     assert_eq!((&audit["audit"], &audit["maybe_delivered"]), (&json!("blocked"), &json!(false)), "{audit}");
     // The same request again is a command after the stop.
-    let (status, again, _) = layer.command(&older, Some(&key)).await;
-    assert_eq!(status, StatusCode::OK, "{again}");
+    let again = layer.taken_under(&older, &key).await;
     let path = format!("/control/commands/{}", again["command_id"].as_str().expect("an id"));
     layer.until("it is out", &path, |_, body| body["status"] == "acknowledged").await;
     let given: Vec<_> =
@@ -131,8 +129,7 @@ async fn with_a_stop_meanwhile(
             is_answered.load(Ordering::Relaxed) || sql(database, waits).await == "1"
         })
         .await?;
-        let (status, stop, _) = layer.command(&json!({"command_type": "stop"}), None).await;
-        assert_eq!(status, StatusCode::OK, "{stop}");
+        let stop = layer.taken(&json!({"command_type": "stop"})).await;
         ours.batch_execute("ROLLBACK").await.expect("given back");
         Ok::<_, TestbedError>(stop)
     };
