@@ -139,7 +139,7 @@ impl ClientBuilder {
     }
 
     /// The largest packet a broker may send us, in bytes (MQTT 5); default any, because a broker drops a larger one
-    /// without a word. At least 1024.
+    /// without a word. At least 1024. It is announced and no more: what a broker sends against it is delivered.
     pub fn max_packet_bytes(mut self, bytes: u32) -> Self {
         self.config.max_packet_bytes = Some(bytes);
         self

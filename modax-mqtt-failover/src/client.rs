@@ -222,7 +222,8 @@ impl Client {
     /// Admits nothing more, sends what it has for at most `deadline`, says goodbye to the broker and returns what was
     /// not delivered. With [`Queue::disk`](crate::Queue::disk) that also stays on disk, for the next start. Of several calls, from any
     /// clone, the shortest deadline holds, all wait for the same end, and the first gets what is left. A client that has ended by
-    /// itself, with its runtime or by a panic, keeps it for the first call that comes.
+    /// itself, with its runtime or by a panic, keeps it for the first call that comes. A broker that does not take the goodbye
+    /// holds the end up by 250 ms more.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the closing; the next call gets what is left.

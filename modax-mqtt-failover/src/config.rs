@@ -158,7 +158,7 @@ pub struct Config {
     /// bound and that of 3.1.1: brokers bound it themselves. A program that acknowledges in groups needs room for one.
     pub receive_maximum: u16,
     /// The largest packet a broker may send us, in bytes (MQTT 5); default none, because a broker drops a larger one
-    /// without a word.
+    /// without a word. It is announced and no more: what a broker sends against it is delivered.
     pub max_packet_bytes: Option<u32>,
     /// Said first on each connection, before any other message; default none. Usually retained and on the topic of the will,
     /// which it then contradicts: the will is watched for, and this said again when a broker publishes it although we
@@ -282,6 +282,12 @@ impl Config {
         }
         let range = |holds, field, limit| if holds { Ok(()) } else { Err(ConfigError::OutOfRange { field, limit }) };
         range(self.will.is_some() || self.will_delay.is_none(), "will_delay", "only with a will")?;
+        // What is longer than the protocol can say stands for the longest.
+        let whole = |time: Option<Duration>| {
+            time.is_none_or(|time| time.subsec_nanos() == 0 || time.as_secs() > u32::MAX.into())
+        };
+        range(whole(self.session_expiry), "session_expiry", "whole seconds")?;
+        range(whole(self.will_delay), "will_delay", "whole seconds")?;
         range(self.receive_maximum > 0, "receive_maximum", "at least 1")?;
         let stamp_fits = self.client_id.len() <= Identity::MAX_BYTES.saturating_sub(Identity::NUMBERS_BYTES);
         range(stamp_fits || !self.stamping, "client_id", "at most 986 bytes, to be part of an identity")?;

@@ -149,8 +149,9 @@ pub enum Event {
     },
     /// A broker sent a QoS 2 message, not marked as a copy, under the packet identifier of one that it has not released.
     /// MQTT lets a client see nothing but a copy in it (4.3.3), so it is not delivered: unless it is a copy whose mark is
-    /// missing, **the broker has lost a message**, and may go on to lose more. Said once a connection. The readers of
-    /// its topic have a [`GapReason::PacketIdReused`](crate::GapReason) for each stretch of them; [`Stats::reused_ids`](crate::Stats) counts all.
+    /// missing, **the broker has lost a message**, and may go on to lose more. Said once a connection. The readers of its topic
+    /// have a [`GapReason::PacketIdReused`](crate::GapReason) for each stretch of them, and
+    /// [`Stats::reused_ids`](crate::Stats) counts all.
     ///
     /// mosquitto 2.0 does this where `max_inflight_messages` is 0 and more than 65,535 QoS 2 messages are on their way to one
     /// slow reader. Its default of 20, or QoS 1, prevents it.

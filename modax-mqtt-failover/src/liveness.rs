@@ -9,6 +9,7 @@
 //! unanswered too. One that answers probes and does not acknowledge is slow.
 
 mod limits;
+mod partial;
 mod slowest;
 mod words;
 
@@ -19,6 +20,7 @@ use std::{
 
 use limits::LONGEST;
 pub use limits::LivenessConfig;
+use partial::Partial;
 use slowest::Slowest;
 pub use words::{Input, Output, Reason};
 
@@ -34,13 +36,11 @@ const ELECTION: Duration = Duration::from_millis(2500);
 const SLOWEST_ASKS: Duration = Duration::from_millis(500);
 /// Each verdict in vain doubles all deadlines, so often at most.
 const MOST_DOUBLINGS: u32 = 6;
+/// And the one of an answer, also beyond the longest, so often after those: a large message through a slow link that holds a
+/// minute's worth has its acknowledgement in the end. A host that is gone is left sooner by its kernel's silence.
+const MORE_DOUBLINGS: u32 = 4;
 /// Shortest time without any progress in writing that counts as a stall.
 const SHORTEST_STALL: Duration = Duration::from_secs(1);
-/// So many suspicions are ended by bytes that are no whole packet: they may be answers in the midst of one that never ends.
-const MOST_SUSPICIONS: u32 = 8;
-/// A large packet over a bad link brings more than so many bytes for each suspicion. Of those answers one or two come, each of
-/// 2 bytes or in a TLS record of about 30.
-const BYTES_OF_ANSWERS: u64 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -84,10 +84,7 @@ pub struct Liveness {
     /// Verdicts since anything was last answered that we waited for. A link or a broker that needs longer than its
     /// deadline would be left for ever, and given the same again each time.
     in_vain: u32,
-    /// When the last whole packet came; suspicions and bytes since.
-    whole: Instant,
-    suspicions: u32,
-    bytes: u64,
+    partial: Partial,
     paused: bool,
     outputs: VecDeque<Output>,
 }
@@ -114,9 +111,7 @@ impl Liveness {
             probes: VecDeque::new(),
             slow: false,
             in_vain: 0,
-            whole: now,
-            suspicions: 0,
-            bytes: 0,
+            partial: Partial::since(now),
             paused: false,
             outputs: VecDeque::new(),
         }
@@ -134,7 +129,9 @@ impl Liveness {
             }
             None => self.config.first,
         };
-        measured.saturating_mul(self.leniency()).saturating_add(self.lateness.saturating_mul(4)).min(LONGEST)
+        let deadline = measured.saturating_mul(self.leniency()).saturating_add(self.lateness.saturating_mul(4));
+        let more = self.in_vain.saturating_sub(MOST_DOUBLINGS).min(MORE_DOUBLINGS);
+        deadline.min(LONGEST).saturating_mul(2_u32.saturating_pow(more))
     }
 
     fn leniency(&self) -> u32 {
@@ -152,10 +149,10 @@ impl Liveness {
                 self.outputs.clear();
             }
             Input::Heard(bytes) => {
-                self.bytes = self.bytes.saturating_add(bytes);
+                self.partial.hear(bytes);
                 self.hear(now);
             }
-            Input::Packet => (self.whole, self.suspicions, self.bytes) = (now, 0, 0),
+            Input::Packet => self.partial = Partial::since(now),
             Input::Sent => self.sent = now,
             Input::Stalled(since) => self.stalled = since,
             Input::ProbeSent => {
@@ -251,7 +248,7 @@ impl Liveness {
         self.probe_due = false;
         self.probes.clear();
         self.slow = false;
-        (self.whole, self.suspicions, self.bytes) = (now, 0, 0);
+        self.partial = Partial::since(now);
         self.restart_clocks(now);
         if electing {
             self.grace = now + ELECTION;
@@ -319,6 +316,9 @@ impl Liveness {
         // Where acknowledgements take seconds all the time, as over a slow link, that is no news of the broker.
         let usual = self.rtt.map_or(Duration::ZERO, |(srtt, _)| srtt.saturating_mul(2));
         let slow_after = self.config.slow_after.max(usual).saturating_mul(self.leniency());
+        if self.partial.is_large() {
+            return Some(since.max(self.heard) + slow_after);
+        }
         // Later packets are acknowledged and this one is not: its acknowledgement was lost, and will not come.
         let skipped = since + slow_after * SKIPPED;
         Some((since.max(self.acked) + slow_after).min(skipped))
@@ -358,10 +358,11 @@ impl Liveness {
                 let overdue = self.expectation().filter(|(_, since)| *since + self.deadline() <= now);
                 match overdue {
                     Some((reason, since)) if !self.paused => {
-                        if self.hears_answers_only(now) {
-                            return self.condemn(reason, self.whole);
+                        let limit = self.config.slow_after * self.leniency();
+                        if self.partial.is_answers_only(now, self.grace, limit) {
+                            return self.condemn(reason, self.partial.since);
                         }
-                        self.suspicions = self.suspicions.saturating_add(1);
+                        self.partial.suspect();
                         self.phase = Phase::Suspect { reason, since: now, silent_since: since };
                         self.probe_due = true;
                         self.outputs.extend([Output::Suspected(reason), Output::Probe]);
@@ -377,12 +378,6 @@ impl Liveness {
             }
             Phase::Off | Phase::Dead => {}
         }
-    }
-
-    fn hears_answers_only(&self, now: Instant) -> bool {
-        let whole_by = self.whole.max(self.grace) + self.config.slow_after * self.leniency();
-        let answers = u64::from(self.suspicions).saturating_mul(BYTES_OF_ANSWERS);
-        self.suspicions >= MOST_SUSPICIONS && self.bytes <= answers && whole_by <= now
     }
 
     fn probe_if(&mut self, now: Instant, due: Option<Instant>) {

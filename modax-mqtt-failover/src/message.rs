@@ -222,6 +222,7 @@ impl fmt::Debug for Undelivered {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Closed {
-    /// Everything admitted and not acknowledged, in order of admission.
+    /// Everything admitted and not acknowledged, in order of admission. QoS 0 messages that were on their way on a connection
+    /// which broke, or ended with the close, have their outcome alone.
     pub undelivered: Vec<Undelivered>,
 }

@@ -68,7 +68,8 @@ pub type Opening = Pin<Box<dyn Future<Output = io::Result<Transport>> + Send>>;
 /// # }
 /// ```
 pub trait Connector: Send + Sync + 'static {
-    /// Opens one transport. Called once a dial, from the client's task: it must not block.
+    /// Opens one transport. Called once a dial, from the client's task: it must not block. A panic in it is a dial that
+    /// failed; one in the stream that it gave ends the client.
     fn connect(&self, dial: Dial) -> Opening;
 }
 

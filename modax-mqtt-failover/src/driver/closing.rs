@@ -92,6 +92,8 @@ impl Driver {
 impl Drop for Driver {
     /// At the end, and when the runtime ends or the task panics first: nobody waits for an answer that cannot come.
     fn drop(&mut self) {
+        // Whoever publishes from another runtime meanwhile: what is admitted behind the last account would be on none.
+        self.shared.lock().closed = true;
         // What a panic left half done may panic again, and a second one would end the process.
         let _ = catch_unwind(AssertUnwindSafe(|| self.account()));
         let mut state = self.shared.lock();

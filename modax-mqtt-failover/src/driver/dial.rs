@@ -4,10 +4,12 @@
 use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
 use tokio::{net::TcpStream, task::JoinSet};
 
 #[cfg(feature = "rustls")]
@@ -87,10 +89,13 @@ impl Dialler {
     pub(crate) fn dial(&self, broker: Broker, deadline: Instant) -> Opening {
         let dialler = self.clone();
         Box::pin(async move {
-            let opening = dialler.open(broker, deadline);
-            tokio::time::timeout_at(deadline.into(), opening)
-                .await
-                .unwrap_or_else(|_| Err(late("connecting".to_owned())))
+            // Code of others opens it: a panic there, of which its hook has said all, is a failure like any.
+            let opening = AssertUnwindSafe(dialler.open(broker, deadline)).catch_unwind();
+            let opened = tokio::time::timeout_at(deadline.into(), opening).await;
+            opened.map_or_else(
+                |_| Err(late("connecting".to_owned())),
+                |opened| opened.unwrap_or_else(|_| Err(io::Error::other("opening the connection panicked"))),
+            )
         })
     }
 

@@ -1,16 +1,22 @@
 //! How a client ends, whoever ends it; and what does not end it.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
 };
 
 use futures_util::FutureExt;
 use modax_mqtt_failover::{
     Client, Event, Message, Observer, Outcome, PublishError, Queue, WhenFull, disk,
-    transport::{Connector, Dial, Opening},
+    transport::{Dial, Transport},
 };
 use modax_testbed::broker::{Puback, Script, ScriptedBroker};
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::disk::{DEADLINE, Folder, within};
 
@@ -112,17 +118,44 @@ fn f56_a_runtime_that_ends_leaves_a_status_counters_and_what_was_not_delivered()
     });
 }
 
+#[test]
+fn f56_what_is_published_while_the_runtime_of_the_client_ends_is_refused_or_accounted_for() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let other = runtime();
+    for _ in 0..20 {
+        let first = runtime();
+        let client = {
+            let _within = first.enter();
+            let queue = Queue::memory().max_messages(50);
+            Client::builder("ends").brokers(["mqtt://127.0.0.1:1"]).unwrap().queue(queue).build().unwrap()
+        };
+        let publisher = client.clone();
+        let publishing = std::thread::spawn(move || {
+            while !matches!(publisher.try_publish(Message::new("a", "1")), Err(PublishError::Closed)) {}
+        });
+        drop(first);
+        publishing.join().unwrap();
+        other.block_on(async {
+            let left = within("the end", client.close(DEADLINE)).await.undelivered.len();
+            let stats = client.stats();
+            assert_eq!((left as u64, stats.queue_messages), (stats.undelivered, 0));
+            assert_eq!(stats.undelivered, stats.admitted);
+        });
+    }
+}
+
 struct Panicking;
 
-impl Connector for Panicking {
-    fn connect(&self, _: Dial) -> Opening {
-        panic!("a connector that panics");
+impl AsyncRead for Panicking {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        panic!("a stream that panics");
     }
 }
 
 #[tokio::test]
 async fn a_client_whose_task_panics_accounts_for_what_it_had() {
-    let client = Client::builder("panicked").brokers(["mqtt://nowhere"]).unwrap().connector(Panicking).build().unwrap();
+    let stream = |_: Dial| async { Ok(Transport::new(tokio::io::join(Panicking, tokio::io::sink()))) };
+    let client = Client::builder("panicked").brokers(["mqtt://nowhere"]).unwrap().connector(stream).build().unwrap();
     let receipt = client.try_publish(Message::new("a", "1")).unwrap();
     assert_eq!(within("an outcome", receipt.acked()).await, Outcome::Undelivered { maybe_delivered: false });
     account_for(&client, 1).await;

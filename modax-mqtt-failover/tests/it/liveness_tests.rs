@@ -406,10 +406,8 @@ fn a_welcome_that_took_long_or_came_after_a_measure_changes_no_deadline() {
     assert_eq!(bench.liveness.deadline(), measured);
 }
 
-#[test]
-fn f12_a_link_slower_than_every_deadline_is_borne_in_the_end_and_a_fast_one_is_judged_as_before() {
-    // Answers come 5 s after their question, also to probes: only patience that grows ever hears one.
-    let answer = Duration::from_secs(5);
+/// Answers come so long after their question, also to probes: only patience that grows ever hears one.
+fn borne_in_the_end(answer: Duration) -> Bench {
     let mut bench = Bench::connected();
     bench.measured(MS);
     let mut verdicts = Vec::new();
@@ -422,6 +420,14 @@ fn f12_a_link_slower_than_every_deadline_is_borne_in_the_end_and_a_fast_one_is_j
         bench.tell(Input::Opened { same_broker: true, electing: false });
     }
     assert!(verdicts.len() > 1 && verdicts.is_sorted(), "{verdicts:?}");
+    bench
+}
+
+#[test]
+fn f12_a_link_slower_than_every_deadline_is_borne_in_the_end_and_a_fast_one_is_judged_as_before() {
+    // A large message on a slow link that holds a minute's worth of it.
+    borne_in_the_end(Duration::from_secs(60));
+    let mut bench = borne_in_the_end(Duration::from_secs(5));
 
     bench.tell(Input::Heard(2));
     bench.measured(MS);
@@ -474,6 +480,23 @@ fn with_gaps(between: &[Input]) {
 fn a_large_packet_over_a_link_with_gaps_is_waited_for_and_whole_packets_are_life() {
     with_gaps(&[Input::Heard(1460)]);
     with_gaps(&[Input::Heard(2), Input::Packet]);
+}
+
+#[test]
+fn f12_an_acknowledgement_behind_a_large_packet_that_comes_slowly_is_waited_for() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+    // 27 kB a second: three minutes for 5 MB.
+    let mut said = Vec::new();
+    for _ in 0..1200 {
+        said.extend(bench.pass(150 * MS));
+        bench.tell(Input::Heard(4096));
+    }
+    assert_eq!(dead(&said), None);
+    // Then it falls silent in the midst of the packet.
+    let (at, reason) = verdict(&bench.pass(Duration::from_secs(10))).expect("a verdict");
+    assert!(at < Duration::from_secs(1), "{at:?}, {reason:?}");
 }
 
 fn dead(said: &[(Duration, Output)]) -> Option<Output> {

@@ -371,13 +371,14 @@ async fn a_connector_that_fails_says_so_and_one_that_hangs_is_dropped_at_the_dea
     let counter = Arc::clone(&dropped);
     let good = broker().await;
     let address = good.addr();
-    let urls = ["fails", "hangs", "works"].map(|host| format!("mqtt://{host}"));
+    let urls = ["fails", "panics", "hangs", "works"].map(|host| format!("mqtt://{host}"));
     let client = client_of(&urls)
         .connector(move |dial: Dial| {
             let held = Dropped(Arc::clone(&counter));
             async move {
                 match dial.broker.host() {
                     "fails" => Err(io::Error::other("the cable is cut")),
+                    "panics" => panic!("a connector that panics"),
                     "hangs" => {
                         std::future::pending::<()>().await;
                         drop(held);
@@ -394,8 +395,9 @@ async fn a_connector_that_fails_says_so_and_one_that_hangs_is_dropped_at_the_dea
     assert!(acked(&client, "x").await.is_acked());
 
     assert_eq!(failure(&mut events).await, "the cable is cut");
+    assert_eq!(failure(&mut events).await, "opening the connection panicked");
     assert_eq!(failure(&mut events).await, "connecting took too long");
-    assert_eq!(dropped.load(Ordering::SeqCst), 3, "a dial that is over still holds something");
+    assert_eq!(dropped.load(Ordering::SeqCst), 4, "a dial that is over still holds something");
 }
 
 #[tokio::test]

@@ -140,8 +140,11 @@ async fn settings_of_mqtt_5_are_refused_by_name_on_3_1_1_and_where_they_contradi
     let watched = |topic: &str| new().will(Message::new(topic, "gone")).on_connect(Message::new(topic, "here"));
     let unwatched = new().will(will()).on_connect(Message::new("a\u{1}", "here"));
     assert!(watched("a").build().is_ok() && unwatched.build().is_ok());
+    assert!(new().session_expiry(Duration::MAX).build().is_ok());
     let contradictions = [
         (new().clean_session(true).session_expiry(Duration::from_secs(1)), "session_expiry"),
+        (new().session_expiry(Duration::from_millis(1500)), "session_expiry: whole seconds"),
+        (new().will(will()).will_delay(Duration::from_millis(500)), "will_delay: whole seconds"),
         (new().receive_maximum(0), "receive_maximum"),
         (new().max_packet_bytes(10), "max_packet_bytes"),
         (new().will(will()).on_connect(will()), "on_connect: says the same"),
