@@ -1,11 +1,12 @@
 //! A line of `modax pub` as a message.
 
-use std::collections::BTreeMap;
+use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use modax_mqtt_failover::Message;
 use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::qos;
@@ -31,7 +32,33 @@ struct Line {
     #[serde(default, rename = "duplicate")]
     _duplicate: bool,
     #[serde(default)]
-    user_properties: BTreeMap<String, Values>,
+    user_properties: Properties,
+}
+
+/// Names with their values, in the order of the line; a name may come twice, as in MQTT.
+#[derive(Default)]
+struct Properties(Vec<(String, Values)>);
+
+impl<'de> Deserialize<'de> for Properties {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Properties;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of names and values")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Properties, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Properties(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
 }
 
 /// One value of a user property, or several under one name.
@@ -58,7 +85,7 @@ pub(super) fn message(args: &PubArgs, bytes: Vec<u8>) -> Result<Message, String>
     if line.retained {
         message = message.retained();
     }
-    for (name, values) in line.user_properties {
+    for (name, values) in line.user_properties.0 {
         let values = match values {
             Values::One(value) => vec![value],
             Values::Several(values) => values,
@@ -71,10 +98,13 @@ pub(super) fn message(args: &PubArgs, bytes: Vec<u8>) -> Result<Message, String>
     Ok(message)
 }
 
-/// An object with a text as its payload, or with a topic beside a payload of whatever type. A mistake in its other fields must
-/// not send the whole line as a payload.
+/// An object with a text as its payload, or with a topic beside a payload of whatever type; or what begins as one, names its
+/// payload and is no JSON. A mistake in it must not send the whole line as a payload.
 fn is_meant_as_message(line: &[u8]) -> bool {
-    let Ok(value) = serde_json::from_slice::<Value>(line) else { return false };
+    let Ok(value) = serde_json::from_slice::<Value>(line) else {
+        let named = b"\"payload";
+        return line.trim_ascii_start().starts_with(b"{") && line.windows(named.len()).any(|part| part == named);
+    };
     let payload = value.get("payload").or_else(|| value.get("payload_base64"));
     payload.is_some_and(Value::is_string) || (payload.is_some() && value.get("topic").is_some())
 }
@@ -82,7 +112,7 @@ fn is_meant_as_message(line: &[u8]) -> bool {
 /// The fields and the payload, or which of them is wrong.
 fn parse(line: &[u8]) -> Result<(Line, Bytes), String> {
     let mut json = serde_json::Deserializer::from_slice(line);
-    let wrong = |error: &dyn std::fmt::Display| format!("{error}; {LINE}");
+    let wrong = |error: &dyn fmt::Display| format!("{error}; {LINE}");
     let mut line: Line = serde_path_to_error::deserialize(&mut json).map_err(|error| wrong(&error))?;
     let payload = match (line.payload.take(), line.payload_base64.take()) {
         (Some(text), None) => Bytes::from(text),
@@ -125,5 +155,19 @@ mod tests {
         assert_eq!((line.topic.as_deref(), line.qos, line.retained, &*payload), (Some("t"), Some(2), true, &b"a"[..]));
         assert_eq!(parse(br#"{"payload_base64":"/wA="}"#).unwrap().1, [0xFF, 0][..]);
         assert!(is_meant_as_message(br#"{"payload_base64":"/wA="}"#));
+        let (line, _) = parse(br#"{"payload":"","user_properties":{"b":"1","a":"2","b":["3"]}}"#).unwrap();
+        assert_eq!(line.user_properties.0.iter().map(|(name, _)| &**name).collect::<String>(), "bab");
+    }
+
+    #[test]
+    fn what_begins_as_a_message_and_is_no_json_is_no_payload() {
+        for line in
+            [&b"{\"topic\":\"t\",\"payload\":\"\xff\"}"[..], br#" {"payload":"a",}"#, br#"{"payload":"\udc80"}"#]
+        {
+            assert!(is_meant_as_message(line) && parse(line).is_err(), "{}", String::from_utf8_lossy(line));
+        }
+        for line in [&b"{21.5}"[..], b"payload", br#"{"temperature":21.5}"#, br#"["payload"]"#] {
+            assert!(!is_meant_as_message(line), "{}", String::from_utf8_lossy(line));
+        }
     }
 }
