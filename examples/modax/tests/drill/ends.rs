@@ -10,7 +10,7 @@ use modax_testbed::wait::until;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::running::Running;
@@ -97,6 +97,13 @@ async fn a_command_that_waits_ends_once_nobody_reads_it_any_more() {
     ground.stop().await;
 }
 
+/// A `modax` whose three streams are pipes that nobody reads yet.
+fn piped(args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modax"));
+    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.kill_on_drop(true).spawn().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publisher_whose_lines_nobody_takes_ends_all_the_same() {
     let ground = Ground::start().await.unwrap();
@@ -104,14 +111,7 @@ async fn a_publisher_whose_lines_nobody_takes_ends_all_the_same() {
     let publish = ["pub", "--brokers", &nobody, "--client-id", "ends", "--when-full", "shed-newest"];
     // Outcomes for stdout, or events for stderr as well: far more than a pipe takes, and than is read ahead.
     for more in [&["--queue-max-messages", "1"][..], &["--queue-max-messages", "1", "--topic", "plant/x"]] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_modax"))
-            .args([&publish[..], more].concat())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut child = piped(&[&publish[..], more].concat());
         let mut stdin = child.stdin.take().unwrap();
         let fed = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&fed);
@@ -139,15 +139,8 @@ async fn who_reads_all_of_stdout_before_stderr_reads_both() {
     let ground = Ground::start().await.unwrap();
     let nobody = format!("mqtt://127.0.0.1:{}", ground.port());
     let shedding = ["--when-full", "shed-newest", "--queue-max-messages", "1", "--max-wait", "0s"];
-    let mut child = Command::new(env!("CARGO_BIN_EXE_modax"))
-        .args(["pub", "--brokers", &nobody, "--client-id", "ends", "--topic", "plant/x"])
-        .args(shedding)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+    let publish = ["pub", "--brokers", &nobody, "--client-id", "ends", "--topic", "plant/x"];
+    let mut child = piped(&[&publish[..], &shedding].concat());
     let mut stdin = child.stdin.take().unwrap();
     let feeding = tokio::spawn(async move { stdin.write_all(&b"line\n".repeat(10_000)).await });
 
