@@ -70,8 +70,14 @@ pub fn inspect(directory: impl AsRef<Path>) -> io::Result<Survey> {
 /// # Errors
 /// Whatever the directories say; also when a client has one of them open, or `to` is in use.
 pub fn salvage(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<Survey> {
-    let found = inspect(from)?;
-    let mut target = Directory::open(to.as_ref())?;
+    let (found, to) = (inspect(from)?, to.as_ref());
+    // Which of the two directories is at fault is not to be guessed.
+    copy(&found, to).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", to.display())))?;
+    Ok(found)
+}
+
+fn copy(found: &Survey, to: &Path) -> io::Result<()> {
+    let mut target = Directory::open(to)?;
     // A log that is opened tidies up: whatever stands there is somebody's. A bare header is what a full disk left of an earlier
     // try.
     for name in target.list()? {
@@ -86,6 +92,5 @@ pub fn salvage(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<Surve
     log.commit().map_err(|error| match error {
         CommitError::Write(cause) | CommitError::Sync(cause) | CommitError::Torn(cause) => cause,
         CommitError::Closed => io::Error::other(error),
-    })?;
-    Ok(found)
+    })
 }

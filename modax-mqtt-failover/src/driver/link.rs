@@ -23,6 +23,8 @@ use crate::{
 const READ_CHUNK: usize = 64 << 10;
 /// No more is encoded while this much waits for the socket.
 const WRITE_HIGH: usize = 256 << 10;
+/// Nothing is read while this many packets wait for the socket: four for each packet identifier, more than any exchange is owed.
+const ANSWERS_HIGH: u64 = 1 << 18;
 
 /// What [`Link::poll`] found.
 #[derive(Debug, Default)]
@@ -145,6 +147,8 @@ impl Link {
             // The judge of silence has to hear of the beginning of a stall.
             Poll::Pending => progress.wrote = !was_stalled && self.stalled.is_some(),
         }
+        // A broker that asks for ever and takes no answer is to wait for itself.
+        let read = read && self.packets_encoded.saturating_sub(self.packets_written) < ANSWERS_HIGH;
         // Also after a failed write: what the broker said before it closed still counts.
         if read || progress.ended.is_some() {
             match self.poll_read(context) {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use modax_mqtt_failover::{
-    Client, ClientBuilder, Event, Events, Message, Outcome, PublishError, Qos, Queue, Received,
+    Client, ClientBuilder, Event, Events, LivenessConfig, Message, Outcome, PublishError, Qos, Queue, Received,
     dedup::{Dedup, Identity, Verdict},
     transport::{Dial, Resolver, Resolving, Transport},
 };
@@ -24,7 +24,7 @@ use modax_testbed::{
     proxy::{Direction, Fault, Proxy},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpSocket, TcpStream},
 };
 
@@ -620,4 +620,47 @@ async fn f15_a_path_on_which_large_packets_vanish_is_left_for_the_next_broker() 
     assert!(matches!(&outcome, Outcome::Acked { broker, .. } if broker.host() == "good"), "{outcome:?}");
     assert!(swallowed.load(Ordering::SeqCst) > 0, "nothing vanished");
     assert_eq!(narrow.publishes().len(), 1);
+}
+
+/// CONNACK, then releases of messages that nobody sent, each of which is owed an answer; none is read. How many were taken.
+async fn demand(mut wire: tokio::io::DuplexStream) -> usize {
+    const EACH: usize = 1024;
+    wire.write_all(&[0x20, 2, 0, 0]).await.expect("a client that has just begun");
+    let demands = [0x62, 2, 0, 1].repeat(EACH);
+    let mut taken = 0;
+    while taken < DEMANDS && wire.write_all(&demands).await.is_ok() {
+        taken += EACH;
+    }
+    taken
+}
+
+const DEMANDS: usize = 1 << 20;
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_asks_for_ever_and_takes_no_answer_is_left() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let client = client_of(&["mqtt://greedy".to_owned()])
+        .liveness(LivenessConfig::default().floor(DEADLINE / 6).first(DEADLINE / 6).slow_after(DEADLINE))
+        .connector(move |_: Dial| {
+            let tell = tell.clone();
+            async move {
+                // What is written into it meets no reader: the other half is held and never asked.
+                let (ours, theirs) = tokio::io::duplex(4096);
+                tokio::spawn(async move { tell.send(demand(theirs).await) });
+                Ok(Transport::new(ours))
+            }
+        })
+        .build()
+        .unwrap();
+    let mut events = client.events();
+
+    let reason = event(&mut events, "the end of a connection", |event| match event {
+        Event::Disconnected { reason, .. } => Some(reason),
+        _ => None,
+    })
+    .await;
+
+    assert!(reason.contains("takes no more bytes"), "{reason}");
+    let taken = told.recv().await.expect("a count");
+    assert!(taken < DEMANDS / 2, "{taken} demands were taken in without one answer that anybody read");
 }
