@@ -48,7 +48,7 @@ pub use servers::{
     etcd::{EtcdCluster, EtcdNode},
     haproxy::Haproxy,
     mosquitto::{Mosquitto, MosquittoOptions},
-    nats::{NatsCluster, NatsNode, NatsOptions},
+    nats::{NatsCluster, NatsNode, NatsOptions, Stored},
     patroni::{PatroniCluster, PatroniNode, PatroniOptions},
     postgres::{PostgresCluster, PostgresNode, PostgresOptions},
 };

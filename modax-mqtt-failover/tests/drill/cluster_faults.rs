@@ -1,8 +1,5 @@
-//! A NATS cluster of three whose nodes are cut off from the client, restarted in turn and all out of its reach, each time
-//! with the whole cluster back before the next. The oracle does not pass the proxies.
-//!
-//! No node is stopped, and they are not all killed at once: NATS 2.9 may deliver nothing of what it acknowledged to the
-//! oracle's session behind that, so that nothing of ours could be counted.
+//! A NATS cluster of three whose nodes are cut off from the client, restarted in turn, stopped, and all out of its reach or
+//! killed, each time with the whole cluster back before the next. The oracle does not pass the proxies.
 
 use std::time::{Duration, Instant};
 
@@ -121,6 +118,36 @@ impl Plant {
         self.whole().await;
     }
 
+    async fn stop(&mut self) {
+        let (place, port) = self.serving().await;
+        self.fault("stopped");
+        self.cluster.nodes()[place].stop();
+        self.moved(port).await;
+        self.cluster.nodes()[place].cont();
+        self.whole().await;
+    }
+
+    async fn all_killed(&mut self) {
+        self.fault("all killed");
+        self.cluster.nodes().iter().for_each(NatsNode::kill);
+        let away = || async { !self.client.status().is_connected() && self.client.stats().queue_messages > 20 };
+        wait::until(DEADLINE, "messages that no node takes", away).await.expect("the fault did not reach the client");
+        // Together: one alone may serve nobody.
+        let restarts = self.cluster.nodes().iter().map(NatsNode::restart);
+        futures_util::future::try_join_all(restarts).await.expect("restarted");
+        self.whole().await;
+    }
+
+    async fn end(self, what: &str, load: Load) {
+        let published = load.end().await;
+        self.tell(&published);
+        let faults: Vec<_> = self.faults.iter().map(|(_, at)| *at).collect();
+        self.oracle.judge(what, &published, &faults, &self.cluster).await;
+        assert!(self.client.close(DEADLINE).await.undelivered.is_empty());
+        drop((self.oracle, self.proxies));
+        self.ground.stop().await;
+    }
+
     fn tell(&self, published: &Published) {
         let all: Vec<_> = self.faults.iter().map(|(_, at)| *at).collect();
         let gaps = published.gaps(&all);
@@ -160,12 +187,27 @@ async fn f03_a_cluster_whose_nodes_are_cut_off_restarted_and_all_out_of_reach_lo
     // Once: a minute of it is more than the cluster stores in a minute.
     plant.all_away().await;
 
-    let published = load.end().await;
-    plant.tell(&published);
-    let faults: Vec<_> = plant.faults.iter().map(|(_, at)| *at).collect();
-    let what = "nodes of a NATS cluster cut off, restarted in turn, all out of reach";
-    plant.oracle.judge(what, &published, &faults).await;
-    assert!(plant.client.close(DEADLINE).await.undelivered.is_empty());
-    drop((plant.oracle, plant.proxies));
-    plant.ground.stop().await;
+    plant.end("nodes of a NATS cluster cut off, restarted in turn, all out of reach", load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_cluster_whose_nodes_are_stopped_and_go_on_loses_nothing() {
+    let mut plant = Plant::start().await;
+    let load = Load::start(&plant.client, RATE, Qos::AtLeastOnce);
+    acked_more(&plant.client, 100).await;
+    for _ in 0..count("DRILL_CLUSTER_ROUNDS", 1) {
+        plant.stop().await;
+    }
+    plant.end("nodes of a NATS cluster stopped and continued", load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f03_a_cluster_whose_nodes_are_all_killed_at_once_loses_nothing() {
+    let mut plant = Plant::start().await;
+    let load = Load::start(&plant.client, RATE, Qos::AtLeastOnce);
+    acked_more(&plant.client, 100).await;
+    for _ in 0..count("DRILL_CLUSTER_ROUNDS", 1) {
+        plant.all_killed().await;
+    }
+    plant.end("all nodes of a NATS cluster killed at once", load).await;
 }

@@ -1,5 +1,7 @@
 //! NATS: three nodes that serve MQTT over a replicated JetStream, so that a session survives the node it began on.
 
+mod stored;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+pub use self::stored::Stored;
 use super::postgres::loopback;
 use super::{Restartable, http, listening, persistently, require};
 use crate::{Ground, Process, Spawn, TestbedError, bring, wait};
@@ -38,6 +41,8 @@ pub struct NatsCluster {
 pub struct NatsNode {
     name: String,
     mqtt: SocketAddr,
+    /// NATS's own protocol.
+    clients: SocketAddr,
     monitor: SocketAddr,
     server: Restartable,
 }
@@ -122,6 +127,19 @@ impl NatsCluster {
     fn says_it_leads(&self, index: usize, stream: &str, known: &[Streams]) -> bool {
         let account = known.get(index).and_then(|streams| streams.get(stream));
         account.zip(self.nodes.get(index)).is_some_and(|(state, node)| state.leader == node.name)
+    }
+
+    /// What a stream holds, for example `$MQTT_msgs`: messages that not every session has acknowledged.
+    ///
+    /// # Errors
+    /// [`TestbedError::Server`] when the cluster does not answer, or has no such stream.
+    ///
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn stored(&self, stream: &str) -> Result<Vec<Stored>, TestbedError> {
+        let node = self.nodes.first().ok_or_else(|| TestbedError::server("NATS", "no node"))?;
+        let read = stored::read(node.clients, stream).await;
+        read.map_err(|error| TestbedError::server(&node.name, error.to_string()))
     }
 
     /// Waits until every node is healthy by its own account, knows both others, and every stream has a leader whose
@@ -245,7 +263,7 @@ impl NatsNode {
         let file = ground.write(&format!("{log}.conf"), &text)?;
         let spawn = Spawn::new(bring::program("nats-server")?).arg("-c").arg(file).log(log);
         let server = Restartable::start(ground, spawn)?;
-        Ok(Self { name, mqtt: loopback(mqtt), monitor: loopback(monitor), server })
+        Ok(Self { name, mqtt: loopback(mqtt), clients: loopback(clients), monitor: loopback(monitor), server })
     }
 
     /// The name it goes by in the cluster.
