@@ -266,7 +266,7 @@ impl Courier {
         self.stopped = true;
         for attempt in self.failover.under_way() {
             if Some(attempt) != self.failover.holder() {
-                self.outputs.push_back(Output::HangUp { attempt });
+                self.drop_beside(attempt);
             }
         }
         self.switchover = None;

@@ -6,8 +6,10 @@
 //!
 //! Any byte received is life, unless for long no whole packet comes, and bytes do only where a probe asked for them. An
 //! acknowledgement or a PINGRESP that is overdue makes a broker suspect; it gets one more probe, and dies when that stays
-//! unanswered too. One that answers probes and does not acknowledge is slow.
+//! unanswered too. One that answers probes and does not acknowledge is slow. Where packets come and answers do not, a probe
+//! tells whether they only stand in line.
 
+mod due;
 mod limits;
 mod partial;
 mod slowest;
@@ -26,8 +28,8 @@ pub use words::{Input, Output, Reason};
 
 /// A call later than this after its time says that this process was starved; timers are exact to about 1 ms.
 const TOLERANCE: Duration = Duration::from_millis(20);
-/// A packet that waits so many times longer than a slow broker may, while later ones are acknowledged, waits in vain.
-const SKIPPED: u32 = 4;
+/// We were held up for so long that what was measured meanwhile says nothing of the broker.
+const LONG_PAUSE: Duration = Duration::from_secs(2);
 /// A NATS node without a leader for its messages stays silent for 4 s and then closes the connection. Leaving it sooner
 /// only begins those 4 s again on the next node; with two deadlines of 1 s behind this, a dead node is left after 4.5 s.
 const ELECTION: Duration = Duration::from_millis(2500);
@@ -39,8 +41,6 @@ const MOST_DOUBLINGS: u32 = 6;
 /// And the one of an answer, also beyond the longest, so often after those: a large message through a slow link that holds a
 /// minute's worth has its acknowledgement in the end. A host that is gone is left sooner by its kernel's silence.
 const MORE_DOUBLINGS: u32 = 4;
-/// Shortest time without any progress in writing that counts as a stall.
-const SHORTEST_STALL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -73,6 +73,8 @@ pub struct Liveness {
     idle: Instant,
     /// No suspicion and no verdict rests on silence before this.
     grace: Instant,
+    /// What was sent before may have been answered while nobody read.
+    resumed: Option<Instant>,
     lateness: Duration,
     waiting: Option<Instant>,
     stalled: Option<Instant>,
@@ -80,7 +82,8 @@ pub struct Liveness {
     probe_due: bool,
     /// On the wire and unanswered.
     probes: VecDeque<Instant>,
-    slow: bool,
+    /// Since when it is known to acknowledge later than it answers.
+    slow: Option<Instant>,
     /// Verdicts since anything was last answered that we waited for. A link or a broker that needs longer than its
     /// deadline would be left for ever, and given the same again each time.
     in_vain: u32,
@@ -104,12 +107,13 @@ impl Liveness {
             acked: now,
             idle: now,
             grace: now,
+            resumed: None,
             lateness: Duration::ZERO,
             waiting: None,
             stalled: None,
             probe_due: false,
             probes: VecDeque::new(),
-            slow: false,
+            slow: None,
             in_vain: 0,
             partial: Partial::since(now),
             paused: false,
@@ -166,28 +170,30 @@ impl Liveness {
                 }
                 if let Some(sent) = self.probes.pop_front() {
                     self.compare(now, sent);
-                    self.measure(now, now.saturating_duration_since(sent));
+                    self.measure_since(now, sent);
                 }
             }
             Input::Waiting(since) => {
                 // Slow ends with the packet that made it so, not with a later one.
-                self.slow &= self.waiting == since;
+                self.slow.take_if(|_| self.waiting != since);
                 if self.waiting.is_some() {
                     self.idle = now;
                 }
                 self.waiting = since;
             }
+            Input::Answered => self.acked = now,
             Input::Acknowledged(took) => {
                 self.acked = now;
                 self.in_vain = 0;
                 // Whatever was being elected has been.
                 self.grace = self.grace.min(now);
-                self.measure(now, took);
+                self.measure_since(now, now.checked_sub(took).unwrap_or(now));
             }
             Input::Paused(paused) => {
                 if self.paused && !paused {
                     // What piled up in the kernel meanwhile is not silence of the broker's.
                     self.restart_clocks(now);
+                    self.resumed = Some(now);
                 }
                 self.paused = paused;
             }
@@ -203,6 +209,9 @@ impl Liveness {
         if late > TOLERANCE.max(self.deadline() / 4) {
             self.lateness = self.lateness.max(late).min(LONGEST);
             self.restart_clocks(now);
+            if late >= LONG_PAUSE {
+                self.resumed = Some(now);
+            }
         } else if self.lateness < Duration::from_millis(1) {
             self.lateness = Duration::ZERO;
         } else {
@@ -223,12 +232,13 @@ impl Liveness {
             Phase::Off | Phase::Dead => None,
             Phase::Alive => {
                 let overdue = self.expectation().map(|(_, since)| since + self.deadline());
-                let verdicts = [overdue, self.slow_at(), self.stall_at()];
+                let verdicts = [overdue, self.slow_at(), self.deaf_at(), self.stall_at()];
                 let verdict = if self.paused { None } else { verdicts.into_iter().flatten().min() };
                 [verdict, self.next_probe()].into_iter().flatten().min()
             }
             Phase::Suspect { since, .. } => {
-                let verdicts = [Some(since.max(self.grace) + self.deadline()), self.slow_at(), self.stall_at()];
+                let dead = Some(since.max(self.grace) + self.deadline());
+                let verdicts = [dead, self.slow_at(), self.deaf_at(), self.stall_at()];
                 let verdict = if self.paused { None } else { verdicts.into_iter().flatten().min() };
                 [verdict, self.own_probe()].into_iter().flatten().min()
             }
@@ -243,11 +253,12 @@ impl Liveness {
         }
         self.sent = now;
         (self.acked, self.idle) = (now, now);
+        self.resumed = None;
         self.waiting = None;
         self.stalled = None;
         self.probe_due = false;
         self.probes.clear();
-        self.slow = false;
+        self.slow = None;
         self.partial = Partial::since(now);
         self.restart_clocks(now);
         if electing {
@@ -274,9 +285,15 @@ impl Liveness {
     /// A probe that went out after a packet was answered before it: the broker lives and does not acknowledge.
     fn compare(&mut self, now: Instant, probed: Instant) {
         let overtaken = |since: Instant| since <= probed && since.max(self.grace) + self.deadline() <= now;
-        if !self.slow && self.waiting.is_some_and(overtaken) {
-            self.slow = true;
+        if self.slow.is_none() && self.waiting.is_some_and(overtaken) {
+            self.slow = now.checked_sub(self.deadline()).or(Some(now));
             self.outputs.push_back(Output::Slow);
+        }
+    }
+
+    fn measure_since(&mut self, now: Instant, sent: Instant) {
+        if self.resumed.is_none_or(|resumed| resumed <= sent) {
+            self.measure(now, now.saturating_duration_since(sent));
         }
     }
 
@@ -300,57 +317,17 @@ impl Liveness {
         }
     }
 
-    /// What is awaited, and from when its deadline counts.
-    fn expectation(&self) -> Option<(Reason, Instant)> {
-        let probe = self.probes.front().map(|sent| (Reason::ProbeUnanswered, *sent));
-        let ack = self.waiting.filter(|_| !self.slow).map(|since| (Reason::AckOverdue, since));
-        let (reason, since) = match (probe, ack) {
-            (Some(probe), Some(ack)) => Some(if ack.1 <= probe.1 { ack } else { probe }),
-            (probe, ack) => probe.or(ack),
-        }?;
-        Some((reason, since.max(self.heard).max(self.grace)))
-    }
-
-    fn slow_at(&self) -> Option<Instant> {
-        let since = self.waiting?.max(self.grace);
-        // Where acknowledgements take seconds all the time, as over a slow link, that is no news of the broker.
-        let usual = self.rtt.map_or(Duration::ZERO, |(srtt, _)| srtt.saturating_mul(2));
-        let slow_after = self.config.slow_after.max(usual).saturating_mul(self.leniency());
-        if self.partial.is_large() {
-            return Some(since.max(self.heard) + slow_after);
-        }
-        // Later packets are acknowledged and this one is not: its acknowledgement was lost, and will not come.
-        let skipped = since + slow_after * SKIPPED;
-        Some((since.max(self.acked) + slow_after).min(skipped))
-    }
-
-    fn stall_at(&self) -> Option<Instant> {
-        self.stalled.map(|since| since.max(self.grace) + (self.deadline() * 2).max(SHORTEST_STALL))
-    }
-
-    /// Silence of theirs after the probe interval, or of ours after half the keep-alive, asks for a probe. So does a verdict
-    /// in vain where nothing waits for an answer, at once: who only reads hears bytes all the time, and would stay lenient for
-    /// ever; and where the next broker hangs soon, too.
-    fn next_probe(&self) -> Option<Instant> {
-        let waiting = self.paused || self.probe_due || !self.probes.is_empty();
-        let is_owed = self.in_vain > 0 && self.waiting.is_none();
-        let due = if is_owed { self.idle } else { self.heard + self.config.probe_interval };
-        let theirs = (!waiting).then_some(due);
-        [theirs, self.own_probe()].into_iter().flatten().min()
-    }
-
-    /// The broker was promised a packet within the keep-alive, whatever we hear, and whether or not we listen.
-    fn own_probe(&self) -> Option<Instant> {
-        (!self.keep_alive.is_zero() && !self.probe_due).then(|| self.sent + self.keep_alive / 2)
-    }
-
     fn judge(&mut self, now: Instant) {
         if !self.paused {
             if self.stall_at().is_some_and(|at| at <= now) {
                 return self.condemn(Reason::WriteStalled, self.stalled.unwrap_or(now));
             }
             if self.slow_at().is_some_and(|at| at <= now) {
-                return self.condemn(Reason::Slow, self.waiting.unwrap_or(now));
+                let reason = if self.slow.is_some() { Reason::Slow } else { Reason::AckOverdue };
+                return self.condemn(reason, self.waiting.unwrap_or(now));
+            }
+            if self.deaf_at().is_some_and(|at| at <= now) {
+                return self.condemn(Reason::ProbeUnanswered, self.probes.front().copied().unwrap_or(now));
             }
         }
         match self.phase {

@@ -310,7 +310,10 @@ impl Session {
             (Packet::ConnAck { session_present, code, limits }, State::Greeting { broker, wipe }) => {
                 self.limit(limits);
                 self.outputs.push_back(Output::Answered { code, session_present });
-                if code == ConnectCode::Accepted && !wipe {
+                if code != ConnectCode::Accepted {
+                    // It is known that no session began there.
+                    self.state = State::Down;
+                } else if !wipe {
                     self.resume(now, broker, session_present);
                 }
             }

@@ -31,7 +31,7 @@ impl Courier {
             }
             failover::Output::Leave { attempt } => self.leave(now, attempt),
             failover::Output::Drop { attempt } => {
-                self.outputs.push_back(Output::HangUp { attempt });
+                self.drop_beside(attempt);
                 self.drop_switchover(now, attempt);
             }
             failover::Output::Ready { attempt, greeted, .. } => self.ready(now, attempt, greeted),
@@ -67,6 +67,14 @@ impl Courier {
                 self.emit(Event::DuplicateClientId { broker, takeovers });
             }
         }
+    }
+
+    /// Ends a connection that never served. One that was greeted is told goodbye: the broker has our will, and would publish it.
+    pub(super) fn drop_beside(&mut self, attempt: u64) {
+        if self.is_beside(attempt) {
+            self.outputs.push_back(Output::Send { attempt, packet: Packet::Disconnect(Reason::SUCCESS) });
+        }
+        self.outputs.push_back(Output::HangUp { attempt });
     }
 
     /// Says goodbye: to a session that was only thrown away, or to the connection that another one takes over from.

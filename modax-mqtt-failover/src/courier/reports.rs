@@ -60,6 +60,7 @@ impl Courier {
                 self.electing = false;
                 self.liveness.handle_input(now, liveness::Input::Acknowledged(took));
             }
+            session::Output::RequestAnswered => self.liveness.handle_input(now, liveness::Input::Answered),
             session::Output::ProbeAnswered => {
                 self.calm_if_quiet();
                 self.suspicion.answered();

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::{Courier, Output};
 use crate::{
     failover,
+    message::Message,
     packet::{ConnectCode, Packet},
     session::{self, Session},
 };
@@ -66,7 +67,7 @@ impl Switchover {
 
     fn hold(&mut self, packet: Packet) {
         if let Packet::Publish(publish) = &packet {
-            self.held_bytes = self.held_bytes.saturating_add(publish.encoded_bytes());
+            self.held_bytes = self.held_bytes.saturating_add(Message::held_bytes(publish));
         }
         self.held.push(packet);
     }
@@ -141,7 +142,9 @@ impl Courier {
                 session::Output::Violation(_) => {
                     self.failover.handle_input(now, failover::Input::Lost { attempt, by_peer: false });
                 }
-                session::Output::Acknowledged(_) | session::Output::ProbeAnswered => {}
+                session::Output::Acknowledged(_)
+                | session::Output::RequestAnswered
+                | session::Output::ProbeAnswered => {}
                 other => switchover.unsaid.push(other),
             }
         }

@@ -38,6 +38,8 @@ pub enum Input {
     Waiting(Option<Instant>),
     /// A packet was acknowledged after this time on the wire.
     Acknowledged(Duration),
+    /// Something else that was waited for was answered, such as a SUBSCRIBE.
+    Answered,
     /// Whether we read nothing because our reader is slow; then silence proves nothing.
     Paused(bool),
 }

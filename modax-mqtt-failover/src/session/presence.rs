@@ -106,6 +106,7 @@ impl Session {
             return false;
         }
         self.control.remove(&id);
+        self.outputs.push_back(Output::RequestAnswered);
         if reason.is_failure() {
             self.outputs.push_back(Output::AnnouncementRefused(Rejection::Broker(reason)));
         }

@@ -132,12 +132,16 @@ impl Session {
         }
     }
 
-    /// What we watch ourselves is asked for again on the next connection, and nobody has to be told.
+    /// What we watch ourselves is asked for again on the next connection; where the program does not want it, nobody has to be
+    /// told.
     fn refused(&mut self, filter: Filter, code: u8) {
-        if self.presence.is_ours_alone(&filter) {
+        let is_wanted = !self.presence.is_ours_alone(&filter);
+        if self.presence.note_wish(&filter, false) {
             self.subscriptions.suspend(&filter, code);
         } else {
             self.subscriptions.drop_wish(&filter);
+        }
+        if is_wanted {
             self.outputs.push_back(Output::Refused { filter, code });
         }
     }
@@ -216,6 +220,7 @@ impl Session {
         if filters.len() != codes.len() {
             return self.violation("a SUBACK with the wrong number of codes");
         }
+        self.outputs.push_back(Output::RequestAnswered);
         for ((filter, requested), code) in filters.into_iter().zip(codes.iter().copied()) {
             let Some(wish) = self.subscriptions.answered(&filter, requested) else { continue };
             let Some(qos) = Qos::from_level(code) else {
@@ -248,7 +253,7 @@ impl Session {
 
     pub(super) fn unsubscribed(&mut self, id: PacketId) {
         match self.control.remove(&id) {
-            Some(Control { request: Request::Unsubscribe(_), .. }) => {}
+            Some(Control { request: Request::Unsubscribe(_), .. }) => self.outputs.push_back(Output::RequestAnswered),
             Some(Control { request: Request::Subscribe(_) | Request::Announce, .. }) | None => {
                 self.outputs.push_back(Output::StrayAck);
             }

@@ -171,6 +171,8 @@ pub enum Output {
     },
     /// A packet was acknowledged after this time on the wire.
     Acknowledged(Duration),
+    /// A request of ours was answered: SUBACK, UNSUBACK, or the PUBACK of what is said on each connection.
+    RequestAnswered,
     /// A PINGRESP arrived.
     ProbeAnswered,
     /// An acknowledgement arrived that belongs to nothing of ours.

@@ -138,10 +138,13 @@ fn any_byte_is_life() {
     let mut bench = Bench::connected();
     bench.measured(MS);
     bench.tell(Input::Waiting(Some(bench.now)));
+    let mut said = Vec::new();
     for _ in 0..30 {
-        assert_eq!(bench.pass(90 * MS), []);
+        said.extend(bench.pass(90 * MS));
         bench.tell(Input::Heard(2));
     }
+    // Whether the acknowledgement only stands in line is asked, and no more.
+    assert_eq!(said.iter().map(|(_, output)| *output).collect::<Vec<_>>(), [Output::Probe]);
 }
 
 /// A link with a round trip of its own; every answer to what was sent on a connection comes one round trip later.
@@ -501,4 +504,85 @@ fn f12_an_acknowledgement_behind_a_large_packet_that_comes_slowly_is_waited_for(
 
 fn dead(said: &[(Duration, Output)]) -> Option<Output> {
     said.iter().map(|(_, output)| *output).find(|output| matches!(output, Output::Dead { .. }))
+}
+
+/// Whole packets of the broker's, so often, for so long; what was said meanwhile.
+fn deliveries(bench: &mut Bench, every: Duration, time: Duration) -> Vec<(Duration, Output)> {
+    let (begin, mut said) = (bench.now, Vec::new());
+    while bench.now < begin + time {
+        let at = bench.now - begin;
+        said.extend(bench.pass(every).into_iter().map(|(after, output)| (at + after, output)));
+        bench.tell(Input::Heard(100));
+        bench.tell(Input::Packet);
+    }
+    said
+}
+
+#[test]
+fn f12_an_acknowledgement_that_stands_in_line_behind_many_small_packets_is_waited_for() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    bench.tell(Input::Waiting(Some(bench.now)));
+
+    let said = deliveries(&mut bench, 90 * MS, Duration::from_secs(30));
+    assert_eq!(
+        said.iter().map(|(_, output)| *output).collect::<Vec<_>>(),
+        [Output::Probe],
+        "it stands in line as well"
+    );
+    bench.tell(Input::ProbeAnswered);
+
+    // It overtook: what was sent before it is not acknowledged.
+    let said = deliveries(&mut bench, 90 * MS, Duration::from_secs(30));
+    assert_eq!(said.first().map(|(_, output)| *output), Some(Output::Slow));
+    let (at, reason) = verdict(&said).expect("a verdict");
+    assert!(reason == Reason::Slow && at > Duration::from_secs(4), "{said:?}");
+}
+
+#[test]
+fn f14_a_broker_that_delivers_and_never_answers_is_left() {
+    for waiting in [true, false] {
+        let mut bench = Bench::connected();
+        bench.measured(MS);
+        bench.tell(Input::Waiting(waiting.then_some(bench.now)));
+
+        let said = deliveries(&mut bench, 90 * MS, Duration::from_secs(600));
+
+        let (at, reason) = verdict(&said).expect("a verdict");
+        let expected = if waiting { Reason::AckOverdue } else { Reason::ProbeUnanswered };
+        assert_eq!((reason, at < Duration::from_secs(100)), (expected, true), "{at:?}");
+        // One to ask, and what the keep-alive promises.
+        assert!(said.iter().filter(|(_, output)| *output == Output::Probe).count() < 5, "{said:?}");
+    }
+}
+
+#[test]
+fn f55_answers_that_nobody_read_for_minutes_say_nothing_of_the_broker() {
+    for stopped in [true, false] {
+        let mut bench = Bench::connected();
+        bench.measured(MS);
+        let sent = bench.now;
+        bench.tell(Input::Waiting(Some(sent)));
+        bench.tell(Input::ProbeSent);
+        if stopped {
+            bench.now += Duration::from_secs(600);
+            bench.liveness.handle_timeout(bench.now);
+        } else {
+            bench.tell(Input::Paused(true));
+            bench.pass(Duration::from_secs(600));
+            bench.tell(Input::Paused(false));
+        }
+        bench.tell(Input::Acknowledged(bench.now - sent));
+        bench.tell(Input::Waiting(None));
+        for _ in 0..20 {
+            bench.tell(Input::ProbeAnswered);
+        }
+        // Where it was stopped, its own lateness asks for more until it has been on time for a while.
+        let limit = if stopped { Duration::from_secs(10) } else { 100 * MS };
+        assert!(bench.liveness.deadline() <= limit, "{:?}", bench.liveness.deadline());
+        bench.tell(Input::Closed);
+        bench.tell(Input::Opened { same_broker: true, electing: false });
+        bench.measured(MS);
+        assert!(bench.liveness.deadline() <= limit, "{:?}", bench.liveness.deadline());
+    }
 }

@@ -81,6 +81,16 @@ impl Brokers {
         places.map(|(place, _)| place).collect()
     }
 
+    /// The connection that was greeted last.
+    fn greeted(&self) -> Option<u64> {
+        self.places(&Said::Connect).last().map(|place| self.story[*place].1)
+    }
+
+    /// What a connection was told.
+    fn said_to(&self, attempt: u64) -> Vec<&Said> {
+        self.story.iter().filter(|(_, told, _)| *told == attempt).map(|(.., said)| said).collect()
+    }
+
     fn tell(&mut self, input: Input) {
         self.courier.handle_input(self.now, input);
         while let Some(output) = self.courier.poll_output() {
@@ -384,6 +394,32 @@ fn the_connection_that_is_left_by_a_move_hears_a_goodbye_so_that_no_will_is_publ
             let connect = brokers.places(&Said::Connect)[0];
             assert!(goodbyes[0] < connect, "one identity stands once: {:?}", brokers.story);
         }
+    }
+}
+
+#[test]
+fn f34_a_move_that_fails_ends_with_a_goodbye_so_that_no_will_is_published() {
+    // The filters are refused; they are never answered; nor is CONNECT; the client ends.
+    for (code, mute, stops) in
+        [(Some(0x87), false, false), (None, false, false), (None, true, false), (None, false, true)]
+    {
+        let mut brokers = back_with(code, |config| config.will = Some(Message::new("alive", "no")));
+        let serving = brokers.story.last().expect("it was said").1;
+        brokers.mute = mute;
+        brokers.until(
+            "the move",
+            |brokers| if mute { brokers.greeted() > Some(serving) } else { brokers.asked.is_some() },
+        );
+        let beside = brokers.greeted().expect("it was greeted");
+        if stops {
+            brokers.tell(Input::Stop);
+        }
+        brokers.until("the end of the move", |brokers| brokers.said_to(beside).last() == Some(&&Said::HangUp));
+        let said = brokers.said_to(beside);
+        assert!(
+            matches!(said[..], [Said::Opened, Said::Connect, .., Said::Disconnect, Said::HangUp]),
+            "{code:?} {mute} {stops}: {said:?}"
+        );
     }
 }
 
