@@ -264,7 +264,13 @@ impl Config {
     fn check_version(&self, speaks: Version) -> Result<(), ConfigError> {
         let said_properties = self.on_connect.as_ref().is_some_and(|said| !said.user_properties.is_empty());
         let will_properties = self.will.as_ref().is_some_and(|will| !will.user_properties.is_empty());
+        // 3.1.1 has no place for one (MQTT-3.1.2-22): brokers would close, and not say why.
+        let nameless = |pair: &Option<Credentials>| {
+            pair.as_ref().is_some_and(|pair| pair.user().is_empty() && !pair.password().is_empty())
+        };
+        let nameless = nameless(&self.credentials) || self.broker_credentials.iter().any(nameless);
         let only_in_5 = [
+            ("a password without a user name", nameless),
             ("session_expiry", self.session_expiry.is_some()),
             ("receive_maximum", self.receive_maximum < u16::MAX),
             ("max_packet_bytes", self.max_packet_bytes.is_some()),

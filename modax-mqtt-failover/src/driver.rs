@@ -378,7 +378,7 @@ impl Driver {
                 self.readers.add(Arc::clone(&filter), reader, granted);
                 // The handle has noted it, and an older stream that was dropped before may have struck it out since.
                 self.shared.lock().filters.insert(Arc::clone(&filter));
-                for waiting in self.readers.unclaimed.claim(&filter, Came::of(&self.courier)) {
+                for waiting in self.readers.unclaimed.claim(&filter, Came::serving(&self.courier)) {
                     self.deliver(&waiting.publish, Some(waiting.serial));
                 }
                 self.input(Input::Subscribe { filter, qos });

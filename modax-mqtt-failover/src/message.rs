@@ -4,10 +4,16 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use crate::{broker::Broker, packet::Qos, properties::UserProperties, reason::Rejection};
+use crate::{
+    broker::Broker,
+    packet::{Publish, Qos},
+    properties::UserProperties,
+    reason::Rejection,
+};
 
 /// Our own identity of a message, in order of admission. Packet identifiers belong to a session and are reused; this
-/// one is not.
+/// one is not, as long as the client lives, nor while a queue on disk holds the message. A start that finds its queue empty
+/// counts from 0 again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId(u64);
 
@@ -18,7 +24,7 @@ impl MessageId {
         Self(number)
     }
 
-    /// The number; it only ever grows.
+    /// The number; one client's only ever grow.
     #[must_use]
     pub const fn number(self) -> u64 {
         self.0
@@ -132,6 +138,12 @@ impl Message {
 
     /// What one queued message costs beside its own bytes, measured roughly and rounded up.
     pub(crate) const OVERHEAD_BYTES: usize = 128;
+
+    /// What one that arrived costs in memory, roughly.
+    pub(crate) fn held_bytes(publish: &Publish) -> usize {
+        let texts = publish.topic.len().saturating_add(publish.properties.user.held_bytes());
+        texts.saturating_add(publish.payload.len()).saturating_add(Self::OVERHEAD_BYTES)
+    }
 }
 
 impl fmt::Debug for Message {

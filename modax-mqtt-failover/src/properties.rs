@@ -52,6 +52,12 @@ impl UserProperties {
         self.iter().map(bytes).fold(0, usize::saturating_add)
     }
 
+    /// Bytes of all of them in memory, where each text has a place of its own.
+    pub(crate) fn held_bytes(&self) -> usize {
+        const PAIR: usize = 64;
+        self.encoded_bytes().saturating_add(self.len().saturating_mul(PAIR))
+    }
+
     /// As many as a disk queue can hold of one message.
     pub(crate) const MOST: usize = 65_535;
 

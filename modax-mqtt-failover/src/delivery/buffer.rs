@@ -85,7 +85,7 @@ impl Received {
     pub(crate) fn cost(&self) -> usize {
         let bytes = match self {
             Self::Delivery(delivery) => {
-                let beside = delivery.topic().len().saturating_add(delivery.user_properties().encoded_bytes());
+                let beside = delivery.topic().len().saturating_add(delivery.user_properties().held_bytes());
                 beside.saturating_add(delivery.payload().len())
             }
             Self::Gap { .. } => 0,

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
 };
 
@@ -18,6 +18,8 @@ const RESERVE: &str = "reserve";
 const RESERVE_BYTES: u64 = 256 << 10;
 /// A block: a disk that has not even that is full.
 const LEAST_RESERVE: u64 = 4096;
+/// What a disk that fails to read loses at the least.
+const BLOCK_BYTES: usize = 4096;
 
 /// A child that this process, or the one before, is just starting holds the lock with all other files until its program
 /// begins: so often it is tried again,
@@ -32,6 +34,9 @@ pub(crate) struct Directory {
     path: PathBuf,
     current: Option<(String, File)>,
     reserve: Reserve,
+    /// Blocks that cannot be read are zeros, which are damage. A client that starts is refused instead: the disk may give them
+    /// back, and what is damage is deleted with its file.
+    reads_on: bool,
     /// `None` while reading a directory that no client has ever locked.
     _lock: Option<File>,
 }
@@ -51,7 +56,7 @@ impl Directory {
         if let Some(file) = &lock {
             lock_for(file, Access::Read)?;
         }
-        Ok(Self { path: path.to_owned(), current: None, reserve: Reserve::default(), _lock: lock })
+        Ok(Self { path: path.to_owned(), current: None, reserve: Reserve::default(), reads_on: true, _lock: lock })
     }
 
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
@@ -59,7 +64,7 @@ impl Directory {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
         lock_for(&lock, Access::Write)?;
         let reserve = Reserve::find(path);
-        Ok(Self { path: path.to_owned(), current: None, reserve, _lock: Some(lock) })
+        Ok(Self { path: path.to_owned(), current: None, reserve, reads_on: false, _lock: Some(lock) })
     }
 
     /// A file's name is on disk only when its folder is.
@@ -131,7 +136,8 @@ impl Storage for Directory {
         if !fs::metadata(&path).map_err(named)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} is no file")));
         }
-        fs::read(path).map(Bytes::from).map_err(named)
+        let read = fs::read(&path).or_else(|error| if self.reads_on { read_blocks(&path) } else { Err(error) });
+        read.map(Bytes::from).map_err(named)
     }
 
     fn create(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
@@ -153,7 +159,6 @@ impl Storage for Directory {
     }
 
     fn truncate(&mut self, length: u64) -> io::Result<()> {
-        use io::Seek;
         let file = self.current()?;
         file.set_len(length)?;
         file.seek(io::SeekFrom::Start(length)).map(|_| ())
@@ -173,6 +178,20 @@ impl Storage for Directory {
     fn release(&mut self) -> bool {
         self.reserve.release(&self.path)
     }
+}
+
+/// All that can be read, with zeros for the rest.
+fn read_blocks(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut content = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
+    for (index, block) in content.chunks_mut(BLOCK_BYTES).enumerate() {
+        let at = u64::try_from(index.saturating_mul(BLOCK_BYTES)).map_err(io::Error::other)?;
+        file.seek(io::SeekFrom::Start(at))?;
+        if file.read_exact(block).is_err() {
+            block.fill(0);
+        }
+    }
+    Ok(content)
 }
 
 fn named(name: &str, error: &io::Error) -> io::Error {

@@ -119,15 +119,31 @@ struct System {
 
 type Lookup = Shared<std::pin::Pin<Box<dyn Future<Output = Result<Vec<IpAddr>, (io::ErrorKind, String)>> + Send>>>;
 
-impl Resolver for System {
-    fn resolve(&self, host: Arc<str>) -> Resolving {
-        let mut under_way = lock(&self.under_way);
-        let lookup = under_way.entry(Arc::clone(&host)).or_insert_with(|| {
-            let (flights, host) = (Arc::clone(&self.under_way), Arc::clone(&host));
+/// Whatever became of a lookup, the next one asks anew.
+struct Flight {
+    under_way: Arc<Mutex<BTreeMap<Arc<str>, Lookup>>>,
+    host: Arc<str>,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        lock(&self.under_way).remove(&self.host);
+    }
+}
+
+impl System {
+    /// The lookup of this host that is under way, or else the one that `asked` is.
+    fn join<F>(&self, host: &Arc<str>, asked: impl FnOnce() -> F) -> Lookup
+    where
+        F: Future<Output = io::Result<Vec<IpAddr>>> + Send + 'static,
+    {
+        let begin = || {
+            let (under_way, host, asked) = (Arc::clone(&self.under_way), Arc::clone(host), asked());
             let asked: JoinHandle<io::Result<Vec<IpAddr>>> = tokio::spawn(async move {
-                let found = lookup_host((&*host, 0)).await.map(|found| found.map(|address| address.ip()).collect());
-                lock(&flights).remove(&host);
-                found
+                // Not before the task runs: where it never does, we still hold the lock. A panic drops it as well, such as
+                // tokio's where the system has no thread for the lookup.
+                let _flight = Flight { under_way, host };
+                asked.await
             });
             async move {
                 match asked.await {
@@ -138,8 +154,17 @@ impl Resolver for System {
             }
             .boxed()
             .shared()
+        };
+        lock(&self.under_way).entry(Arc::clone(host)).or_insert_with(begin).clone()
+    }
+}
+
+impl Resolver for System {
+    fn resolve(&self, host: Arc<str>) -> Resolving {
+        let lookup = self.join(&host, || {
+            let host = Arc::clone(&host);
+            async move { Ok(lookup_host((&*host, 0)).await?.map(|address| address.ip()).collect()) }
         });
-        let lookup = lookup.clone();
         Box::pin(async move { lookup.await.map_err(|(kind, text)| io::Error::new(kind, text)) })
     }
 }
@@ -184,5 +209,16 @@ mod tests {
         assert_eq!(lock(&system.under_way).len(), 1);
         assert_eq!(first.await.unwrap(), second.await.unwrap());
         assert!(lock(&system.under_way).is_empty(), "a finished lookup is not asked again");
+    }
+
+    #[tokio::test]
+    async fn f19_a_lookup_for_which_there_was_no_thread_is_not_the_last_of_its_name() {
+        let (system, host) = (System::default(), Arc::from("broker"));
+        let failed = system.join(&host, || async { panic!("no thread") }).await;
+        assert_eq!(failed.unwrap_err().1, "the lookup was cut short");
+
+        let found = addresses("10.0.0.1");
+        let again = found.clone();
+        assert_eq!(system.join(&host, || async { Ok(again) }).await, Ok(found));
     }
 }

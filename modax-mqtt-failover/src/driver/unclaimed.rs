@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::{
     courier::Courier,
     event::Filter,
+    message::Message,
     packet::{Publish, Qos},
     subscription::matches,
 };
@@ -33,6 +34,11 @@ impl Came {
     pub(super) const fn of(courier: &Courier) -> Self {
         Self { attempt: courier.attempt(), generation: courier.generation() }
     }
+
+    /// The connection that serves, if one does.
+    pub(super) fn serving(courier: &Courier) -> Option<Self> {
+        courier.status().is_connected().then(|| Self::of(courier))
+    }
 }
 
 pub(super) struct Unclaimed {
@@ -46,30 +52,30 @@ impl Unclaimed {
         Self { until: now + TIME_TO_SUBSCRIBE, waiting: Vec::new(), bytes: 0 }
     }
 
-    /// Keeps a message that nobody wants yet; false when the time is over, or it needs no acknowledgement. Packet
-    /// identifiers bound how many there are, and reading stops when they are too large.
+    /// Keeps a message that nobody wants yet; false when the time is over, or it needs no acknowledgement. Reading stops when
+    /// they are too many or too large.
     pub(super) fn keep(&mut self, now: Instant, came: Came, publish: &Publish, serial: Option<u64>) -> bool {
         let Some(serial) = serial.filter(|_| now < self.until) else { return false };
-        self.bytes = self.bytes.saturating_add(publish.encoded_bytes());
+        self.bytes = self.bytes.saturating_add(Message::held_bytes(publish));
         self.waiting.push(Waiting { publish: publish.clone(), serial, came });
         true
     }
 
-    /// Takes what this filter wants, in order of arrival. QoS 1 of an earlier connection comes again on this one, unless its
-    /// session is gone.
-    pub(super) fn claim(&mut self, filter: &Filter, now: Came) -> Vec<Waiting> {
+    /// Takes what this filter wants, in order of arrival. QoS 1 of an earlier connection comes again on the one that serves now,
+    /// unless its session is gone; without one nobody knows yet whether it is.
+    pub(super) fn claim(&mut self, filter: &Filter, now: Option<Came>) -> Vec<Waiting> {
         let (wanted, rest): (Vec<_>, Vec<_>) =
             self.waiting.drain(..).partition(|waiting| matches(filter, &waiting.publish.topic));
         self.waiting = rest;
-        self.bytes = self.waiting.iter().map(|waiting| waiting.publish.encoded_bytes()).sum();
+        self.bytes = self.waiting.iter().map(|waiting| Message::held_bytes(&waiting.publish)).sum();
         let comes_again = |waiting: &Waiting| {
-            let is_same_session = waiting.came.generation == now.generation;
-            waiting.publish.qos == Qos::AtLeastOnce && waiting.came.attempt != now.attempt && is_same_session
+            let is_again = |now: Came| now.generation == waiting.came.generation && now.attempt != waiting.came.attempt;
+            waiting.publish.qos == Qos::AtLeastOnce && now.is_some_and(is_again)
         };
         wanted.into_iter().filter(|waiting| !comes_again(waiting)).collect()
     }
 
-    /// What waits, as it stands on the wire.
+    /// What waits.
     pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }
@@ -114,7 +120,7 @@ mod tests {
         let first = Came { attempt: 1, generation: 1 };
         let again = Came { attempt: 2, generation: 1 };
         let other = Came { attempt: 2, generation: 2 };
-        for (now, expected) in [(first, 2), (again, 1), (other, 2)] {
+        for (now, expected) in [(Some(first), 2), (Some(again), 1), (Some(other), 2), (None, 2)] {
             let start = crate::driver::now();
             let mut unclaimed = Unclaimed::new(start);
             for (number, qos) in [(1, Qos::AtLeastOnce), (2, Qos::ExactlyOnce)] {

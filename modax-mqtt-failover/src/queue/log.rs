@@ -45,6 +45,8 @@ pub struct Log<S> {
     begun: bool,
     /// The disk took no more when a message was written last.
     full: bool,
+    /// Whether this start has looked how much the files of earlier ones take.
+    bounded: bool,
     live: BTreeMap<u64, Live>,
     /// How many live messages stand in each file that has any.
     live_in: BTreeMap<SegmentId, usize>,
@@ -112,6 +114,7 @@ impl<S: Storage> Log<S> {
             current,
             begun,
             full: !begun,
+            bounded: false,
             live,
             live_in,
             unwritten,
@@ -240,9 +243,14 @@ impl<S: Storage> Log<S> {
         let bytes = self.current_bytes();
         // A file that a full disk has ended is left behind, so that it can be deleted when all in it is settled.
         let is_ended = bytes >= self.segment_bytes || (self.full && has_messages && bytes > length(HEADER_BYTES));
-        if !self.begun || is_ended {
+        let begins = !self.begun || is_ended;
+        if begins {
             self.begin_segment().map_err(CommitError::Write)?;
+        }
+        // Starts that are short each leave a file, and may never fill one.
+        if begins || (has_messages && !self.bounded) {
             self.write_again_what_pins_old_files()?;
+            self.bounded = true;
         }
         self.write_to_current(records)
     }
@@ -677,6 +685,23 @@ mod tests {
 
         assert!(log.bytes() < 10 * 600, "{} bytes", log.bytes());
         assert_eq!(open(&folder).1.messages, vec![message(0, 10)]);
+    }
+
+    #[test]
+    fn one_message_nobody_takes_does_not_keep_the_files_of_short_starts() {
+        let folder = Folder::default();
+        for start in 0..100 {
+            let (mut log, recovered) = open(&folder);
+            let sequence = recovered.next_sequence;
+            log.push(Record::Message(message(sequence, 400))).unwrap();
+            log.commit().unwrap();
+            if start > 0 {
+                log.push(Record::Settled(sequence)).unwrap();
+                log.commit().unwrap();
+            }
+            assert!(log.bytes() < 10 * 600, "{} bytes after start {start}", log.bytes());
+        }
+        assert_eq!(open(&folder).1.messages, vec![message(0, 400)]);
     }
 
     #[test]

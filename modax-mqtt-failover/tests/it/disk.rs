@@ -40,7 +40,7 @@ impl Folder {
         self.0.join("queue")
     }
 
-    fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let mut files: Vec<_> = std::fs::read_dir(self.queue()).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.retain(|path| path.extension().is_some_and(|extension| extension == "queue"));
         files.sort();
@@ -48,7 +48,7 @@ impl Folder {
     }
 
     /// Leaves so many messages in the queue, of a client without a broker.
-    async fn fill(&self, messages: u64) {
+    pub(crate) async fn fill(&self, messages: u64) {
         let client = client("mqtt://127.0.0.1:9", &self.queue()).unwrap();
         for number in 0..messages {
             drop(within("on disk", client.publish(Message::new("disk", number.to_string()))).await.unwrap());

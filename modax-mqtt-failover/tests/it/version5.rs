@@ -127,6 +127,8 @@ async fn settings_of_mqtt_5_are_refused_by_name_on_3_1_1_and_where_they_contradi
     let refused = |builder: modax_mqtt_failover::ClientBuilder| builder.build().unwrap_err();
     let will = || Message::new("who", "gone");
     for (field, old) in [
+        ("a password without a user name", builder().credentials("", "token")),
+        ("a password without a user name", Client::builder("settings").brokers(["mqtt://:token@127.0.0.1"]).unwrap()),
         ("session_expiry", builder().session_expiry(Duration::from_secs(60))),
         ("receive_maximum", builder().receive_maximum(10)),
         ("max_packet_bytes", builder().max_packet_bytes(10_000)),
