@@ -124,11 +124,12 @@ pub(crate) struct PubArgs {
     /// Every line is a payload, also one that looks like {"topic","payload" or "payload_base64","qos","retained","user_properties"}.
     #[arg(long)]
     pub(crate) plain: bool,
-    /// After the end of input, how long to wait for outcomes, such as 30s or 500ms.
+    /// After the end of input, how long to wait for outcomes, such as 30s or 500ms; what is then on its way to a disk that hangs
+    /// has the outcome "unknown".
     #[arg(long, default_value = "30s", value_parser = value::duration, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) max_wait: Duration,
     /// Also print {"seq","outcome":"admitted","payload"} once a message is in the queue; with --queue once it is on
-    /// disk, with its "sequence" there.
+    /// disk, with its "sequence" there, which is not that of another message until the directory has been empty.
     #[arg(long)]
     pub(crate) report_admitted: bool,
     /// A message that could not be sent within this time is given up with the outcome "expired" (default: never).
@@ -355,13 +356,19 @@ pub(crate) fn explain(error: &clap::Error) -> String {
     without_passwords(lines.join(" ").trim_start_matches("error: "))
 }
 
-/// Words that are URLs, without what stands before their host: a URL may have come where none belongs.
+/// URLs without what stands before their host: one may have come where none belongs. A password may hold a blank, so that all
+/// up to the last `@` before the next URL is left out.
 fn without_passwords(text: &str) -> String {
-    let word = |word: &str| match (word.find("://"), word.rfind('@')) {
-        (Some(scheme), Some(host)) if scheme < host => format!("{}://…{}", &word[..scheme], &word[host..]),
-        _ => word.to_owned(),
-    };
-    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+    let mut parts = text.split("://");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        shown.push_str("://");
+        match part.rfind('@') {
+            Some(host) => shown.extend(["…", &part[host..]]),
+            None => shown.push_str(part),
+        }
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -409,6 +416,20 @@ mod tests {
         assert!(refused(&line).contains("--qos"));
         let read = ["modax", "read", "--url", "postgresql://a/b", "--preference", "nearest"];
         assert!(refused(&read).contains("--preference nearest is not supported"));
+    }
+
+    #[test]
+    fn a_url_in_the_wrong_place_is_shown_without_its_password() {
+        let publish = ["modax", "pub", "--client-id", "c", "--brokers", "mqtt://a"];
+        for (word, shown) in [
+            ("mqtt://user:secret@b", "mqtt://…@b"),
+            ("mqtt://user:sec ret@b", "mqtt://…@b"),
+            ("mqtt://secret:secret@b,mqtt://user:sec ret@c", "mqtt://…@b,mqtt://…@c"),
+        ] {
+            let line: Vec<&str> = publish.iter().copied().chain([word]).collect();
+            let said = refused(&line);
+            assert!(said.contains(shown) && !said.contains("sec") && !said.contains("ret"), "{said}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use modax_mqtt_failover::disk::{self, FileSurvey, StoredMessage, Survey};
 use serde_json::{Value, json};
@@ -96,6 +96,9 @@ fn has_queue_files(directory: &Path) -> io::Result<bool> {
 }
 
 fn beside(directory: &Path) -> PathBuf {
+    // `.` and `..` have no name of their own to put it behind: it would stand in the directory.
+    let is_named = matches!(directory.components().next_back(), Some(Component::Normal(_)));
+    let directory = if is_named { None } else { directory.canonicalize().ok() }.unwrap_or_else(|| directory.to_owned());
     // Not `with_extension`, which would take away what follows a dot, and not by joining text to `DIR/`.
     let mut name: OsString = directory.components().collect::<PathBuf>().into_os_string();
     name.push(".salvaged");
@@ -151,6 +154,10 @@ mod tests {
     fn the_copy_is_made_beside_the_queue() {
         for name in ["a/q.v1", "a/q.v1/"] {
             assert_eq!(beside(Path::new(name)), Path::new("a/q.v1.salvaged"));
+        }
+        let here = std::env::current_dir().unwrap().canonicalize().unwrap();
+        for name in [".", "./", "src/.."] {
+            assert_eq!(beside(Path::new(name)).parent(), here.parent(), "{name}");
         }
     }
 }

@@ -22,9 +22,9 @@ struct Line {
     /// Of what is no text.
     #[serde(default)]
     payload_base64: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "no_null")]
     topic: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "no_null")]
     qos: Option<u8>,
     #[serde(default)]
     retained: bool,
@@ -33,6 +33,11 @@ struct Line {
     _duplicate: bool,
     #[serde(default)]
     user_properties: Properties,
+}
+
+/// A field that is there says something.
+fn no_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Names with their values, in the order of the line; a name may come twice, as in MQTT.
@@ -105,8 +110,8 @@ fn is_meant_as_message(line: &[u8]) -> bool {
         let named = b"\"payload";
         return line.trim_ascii_start().starts_with(b"{") && line.windows(named.len()).any(|part| part == named);
     };
-    let payload = value.get("payload").or_else(|| value.get("payload_base64"));
-    payload.is_some_and(Value::is_string) || (payload.is_some() && value.get("topic").is_some())
+    let mut payloads = ["payload", "payload_base64"].into_iter().filter_map(|name| value.get(name)).peekable();
+    (payloads.peek().is_some() && value.get("topic").is_some()) || payloads.any(Value::is_string)
 }
 
 /// The fields and the payload, or which of them is wrong.
@@ -135,6 +140,8 @@ mod tests {
             (r#"{"payload":"a","qos":"1"}"#, "qos: invalid type: string"),
             (r#"{"payload":5,"topic":"t"}"#, "payload: invalid type: integer `5`"),
             (r#"{"payload":null,"topic":"t"}"#, "payload: null"),
+            (r#"{"payload":"a","topic":null}"#, "topic: invalid type: null"),
+            (r#"{"payload":"a","qos":null}"#, "qos: invalid type: null"),
             (r#"{"payload":"a","payload_base64":"YQ=="}"#, "payload and payload_base64: one"),
             (r#"{"payload_base64":"YQ"}"#, "payload_base64: Invalid padding"),
             (r#"{"payload":"a","payload":"b"}"#, "duplicate field `payload`"),
@@ -154,7 +161,9 @@ mod tests {
         let (line, payload) = parse(line.as_bytes()).unwrap();
         assert_eq!((line.topic.as_deref(), line.qos, line.retained, &*payload), (Some("t"), Some(2), true, &b"a"[..]));
         assert_eq!(parse(br#"{"payload_base64":"/wA="}"#).unwrap().1, [0xFF, 0][..]);
-        assert!(is_meant_as_message(br#"{"payload_base64":"/wA="}"#));
+        for line in [&br#"{"payload_base64":"/wA="}"#[..], br#"{"payload":null,"payload_base64":"/wA="}"#] {
+            assert!(is_meant_as_message(line), "{}", String::from_utf8_lossy(line));
+        }
         let (line, _) = parse(br#"{"payload":"","user_properties":{"b":"1","a":"2","b":["3"]}}"#).unwrap();
         assert_eq!(line.user_properties.0.iter().map(|(name, _)| &**name).collect::<String>(), "bab");
     }

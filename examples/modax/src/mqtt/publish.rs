@@ -88,11 +88,11 @@ impl Whose {
     }
 }
 
-/// One message's end, already told on stdout.
-struct Told {
+/// One message's end, not yet told on stdout.
+struct Known {
     whose: Whose,
-    outcome: Outcome,
-    output: Result<(), OutputClosed>,
+    line: Value,
+    is_acked: bool,
 }
 
 /// What `publish` said of one message.
@@ -118,18 +118,18 @@ enum Turn {
 /// One thing that happened to messages on their way.
 enum Step {
     Published(Published),
-    /// `None`: the task that was to tell it is gone.
-    Told(Option<Told>),
+    /// `None`: the task that waited for it is gone.
+    Known(Option<Known>),
 }
 
 struct Run {
     args: PubArgs,
     client: Client,
     output: Output,
-    /// Messages whose final line is still owed.
+    /// Messages without an outcome.
     open: BTreeSet<Whose>,
     writing: FuturesOrdered<Publishing>,
-    outcomes: JoinSet<Told>,
+    outcomes: JoinSet<Known>,
     /// Set when the client is closed: what it leaves then stays on disk. A QoS 0 message that went down with its connection
     /// before does not.
     leaves: Arc<AtomicBool>,
@@ -148,13 +148,13 @@ impl Run {
         for Recovered { topic, receipt, .. } in recovered {
             let whose = Whose::Replayed(receipt.id().number(), topic);
             self.open.insert(whose.clone());
-            self.tell(whose, receipt);
+            self.await_outcome(whose, receipt);
         }
     }
 
-    fn tell(&mut self, whose: Whose, receipt: Receipt) {
+    fn await_outcome(&mut self, whose: Whose, receipt: Receipt) {
         let leaves = self.args.queue.is_some().then(|| Arc::clone(&self.leaves));
-        self.outcomes.spawn(tell(whose, receipt, leaves, self.output.clone()));
+        self.outcomes.spawn(outcome(whose, receipt, leaves));
     }
 
     /// Reads as fast as the queue admits, until the end of input or a signal.
@@ -260,7 +260,7 @@ impl Run {
         let Self { writing, outcomes, .. } = self;
         tokio::select! {
             Some(published) = writing.next() => Some(Step::Published(published)),
-            Some(told) = outcomes.join_next() => Some(Step::Told(told.ok())),
+            Some(known) = outcomes.join_next() => Some(Step::Known(known.ok())),
             else => None,
         }
     }
@@ -278,33 +278,37 @@ impl Run {
                     put_payload(&mut line, &payload);
                     self.output.line(&line).await?;
                 }
-                self.tell(Whose::Line(seq), receipt);
+                self.await_outcome(Whose::Line(seq), receipt);
                 Ok(())
             }
             Step::Published(Published { seq, result: Err(error), .. }) => {
                 self.open.remove(&Whose::Line(seq));
-                self.refuse(seq, "rejected", &chain(&error)).await
+                let mut line = refusal(seq, "rejected", &chain(&error));
+                if error.outcome_unknown() {
+                    line["maybe_kept"] = json!(true);
+                }
+                self.fail(line).await
             }
-            Step::Told(told) => self.settle(told),
+            Step::Known(Some(known)) => {
+                // Before the line is written, which may take long: it is not to be told twice.
+                self.open.remove(&known.whose);
+                self.all_acked &= known.is_acked;
+                self.output.line(&known.line).await
+            }
+            Step::Known(None) => {
+                self.all_acked = false;
+                Ok(())
+            }
         }
     }
 
     async fn refuse(&mut self, seq: u64, outcome: &str, error: &str) -> Result<(), OutputClosed> {
-        self.all_acked = false;
-        let line = json!({
-            "seq": seq, "outcome": outcome, "broker": null, "attempts": 0, "latency_us": null, "error": error,
-        });
-        self.output.line(&line).await
+        self.fail(refusal(seq, outcome, error)).await
     }
 
-    fn settle(&mut self, told: Option<Told>) -> Result<(), OutputClosed> {
-        let Some(told) = told else {
-            self.all_acked = false;
-            return Ok(());
-        };
-        self.open.remove(&told.whose);
-        self.all_acked &= told.outcome.is_acked();
-        told.output
+    async fn fail(&mut self, line: Value) -> Result<(), OutputClosed> {
+        self.all_acked = false;
+        self.output.line(&line).await
     }
 
     /// Waits for the outcomes, at most `--max-wait` or, after a signal, [`LAST_WORDS`]; then closes and tells the rest.
@@ -334,28 +338,29 @@ impl Run {
         while let Ok(Some(step)) = timeout(GOODBYE, self.step()).await {
             self.apply(step).await?;
         }
+        // A disk that hangs may have them all the same.
         for whose in std::mem::take(&mut self.open) {
-            let error = "the client did not tell an outcome in time";
-            if let Whose::Line(seq) = whose {
-                self.refuse(seq, "undelivered", error).await?;
-                continue;
-            }
-            self.all_acked = false;
             let mut line = whose.head();
-            (line["outcome"], line["error"]) = (json!("unknown"), json!(error));
-            self.output.line(&line).await?;
+            line["outcome"] = json!("unknown");
+            line["error"] = json!("the client did not tell an outcome in time");
+            self.fail(line).await?;
         }
         Ok(())
     }
 }
 
-/// Waits for the outcome and tells it. A message that is left on disk says so: the next start sends it.
-async fn tell(whose: Whose, receipt: Receipt, leaves_on_disk: Option<Arc<AtomicBool>>, output: Output) -> Told {
+/// The final line of what was not admitted.
+fn refusal(seq: u64, outcome: &str, error: &str) -> Value {
+    json!({ "seq": seq, "outcome": outcome, "broker": null, "attempts": 0, "latency_us": null, "error": error })
+}
+
+/// Waits for the outcome. A message that is left on disk says so: the next start sends it.
+async fn outcome(whose: Whose, receipt: Receipt, leaves_on_disk: Option<Arc<AtomicBool>>) -> Known {
     let outcome = receipt.acked().await;
     let mut line = describe(whose.head(), &outcome);
     let is_left = leaves_on_disk.is_some_and(|leaves| leaves.load(Ordering::Relaxed));
     if is_left && matches!(outcome, Outcome::Undelivered { .. }) {
         line["on_disk"] = json!(true);
     }
-    Told { whose, output: output.line(&line).await, outcome }
+    Known { whose, line, is_acked: outcome.is_acked() }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use modax_testbed::Ground;
 use modax_testbed::wait::until;
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -40,6 +40,42 @@ async fn outcomes_that_nobody_can_read_are_a_failure() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(stderr.lines().last(), Some(expected.to_string().as_str()), "{how}: {stderr}");
     }
+    ground.stop().await;
+}
+
+/// More than a pipe, and what waits before it, takes of their outcomes.
+const LINES: usize = 5000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_rests_longer_than_outcomes_are_waited_for_is_told_each_once() {
+    let ground = Ground::start().await.unwrap();
+    let broker = ground.mosquitto().await.unwrap();
+    // All are admitted before the first has its outcome.
+    broker.stop();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_modax"))
+        .args(["pub", "--brokers", &broker.url(), "--client-id", "ends", "--topic", "t", "--max-wait", "2s"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(format!("{:0500}\n", 0).repeat(LINES).as_bytes()).await.unwrap();
+    drop(stdin);
+    broker.cont();
+
+    // The two seconds, and two for goodbye: that it still waits for its reader is the fault.
+    let ended = timeout(Duration::from_secs(6), child.wait()).await;
+    assert!(ended.is_err(), "it did not wait for its reader: {ended:?}");
+    let mut told = String::new();
+    let mut stdout = child.stdout.take().unwrap();
+    timeout(PATIENCE, stdout.read_to_string(&mut told)).await.expect("an end in time").unwrap();
+
+    let seq = |line: &str| serde_json::from_str::<Value>(line).unwrap()["seq"].as_u64().unwrap();
+    let mut seqs: Vec<_> = told.lines().map(seq).collect();
+    seqs.sort_unstable();
+    assert!(seqs.iter().copied().eq(0..LINES as u64), "{} lines for {LINES} messages", seqs.len());
     ground.stop().await;
 }
 
