@@ -172,12 +172,13 @@
 //!
 //! One that ends in the quiet time acquits: the link or the broker is at fault, and all is sent as usual again. So does
 //! one that takes one message after the other for 5 s. Every broker that can be reached has to have closed on the message.
-//! And a broker that can store nothing closes on everything: a message of a kind that was acknowledged before (its QoS,
-//! retained or not, up to twice the size or 2 KiB) is rejected only where a message on another topic was acknowledged by
-//! the same connection just before. Where there is none on its way, and with a window of one
-//! ([`ClientBuilder::max_inflight`]), such a message is sent again until it expires, which [`Event::MessageStuck`] tells:
-//! give messages a time to live. Of a kind never acknowledged, messages may be rejected one after the other by brokers
-//! that store nothing from the start.
+//! And a broker that can store nothing closes on everything: a message that every broker takes (QoS 0 or 1, not retained, up
+//! to 2 KiB), or of a kind that was acknowledged before (its QoS, retained or not, up to twice the size), is rejected only
+//! where a message on another topic was acknowledged by the same connection just before. Where there is none on its way,
+//! and with a window of one ([`ClientBuilder::max_inflight`]), such a message is sent again until it expires, which
+//! [`Event::MessageStuck`] tells: give messages a time to live. Of another kind, which may be what the broker refuses,
+//! messages may be rejected one after the other by brokers that store nothing from the start, unless one that every broker
+//! takes waits behind them and is not taken either.
 //!
 //! # Presence
 //!

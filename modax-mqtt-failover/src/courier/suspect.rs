@@ -8,7 +8,8 @@
 //! that takes one message after the other for a while.
 //!
 //! A broker that can store nothing (its disk is full) closes on every message alike. So a message of a kind that brokers
-//! have acknowledged before is rejected only when another one was taken on the very connection that ended on it.
+//! have acknowledged before, or that every broker takes, is rejected only when another one was taken on the very connection
+//! that ended on it; and one of another kind not where the next of such a kind fares no better.
 
 use std::{
     collections::BTreeSet,
@@ -122,7 +123,8 @@ impl Suspicion {
             answered: 0,
             turn: 0,
             serving: 0,
-            largest: Vec::new(),
+            // Small and plain: there is no broker that takes none.
+            largest: vec![(Qos::AtLeastOnce, false, 0)],
         }
     }
 
@@ -236,13 +238,24 @@ impl Suspicion {
         let is_last = self.limit.is_some_and(|limit| isolation.closes.saturating_add(1) >= limit);
         // Only where this close would decide: it looks through the whole window, and there may be one such message only.
         let decides = is_last && isolation.is_everywhere(&self.unreachable, Some(self.serving));
-        let asks_another = decides && is_known && !isolation.vouched;
-        let other = if asks_another { other(self.turn, session, oldest) } else { None };
+        let asks_another = decides && !isolation.vouched;
+        let other = if asks_another { self.other(session, oldest, is_known) } else { None };
         let (message, answers) = (other.unwrap_or(suspect), session.answers());
+        let Some(isolation) = self.isolation.as_mut() else { return };
         isolation.step = Step::Exposed { message, since: now, answers };
     }
 
-    /// Whether a broker has acknowledged a message that asked no less of it.
+    /// A message whose acknowledgement would say that the broker takes messages. On another topic: it overtakes the suspect.
+    /// For a suspect that may be the first of its kind, one that is not: it may be refused for that as well.
+    fn other(&self, session: &Session, suspect: &Entry, is_known: bool) -> Option<MessageId> {
+        let mut topics = BTreeSet::from([suspect.admitted.message.topic()]);
+        let others = session.ledger().unsent().filter(|entry| is_known || self.is_known_kind(&entry.admitted.message));
+        let others = others.filter(|entry| topics.insert(entry.admitted.message.topic()));
+        let others: Vec<_> = others.map(|entry| entry.admitted.id).collect();
+        others.get(self.turn.checked_rem(others.len())?).copied()
+    }
+
+    /// Whether a broker has acknowledged a message that asked no less of it, or every broker does.
     fn is_known_kind(&self, message: &Message) -> bool {
         let (qos, retained, bytes) = kind(message);
         self.largest.iter().any(|(level, kept, largest)| {
@@ -328,14 +341,6 @@ impl Isolation {
         let mut brokers = unreachable.iter().enumerate();
         brokers.all(|(index, away)| *away || here == Some(index) || self.brokers.contains(&index))
     }
-}
-
-/// A message whose acknowledgement would say that the broker takes messages. On another topic: it overtakes the suspect.
-fn other(turn: usize, session: &Session, suspect: &Entry) -> Option<MessageId> {
-    let mut topics = BTreeSet::from([suspect.admitted.message.topic()]);
-    let others = session.ledger().unsent().filter(|entry| topics.insert(entry.admitted.message.topic()));
-    let others: Vec<_> = others.map(|entry| entry.admitted.id).collect();
-    others.get(turn.checked_rem(others.len())?).copied()
 }
 
 /// What a message asks of a broker, each of which a broker may refuse.
