@@ -55,8 +55,8 @@ pub(crate) type Acks = mpsc::UnboundedReceiver<(std::time::Instant, usize)>;
 #[derive(Clone)]
 pub(crate) enum Contestant {
     Ours,
-    /// Its event loop, driven as its users drive it: the next broker after an error, with a pause of 10 ms. Its default
-    /// keep-alive is 60 s.
+    /// Its event loop, driven as its users drive it: after an error the next broker, after a failed try with a pause of 10 ms.
+    /// Its default keep-alive is 60 s.
     Rumqttc {
         keep_alive: Option<Duration>,
     },

@@ -51,8 +51,8 @@ pub(crate) async fn latency(broker: &Broker) -> Latency {
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..2000 {
         tick.tick().await;
-        let receipt = client.publish(Message::new("bench", "x")).await.expect("admitted");
         let started = Instant::now();
+        let receipt = client.publish(Message::new("bench", "x")).await.expect("admitted");
         waiting.spawn(async move {
             receipt.acked().await;
             started.elapsed().as_secs_f64() * 1e6

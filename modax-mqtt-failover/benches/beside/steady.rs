@@ -34,10 +34,11 @@ async fn in_turn(broker: &Broker, all: &[Contestant], place: Place, what: &str, 
     for round in 0..=ROUNDS {
         for (index, contestant) in all.iter().enumerate() {
             // The first round warms up.
-            if let Some(speed) = contestant.throughput(broker, place).await.filter(|_| round > 0) {
-                rates[index].push(speed.messages_a_second / 1000.0);
-                cpus[index].push(speed.cpu);
-                broker_cpus[index].push(speed.broker_cpu);
+            let speed = contestant.throughput(broker, place).await;
+            if round > 0 {
+                rates[index].push(speed.as_ref().map(|speed| speed.messages_a_second / 1000.0));
+                cpus[index].push(speed.as_ref().map(|speed| speed.cpu));
+                broker_cpus[index].push(speed.as_ref().map(|speed| speed.broker_cpu));
             }
         }
     }
@@ -46,12 +47,21 @@ async fn in_turn(broker: &Broker, all: &[Contestant], place: Place, what: &str, 
     each(table, &format!("{what}, broker's processor time, µs a message"), all, &broker_cpus);
 }
 
-/// A row for each; the ratio is the median of the ratios round by round, because the load changes between rounds.
-fn each(table: &mut Table, what: &str, all: &[Contestant], figures: &[Vec<f64>]) {
+/// A row for each; the ratio is the median of the ratios round by round, because the load changes between rounds. Whoever gave no
+/// figure in a round has none to be compared there.
+fn each(table: &mut Table, what: &str, all: &[Contestant], figures: &[Vec<Option<f64>>]) {
     let Some(ours) = figures.first() else { return };
-    for (contestant, theirs) in all.iter().zip(figures).filter(|(_, theirs)| !theirs.is_empty()) {
-        let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
-        let figure = format!("{:.1} ({:.1} to {:.1})", median(theirs), min(theirs), max(theirs));
+    for (contestant, theirs) in all.iter().zip(figures) {
+        let rounds = theirs.len();
+        let ratios: Vec<f64> =
+            ours.iter().zip(theirs).filter_map(|(ours, theirs)| Some((*ours)? / (*theirs)?)).collect();
+        let theirs: Vec<f64> = theirs.iter().flatten().copied().collect();
+        if theirs.is_empty() {
+            continue;
+        }
+        let of =
+            if theirs.len() < rounds { format!(", in {} of {rounds} rounds", theirs.len()) } else { String::new() };
+        let figure = format!("{:.1} ({:.1} to {:.1}){of}", median(&theirs), min(&theirs), max(&theirs));
         let ratio = if matches!(contestant, Contestant::Ours) {
             String::new()
         } else {
@@ -69,10 +79,9 @@ pub(crate) async fn latency(contestants: &[Contestant], table: &mut Table) -> Re
     let mut p99 = vec![Vec::new(); contestants.len()];
     for _ in 0..3 {
         for (index, contestant) in contestants.iter().enumerate() {
-            if let Some(latency) = contestant.latency(&broker).await {
-                p50[index].push(latency.p50);
-                p99[index].push(latency.p99);
-            }
+            let latency = contestant.latency(&broker).await;
+            p50[index].push(latency.as_ref().map(|latency| latency.p50));
+            p99[index].push(latency.as_ref().map(|latency| latency.p99));
         }
     }
     each(table, "latency at 1000 messages/s, p50, µs", contestants, &p50);
