@@ -69,6 +69,7 @@ pub struct Dedup {
     /// Identities of each producer, and of none; 0 remembers nothing.
     window: usize,
     producers: BTreeMap<(Arc<str>, u64), Producer>,
+    max_producers: usize,
     /// Counts checks, to know which producer was silent longest.
     clock: u64,
     opaque: BTreeSet<Bytes>,
@@ -88,8 +89,8 @@ struct Producer {
 }
 
 impl Dedup {
-    /// Producers remembered at once, each start of one by itself; the one silent longest is forgotten for another.
-    pub const MAX_PRODUCERS: usize = 1024;
+    /// Producers remembered at once unless [`max_producers`](Self::max_producers) says otherwise.
+    pub const DEFAULT_PRODUCERS: usize = 10_000;
 
     /// Remembers `window` identities of each producer, and as many without a producer.
     ///
@@ -107,6 +108,7 @@ impl Dedup {
         Self {
             window: 0,
             producers: BTreeMap::new(),
+            max_producers: Self::DEFAULT_PRODUCERS,
             clock: 0,
             opaque: BTreeSet::new(),
             opaque_order: VecDeque::new(),
@@ -114,6 +116,16 @@ impl Dedup {
             identify: None,
             stats: DedupStats { first: 0, repeats: 0, too_old: 0, unidentified: 0, forgotten: 0 },
         }
+    }
+
+    /// How many producers are remembered at once, each start of one by itself; default
+    /// [`DEFAULT_PRODUCERS`](Self::DEFAULT_PRODUCERS). The one that was silent longest is forgotten for another, counted in
+    /// [`DedupStats::forgotten`], and its repeats are then taken for first copies: choose it above the number of publishers,
+    /// and of their restarts within the time in which copies come. Each may take as much memory as the window.
+    #[must_use]
+    pub const fn max_producers(mut self, producers: NonZeroUsize) -> Self {
+        self.max_producers = producers.get();
+        self
     }
 
     /// Says what a delivery with this identity is, and remembers it.
@@ -171,7 +183,7 @@ impl Dedup {
     fn check_counted(&mut self, name: &Arc<str>, epoch: u64, sequence: u64) -> Verdict {
         self.clock = self.clock.saturating_add(1);
         let key = (Arc::clone(name), epoch);
-        if !self.producers.contains_key(&key) && self.producers.len() >= Self::MAX_PRODUCERS {
+        if !self.producers.contains_key(&key) && self.producers.len() >= self.max_producers {
             let silent = self.producers.iter().min_by_key(|(_, producer)| producer.used).map(|(key, _)| key.clone());
             if let Some(silent) = silent {
                 self.producers.remove(&silent);
@@ -301,12 +313,12 @@ mod tests {
 
     #[test]
     fn memory_stays_bounded_whatever_arrives() {
-        let mut dedup = dedup(5);
+        let mut dedup = dedup(5).max_producers(NonZeroUsize::new(1024).unwrap());
         for n in 0..3000 {
             dedup.check(&counted(&format!("producer {n}"), 0, n));
             dedup.check(&Identity::Opaque(Bytes::from(n.to_string())));
         }
-        assert_eq!(dedup.producers.len(), Dedup::MAX_PRODUCERS);
+        assert_eq!(dedup.producers.len(), 1024);
         assert_eq!((dedup.opaque.len(), dedup.opaque_order.len()), (5, 5));
         assert_eq!(dedup.stats().forgotten, 3000 - 1024 + 3000 - 5);
     }

@@ -2,6 +2,7 @@
 //! does what it says. Each wake does a bounded amount of work: a few reads and writes, at most a window of messages.
 #![expect(clippy::disallowed_methods, reason = "the driver owns the clock and the task")]
 
+mod clock;
 mod closing;
 mod dial;
 mod directory;
@@ -17,13 +18,7 @@ mod seed;
 mod unclaimed;
 mod wire;
 
-use std::{
-    future::{Future, poll_fn},
-    io,
-    pin::Pin,
-    sync::Arc,
-    time::Instant,
-};
+use std::{future::poll_fn, io, sync::Arc, time::Instant};
 
 use futures_util::FutureExt;
 
@@ -45,26 +40,7 @@ use crate::{
     packet::Publish,
 };
 
-/// The clock of this crate; paused clocks of tokio's test utilities move it too.
-pub(crate) fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-/// Whether `work` ended before `deadline`.
-///
-/// The clock is the client's runtime: a publisher may stand outside of any.
-pub(crate) async fn before<F: Future<Output = ()>>(shared: &Shared, at: Option<Instant>, work: Pin<&mut F>) -> bool {
-    let Some(at) = at else {
-        work.await;
-        return true;
-    };
-    let limited = {
-        let _inside = shared.runtime.as_ref().map(tokio::runtime::Handle::enter);
-        tokio::time::timeout_at(at.into(), work)
-    };
-    limited.await.is_ok()
-}
-
+pub(crate) use clock::{before, now};
 pub(crate) use dial::{Dialler, Ways};
 pub(crate) use directory::Directory;
 pub(crate) use disk::{Disk, Refused};
@@ -292,6 +268,7 @@ impl Driver {
         // A client that closes leaves it to the next one of its session.
         if let Some((id, serial)) = publish.id.zip(serial).filter(|_| self.closing.is_none()) {
             self.courier.handle_input(now(), Input::Acknowledge { id, serial });
+            self.shared.emit(Event::Unmatched { topic: publish.topic.to_string() });
         }
     }
 

@@ -177,6 +177,13 @@ pub enum Event {
         /// Its topic.
         topic: String,
     },
+    /// A message that the broker had for our session was acknowledged and given to nobody: no filter of ours wants it, as where
+    /// an earlier program of this client id asked for it. [`Stats::unmatched`] counts these, those of QoS 0, and what a
+    /// dropped stream had not handed out.
+    Unmatched {
+        /// Its topic.
+        topic: String,
+    },
     /// Some of the disk queue's files could not be read when it was opened; said once, before anything else. What stood there is
     /// lost, or comes again where it was an outcome; every other message is sent. The file goes when all in it has its outcome:
     /// [`disk::salvage`](crate::disk::salvage), or a copy, has to come before the start.

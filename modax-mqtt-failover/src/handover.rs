@@ -350,6 +350,7 @@ fn trace(event: &Event) {
         | Event::PacketIdReused { .. }
         | Event::CertificatesRefused { .. }
         | Event::StandbyLost { .. }
+        | Event::Unmatched { .. }
         | Event::QueueDamaged { .. }
         | Event::OutcomesUnwritten { .. }
         | Event::BrokerSlow { .. } => tracing::warn!(?event, "mqtt"),

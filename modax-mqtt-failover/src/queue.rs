@@ -74,8 +74,8 @@ impl Queue {
     }
 
     /// A queue on disk: what `publish` has admitted survives this process and is sent by the next one that opens the
-    /// same directory, in order. One process at a time. The limits are those of [`memory`](Self::memory), because all
-    /// of it is in memory as well.
+    /// same directory, in order. One process at a time; the files are for their owner's eyes only. The limits are those of
+    /// [`memory`](Self::memory), because all of it is in memory as well.
     ///
     /// A full disk costs new messages only: each is refused with
     /// [`PublishError::Disk`](crate::PublishError::Disk), also when it was full before the start, while what is there is

@@ -121,7 +121,7 @@ pub(crate) struct PubArgs {
     /// Quality of service of lines that name none: 0, 1 or 2.
     #[arg(long, default_value_t = 1, value_parser = value::qos, allow_hyphen_values = true)]
     pub(crate) qos: u8,
-    /// Every line is a payload, also one that looks like {"topic","payload" or "payload_base64","qos","retained","user_properties"}.
+    /// Every line is a payload, without its line end (LF or CR LF), also one that looks like {"topic","payload" or "payload_base64","qos","retained","user_properties"}.
     #[arg(long)]
     pub(crate) plain: bool,
     /// After the end of input, how long to wait for outcomes, such as 30s or 500ms; what is then on its way to a disk that hangs
@@ -141,7 +141,7 @@ pub(crate) struct PubArgs {
     /// for each as soon as its outcome is known. One process at a time; made if absent.
     #[arg(long, value_name = "DIR")]
     pub(crate) queue: Option<PathBuf>,
-    /// How long a message may wait for others, so that they are written to disk together.
+    /// How long a message may wait for others, so that they are written to disk together; at most 10s.
     #[arg(long, default_value = "5ms", requires = "queue", value_parser = value::duration, allow_hyphen_values = true, value_name = "TIME")]
     pub(crate) fsync_every: Duration,
     /// Write into each message which one it is, for `sub --dedup`; QoS 1 and 2, needs --mqtt5.
@@ -160,6 +160,9 @@ pub(crate) struct SubArgs {
     #[command(flatten)]
     pub(crate) brokers: BrokerArgs,
     /// Topic filter, with + and # as MQTT has them.
+    ///
+    /// What the broker still holds for another filter of this client id is acknowledged from 10 s after the start on, and
+    /// told on stderr as "unmatched".
     #[arg(long, value_name = "F", value_parser = Text::new())]
     pub(crate) filter: String,
     /// Highest quality of service to receive at: 0, 1 or 2.
@@ -182,6 +185,10 @@ pub(crate) struct SubArgs {
     /// Messages that --dedup remembers; with modax-id, of each publisher.
     #[arg(long, default_value = "100000", requires = "dedup", value_name = "N", allow_hyphen_values = true)]
     pub(crate) dedup_window: NonZeroUsize,
+    /// Publishers whose modax-id --dedup remembers, each start of one by itself; the one silent longest is forgotten for
+    /// another, and its repeats are printed.
+    #[arg(long, default_value = "10000", requires = "dedup", value_name = "N", allow_hyphen_values = true)]
+    pub(crate) dedup_publishers: NonZeroUsize,
 }
 
 #[derive(Debug, Args)]
@@ -195,9 +202,9 @@ pub(crate) struct QueueArgs {
 pub(crate) enum QueueAction {
     /// Print its files, each message that waits, and a summary; nothing is changed.
     Inspect(QueueDirectory),
-    /// Print its files and a summary; exit code 0 when every byte was understood, 1 otherwise. Nothing is changed.
+    /// Print its files and a summary; exit code 0 when nothing is damaged, 1 otherwise. Nothing is changed.
     ///
-    /// A write that a crash cut short at the end of a file is no damage: nobody was told that it was on disk.
+    /// A write that a crash cut short at the end of a file is told and is no damage: nobody was told that it was on disk.
     Verify(QueueDirectory),
     /// Copy every readable message that waits into a new directory, and print its files and a summary.
     Salvage(SalvageArgs),
@@ -358,7 +365,7 @@ pub(crate) fn explain(error: &clap::Error) -> String {
 
 /// URLs without what stands before their host: one may have come where none belongs. A password may hold a blank, so that all
 /// up to the last `@` before the next URL is left out.
-fn without_passwords(text: &str) -> String {
+pub(crate) fn without_passwords(text: &str) -> String {
     let mut parts = text.split("://");
     let mut shown = parts.next().unwrap_or_default().to_owned();
     for part in parts {

@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
+use crate::args::without_passwords;
 use crate::signal::{self, Interrupt};
 
 /// Lines waiting for a slow reader of our stdout; beyond it the commands wait too.
@@ -285,7 +286,7 @@ fn write_event(event: Event) {
 
 /// Tells on stderr what is wrong with a flag; clap has said the rest.
 pub(crate) fn bad_usage(flag: &str, error: &dyn std::error::Error) {
-    event("bad_usage", json!({ "error": format!("{flag}: {}", chain(error)) }));
+    event("bad_usage", json!({ "error": format!("{flag}: {}", without_passwords(&chain(error))) }));
 }
 
 /// An error with its causes in one sentence; a cause that its parent already tells is not told again.

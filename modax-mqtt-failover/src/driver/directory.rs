@@ -61,7 +61,7 @@ impl Directory {
 
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         make_folder(path)?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        let lock = private().create(true).open(path.join(LOCK))?;
         lock_for(&lock, Access::Write)?;
         let reserve = Reserve::find(path);
         Ok(Self { path: path.to_owned(), current: None, reserve, reads_on: false, _lock: Some(lock) })
@@ -76,6 +76,15 @@ impl Directory {
         let file = self.current.as_mut().map(|(_, file)| file);
         file.ok_or_else(|| io::Error::other("no file was begun"))
     }
+}
+
+/// To write a file that nobody but its owner may read: what plants say is not for all who have an account.
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.write(true).truncate(false);
+    options
 }
 
 /// Makes the folder, and those above it that are missing. Its name is on disk only when the folder above it is.
@@ -141,7 +150,7 @@ impl Storage for Directory {
     }
 
     fn create(&mut self, name: &str, content: &[u8]) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).open(self.path.join(name))?;
+        let mut file = private().create_new(true).open(self.path.join(name))?;
         file.write_all(content)?;
         file.sync_all()?;
         self.sync_names()?;
@@ -254,7 +263,7 @@ fn fitting(directory: &Path) -> u64 {
 
 /// Written and not merely sized: a sparse file keeps no room. Not synchronised, for it is the room that counts.
 fn make(path: &Path, bytes: u64) -> io::Result<()> {
-    let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+    let mut file = private().create(true).open(path)?;
     io::copy(&mut io::repeat(0).take(bytes), &mut file).map(drop)
 }
 
@@ -278,6 +287,13 @@ mod tests {
         for _ in 0..2 {
             make_folder(&root.join("above/queue")).unwrap();
             assert!(root.join("above/queue").is_dir());
+        }
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let file = root.join("above/queue/file");
+            private().create(true).open(&file).unwrap();
+            assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o077, 0, "others may read it");
         }
         // Relative ones as well, which end in an empty path and not in a root.
         make_folder(Path::new("src")).unwrap();

@@ -603,6 +603,26 @@ async fn f30_what_a_dropped_reader_had_not_read_holds_no_place_of_the_brokers_wi
 }
 
 #[tokio::test]
+async fn what_a_session_kept_for_another_program_is_told_when_it_is_let_go() {
+    let only = broker(Script::new()).await;
+    let earlier = client_of(&[&only]).build().unwrap();
+    let _unread = earlier.subscribe("old", Qos::AtLeastOnce).await.unwrap();
+    assert!(only.wait_until(DEADLINE, |broker| broker.subscribes().len() == 1).await);
+    earlier.close(DEADLINE).await;
+    assert!(only.wait_until(DEADLINE, |broker| broker.connections() == 0).await);
+    only.publish("old", "x", 1);
+    let client = client_of(&[&only]).build().unwrap();
+    let mut events = client.events();
+    let _other = client.subscribe("new", Qos::AtLeastOnce).await.unwrap();
+
+    let told = event(&mut events, "the message", |event| matches!(event, Event::Unmatched { .. })).await;
+
+    assert_eq!(told, Event::Unmatched { topic: "old".to_owned() });
+    assert!(only.wait_until(DEADLINE, |broker| broker.acks() == 1).await);
+    assert_eq!(client.stats().unmatched, 1);
+}
+
+#[tokio::test]
 async fn f30_what_a_session_kept_and_nobody_wants_yet_is_bounded_in_bytes() {
     const KEPT: u64 = 48; // of a MiB each, where reading stops at 32
     let only = broker(Script::new()).await;

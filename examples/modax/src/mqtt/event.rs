@@ -142,6 +142,7 @@ fn describe(event: &Event) -> (&'static str, Value) {
         Event::Shed { topic } => ("shed", json!({ "topic": topic })),
         Event::Expired { topic } => ("expired", json!({ "topic": topic })),
         Event::Undelivered { topic } => ("undelivered", json!({ "topic": topic })),
+        Event::Unmatched { topic } => ("unmatched", json!({ "topic": topic })),
         Event::QueueDamaged { stretches, bytes } => {
             ("queue_damaged", json!({ "stretches": stretches, "bytes": bytes }))
         }

@@ -119,6 +119,7 @@ fn parse(line: &[u8]) -> Result<(Line, Bytes), String> {
     let mut json = serde_json::Deserializer::from_slice(line);
     let wrong = |error: &dyn fmt::Display| format!("{error}; {LINE}");
     let mut line: Line = serde_path_to_error::deserialize(&mut json).map_err(|error| wrong(&error))?;
+    json.end().map_err(|error| wrong(&error))?;
     let payload = match (line.payload.take(), line.payload_base64.take()) {
         (Some(text), None) => Bytes::from(text),
         (None, Some(text)) => STANDARD.decode(text).map_err(|error| wrong(&format!("payload_base64: {error}")))?.into(),
@@ -145,6 +146,7 @@ mod tests {
             (r#"{"payload":"a","payload_base64":"YQ=="}"#, "payload and payload_base64: one"),
             (r#"{"payload_base64":"YQ"}"#, "payload_base64: Invalid padding"),
             (r#"{"payload":"a","payload":"b"}"#, "duplicate field `payload`"),
+            (r#"{"payload":"a"}{"payload":"b"}"#, "trailing characters"),
             (
                 r#"{"payload":"a","user_properties":{"p":1}}"#,
                 "user_properties.p: expected a string, or several in an array",

@@ -40,6 +40,8 @@ pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
     };
     tokio::spawn(event::print(client.events()));
     let Ok(mut interrupt) = Interrupt::listen() else { return Exit::Failed };
+    // What stood in a damaged file was admitted once, and has no outcome.
+    let is_whole = client.stats().damaged == 0;
     let mut run = Run {
         args,
         client,
@@ -48,7 +50,7 @@ pub(crate) async fn publish(args: PubArgs, output: Output) -> Exit {
         writing: FuturesOrdered::new(),
         outcomes: JoinSet::new(),
         leaves: Arc::default(),
-        all_acked: true,
+        all_acked: is_whole,
         end: None,
     };
     run.replay();

@@ -31,7 +31,7 @@ pub(crate) async fn subscribe(args: SubArgs, output: Output) -> Exit {
     };
     tokio::spawn(event::print(events));
     tokio::spawn(tell_granted(args.filter.clone(), subscription.granted()));
-    let mut dedup = args.dedup.map(|fields| once(fields, args.dedup_window));
+    let mut dedup = args.dedup.map(|fields| once(fields, args.dedup_window).max_producers(args.dedup_publishers));
     let exit = tokio::select! {
         exit = print_all(&mut subscription, &mut dedup, args.count, &output) => exit,
         // The message that would find it out may never come.
