@@ -34,7 +34,7 @@ async fn main() -> Result<(), TestbedError> {
     let started = std::time::Instant::now();
     let asked = std::env::var("BENCH").unwrap_or_default();
     let wants = |part: &str| asked.is_empty() || asked.split(',').any(|one| one == part);
-    let mut contestants = vec![Contestant::Ours, Contestant::Rumqttc { keep_alive: None }];
+    let mut contestants = vec![Contestant::Ours, Contestant::Rumqttc { keep_alive: None, at_once: false }];
     if std::env::var("BENCH_PEERS").is_ok_and(|value| value == "no") {
         println!("peers other than rumqttc: left out as asked");
     } else {

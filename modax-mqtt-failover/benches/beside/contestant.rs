@@ -55,10 +55,11 @@ pub(crate) type Acks = mpsc::UnboundedReceiver<(std::time::Instant, usize)>;
 #[derive(Clone)]
 pub(crate) enum Contestant {
     Ours,
-    /// Its event loop, driven as its users drive it: after an error the next broker, after a failed try with a pause of 10 ms.
-    /// Its default keep-alive is 60 s.
+    /// Its event loop, driven as its users drive it: the next broker after an error, with a pause of 10 ms, which can be left
+    /// out where the connection had worked. Its default keep-alive is 60 s.
     Rumqttc {
         keep_alive: Option<Duration>,
+        at_once: bool,
     },
     Peer(Peer),
     /// Not a client: the broker's limit.
@@ -69,8 +70,9 @@ impl Contestant {
     pub(crate) fn name(&self) -> String {
         match self {
             Self::Ours => "ours".to_owned(),
-            Self::Rumqttc { keep_alive: None } => "rumqttc".to_owned(),
-            Self::Rumqttc { keep_alive: Some(time) } => format!("rumqttc, keep-alive {} s", time.as_secs()),
+            Self::Rumqttc { keep_alive: Some(time), .. } => format!("rumqttc, keep-alive {} s", time.as_secs()),
+            Self::Rumqttc { at_once: true, .. } => "rumqttc, no pause".to_owned(),
+            Self::Rumqttc { .. } => "rumqttc".to_owned(),
             Self::Peer(peer) => peer.name.to_owned(),
             Self::Bare => "(bare writes)".to_owned(),
         }
@@ -112,7 +114,9 @@ impl Contestant {
         let brokers = brokers.to_vec();
         let task = match self {
             Self::Ours => tokio::spawn(ours::publish(brokers, messages, acked)),
-            Self::Rumqttc { keep_alive } => tokio::spawn(raw_rumqttc::publish(brokers, *keep_alive, messages, acked)),
+            Self::Rumqttc { keep_alive, at_once } => {
+                tokio::spawn(raw_rumqttc::publish(brokers, *keep_alive, *at_once, messages, acked))
+            }
             Self::Peer(peer) => tokio::spawn(peer.clone().publish(brokers, messages, acked)),
             Self::Bare => return None,
         };

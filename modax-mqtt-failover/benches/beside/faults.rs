@@ -29,6 +29,8 @@ enum Fault {
 
 /// Everybody in turn, so that all have the same load on the machine.
 pub(crate) async fn kills(contestants: &[Contestant], table: &mut Table) -> Result<(), TestbedError> {
+    let mut contestants = contestants.to_vec();
+    contestants.push(Contestant::Rumqttc { keep_alive: None, at_once: true });
     let mut outages = vec![Vec::new(); contestants.len()];
     for round in 0..KILLS {
         for (contestant, outages) in contestants.iter().zip(&mut outages) {
@@ -37,12 +39,12 @@ pub(crate) async fn kills(contestants: &[Contestant], table: &mut Table) -> Resu
             }
         }
     }
-    compare(table, "SIGKILL of the broker in use, to the next acknowledgement, ms", contestants, &outages);
+    compare(table, "SIGKILL of the broker in use, to the next acknowledgement, ms", &contestants, &outages);
     Ok(())
 }
 
 pub(crate) async fn stops(contestants: &[Contestant], table: &mut Table) -> Result<(), TestbedError> {
-    let mut all = vec![Contestant::Ours, Contestant::Rumqttc { keep_alive: Some(SMALLEST) }];
+    let mut all = vec![Contestant::Ours, Contestant::Rumqttc { keep_alive: Some(SMALLEST), at_once: false }];
     let mut outages = vec![Vec::new(), Vec::new()];
     for round in 0..STOPS {
         outages[0].extend(outage(&all[0], Fault::Stop).await?);
@@ -144,7 +146,7 @@ fn compare(table: &mut Table, what: &str, all: &[Contestant], outages: &[Vec<f64
             format!("{} ({} to {}), n = {}", show(median(theirs)), show(min(theirs)), show(max(theirs)), theirs.len());
         let ratio = match contestant {
             Contestant::Ours => String::new(),
-            _ => format!("ours takes 1/{:.0}", median(theirs) / ours),
+            _ => format!("theirs takes {:.2} × ours", median(theirs) / ours),
         };
         table.add(what, &contestant.name(), figure, ratio);
     }

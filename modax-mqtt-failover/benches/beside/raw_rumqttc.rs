@@ -38,7 +38,7 @@ async fn connected(broker: &Broker, nodelay: bool) -> (AsyncClient, EventLoop) {
 }
 
 pub(crate) async fn throughput(broker: Broker, messages: u32) -> f64 {
-    let (client, mut events) = connected(&broker, std::env::var_os("ND").is_some()).await;
+    let (client, mut events) = connected(&broker, false).await;
     let started = Instant::now();
     let publisher = tokio::spawn(async move {
         for _ in 0..messages {
@@ -90,6 +90,7 @@ pub(crate) async fn latency(broker: &Broker) -> Latency {
 pub(crate) async fn publish(
     brokers: Vec<Broker>,
     keep_alive: Option<Duration>,
+    at_once: bool,
     messages: u32,
     acked: mpsc::UnboundedSender<(Instant, usize)>,
 ) {
@@ -115,8 +116,7 @@ pub(crate) async fn publish(
             Err(_) => {
                 active = (active + 1) % brokers.len();
                 events.mqtt_options = options(&brokers[active], keep_alive);
-                // The first try of another broker is made at once.
-                if !std::mem::take(&mut works) {
+                if !(std::mem::take(&mut works) && at_once) {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             }
