@@ -22,9 +22,8 @@
 //!   broker was restored from an older copy), or another independent broker takes over, it falls back to at least once.
 //! - **Never**: a silent drop, an unbounded queue, a wait without a deadline, a verdict of death because *we* were late.
 //! - On a *cluster* the cluster's own election counts first: seconds may pass before any node acknowledges. What the
-//!   client adds is, in most outages, less than the time from one [scout](Scouting) to the next; with ten kills in a NATS
-//!   cluster 0.04 s in the median and 3.6 s at worst. Without scouts it is up to several rounds of the nodes' own patience
-//!   (NATS: 4 s each). No bound is promised.
+//!   client adds is a fraction of a second in most outages, and seconds in some; the crate's README has figures. Without
+//!   [scouts](Scouting) it is up to several rounds of the nodes' own patience (NATS: 4 s each). No bound is promised.
 //!
 //! Each line of the table is a test: `tests/it` proves them against scripted brokers and in a simulation, `tests/drill.rs`
 //! against real ones. The two bounds of time are proven in virtual time; what a client adds to an election is measured by a
@@ -66,7 +65,8 @@
 //! overdue PUBACK or PINGRESP makes a broker *suspect*; it gets one more probe; when that stays unanswered too it is
 //! left, and the one that just failed is tried last. Any byte received is life, unless for 5 s no packet is whole and hardly
 //! more comes than answers to probes. When this process was itself late, clocks start anew. A broker that answers probes and
-//! does not acknowledge is *slow*, and left after 5 s. None of this depends on the keep-alive.
+//! does not acknowledge is *slow*, and left after 5 s. Where packets come and an answer does not, a probe tells whether it
+//! only stands in line behind them, as over a slow link: for that it has a minute. None of this depends on the keep-alive.
 //!
 //! # Independent brokers, or a cluster
 //!
