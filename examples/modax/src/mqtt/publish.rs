@@ -343,6 +343,9 @@ impl Run {
         // A disk that hangs may have them all the same.
         for whose in std::mem::take(&mut self.open) {
             let mut line = whose.head();
+            for field in ["broker", "attempts", "latency_us"] {
+                line[field] = Value::Null;
+            }
             line["outcome"] = json!("unknown");
             line["error"] = json!("the client did not tell an outcome in time");
             self.fail(line).await?;
