@@ -4,7 +4,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,7 +17,7 @@ use modax_mqtt_failover::{
 };
 use modax_testbed::{Ground, NatsCluster, NatsNode, Prober, wait};
 use rumqttc::{AsyncClient, Event, MqttOptions, Packet, QoS};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinSet};
 
 use crate::{
     DEADLINE, acked_more, another,
@@ -43,8 +46,6 @@ struct Seen {
     known: BTreeSet<u64>,
     repeats: u64,
     handled: BTreeMap<u64, u32>,
-    /// Messages of scouts.
-    scouts: u64,
 }
 
 impl Seen {
@@ -159,14 +160,9 @@ async fn watch(nodes: Vec<SocketAddr>, seen: Arc<Mutex<Seen>>, ready: Arc<Notify
                 began = Instant::now();
                 if !ack.session_present {
                     client.subscribe("drill/#", QoS::AtLeastOnce).await.expect("room");
-                    // At QoS 0 it costs the cluster no consumer of its own, of which it would elect the leader, too.
-                    client.subscribe(SCOUTS, QoS::AtMostOnce).await.expect("room");
                 }
             }
             Ok(Event::Incoming(Packet::SubAck(_))) => ready.notify_one(),
-            Ok(Event::Incoming(Packet::Publish(publish))) if publish.topic == SCOUTS => {
-                seen.lock().unwrap_or_else(PoisonError::into_inner).scouts += 1;
-            }
             Ok(Event::Incoming(Packet::Publish(publish))) => {
                 let number: u64 = String::from_utf8_lossy(&publish.payload).parse().expect("a number");
                 let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,6 +181,43 @@ async fn watch(nodes: Vec<SocketAddr>, seen: Arc<Mutex<Seen>>, ready: Arc<Notify
                 events.mqtt_options = options(nodes[node]);
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
+        }
+    }
+}
+
+/// Counts messages of scouts: a subscriber on each node, so that those whose node lives go on while others connect anew. They
+/// end when dropped.
+struct ScoutWatch {
+    seen: Arc<AtomicUsize>,
+    _watchers: JoinSet<()>,
+}
+
+impl ScoutWatch {
+    fn start(nodes: &[SocketAddr]) -> Self {
+        let (seen, mut watchers) = (Arc::new(AtomicUsize::new(0)), JoinSet::new());
+        for node in nodes {
+            watchers.spawn(watch_scouts(*node, Arc::clone(&seen)));
+        }
+        Self { seen, _watchers: watchers }
+    }
+
+    fn seen(&self) -> usize {
+        self.seen.load(Ordering::Relaxed)
+    }
+}
+
+async fn watch_scouts(node: SocketAddr, seen: Arc<AtomicUsize>) {
+    let name = format!("watch-{}", node.port());
+    let (client, mut events) = AsyncClient::new(MqttOptions::new(name, node.ip().to_string(), node.port()), 10);
+    loop {
+        match events.poll().await {
+            // At QoS 0 it costs the cluster no consumer, of which it would elect the leader, too.
+            Ok(Event::Incoming(Packet::ConnAck(_))) => client.subscribe(SCOUTS, QoS::AtMostOnce).await.expect("room"),
+            Ok(Event::Incoming(Packet::Publish(_))) => {
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(_) => {}
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
@@ -228,6 +261,7 @@ async fn kills(what: &str, times: u32, selection: Selection, scouting: Scouting)
     let cluster = ground.nats_cluster().await.expect("nats");
     let addresses: Vec<_> = cluster.nodes().iter().map(NatsNode::addr).collect();
     let oracle = Oracle::start(addresses.clone()).await;
+    let scouts_seen = ScoutWatch::start(&addresses);
     let held = Prober::start(addresses.clone(), "probe");
     let fresh = Prober::fresh(addresses, "probe");
     let scouts = scouting != Scouting::none();
@@ -245,7 +279,7 @@ async fn kills(what: &str, times: u32, selection: Selection, scouting: Scouting)
     // The cluster may drive us back to the node by itself, before we think of it: then another one is killed.
     let no_return = || returns && client.stats().failbacks == 0;
     // A leader may move before it dies.
-    let no_scouts = || scouts && oracle.seen().scouts == 0;
+    let no_scouts = || scouts && scouts_seen.seen() == 0;
     let mut kills = 0;
     while kills < times || ((no_return() || no_scouts()) && kills < times + MORE_KILLS) {
         kills += 1;
@@ -285,9 +319,9 @@ async fn kills(what: &str, times: u32, selection: Selection, scouting: Scouting)
             milliseconds(&added(first)),
         ));
     }
-    let sent = oracle.seen().scouts;
+    let sent = scouts_seen.seen();
     assert_eq!(sent > 0, scouts, "{sent} messages of scouts");
     client.close(DEADLINE).await;
-    drop((held, fresh, oracle));
+    drop((held, fresh, oracle, scouts_seen));
     ground.stop().await;
 }
