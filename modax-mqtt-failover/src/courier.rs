@@ -132,6 +132,7 @@ impl Courier {
             Input::Acknowledge { id, serial } => self.tell_session(now, session::Input::Acknowledge { id, serial }),
             Input::Abandon { id, serial } => self.tell_session(now, session::Input::Abandon { id, serial }),
             Input::Paused(paused) => self.liveness.handle_input(now, liveness::Input::Paused(paused)),
+            Input::Late(late) => self.liveness.handle_input(now, liveness::Input::Late(late)),
             Input::Stop => self.stop(now),
         }
         self.settle_machines(now);

@@ -103,7 +103,11 @@ impl Driver {
             }
             let found = self.wait().await;
             // Decided before anything is read: what a look delivers is on its readers' account before anybody judges.
-            let is_due = self.courier.poll_timeout().is_some_and(|due| due <= now());
+            let late = self.courier.poll_timeout().and_then(|due| now().checked_duration_since(due));
+            let is_due = late.is_some();
+            if let Some(late) = late {
+                self.input(Input::Late(late));
+            }
             let is_late = self.closing.is_some_and(|at| at <= now());
             let looks = is_due || found.is_none() || is_late;
             if is_due || is_late {

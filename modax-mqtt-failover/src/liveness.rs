@@ -11,6 +11,7 @@
 
 mod due;
 mod limits;
+mod measuring;
 mod partial;
 mod slowest;
 mod words;
@@ -30,6 +31,8 @@ pub use words::{Input, Output, Reason};
 const TOLERANCE: Duration = Duration::from_millis(20);
 /// We were held up for so long that what was measured meanwhile says nothing of the broker.
 const LONG_PAUSE: Duration = Duration::from_secs(2);
+/// So often, while packets come, earlier lateness counts less.
+const EASED_EVERY: Duration = Duration::from_secs(1);
 /// A NATS node without a leader for its messages stays silent for 4 s and then closes the connection. Leaving it sooner
 /// only begins those 4 s again on the next node; with two deadlines of 1 s behind this, a dead node is left after 4.5 s.
 const ELECTION: Duration = Duration::from_millis(2500);
@@ -69,14 +72,26 @@ pub struct Liveness {
     heard: Instant,
     sent: Instant,
     acked: Instant,
+    /// When the latest packet that is acknowledged was sent; and since when one that was sent before it has waited beside that.
+    acked_sent: Instant,
+    passed: Instant,
     /// Since when nothing has waited for an answer, if nothing does.
     idle: Instant,
     /// No suspicion and no verdict rests on silence before this.
     grace: Instant,
+    /// Since when we have not been late: no patience ends for what was before.
+    on_time: Instant,
     /// What was sent before may have been answered while nobody read.
     resumed: Option<Instant>,
+    /// When the last packet was all there behind which much had to wait, and when a probe was answered last.
+    cleared: Instant,
+    probed: Instant,
     lateness: Duration,
+    /// When it was made less last.
+    eased: Instant,
     waiting: Option<Instant>,
+    /// The same, without the time in which we did not read.
+    waited: Instant,
     stalled: Option<Instant>,
     /// Asked for and not yet on the wire.
     probe_due: bool,
@@ -88,7 +103,8 @@ pub struct Liveness {
     /// deadline would be left for ever, and given the same again each time.
     in_vain: u32,
     partial: Partial,
-    paused: bool,
+    /// Since when we read nothing.
+    paused: Option<Instant>,
     outputs: VecDeque<Output>,
 }
 
@@ -105,18 +121,25 @@ impl Liveness {
             heard: now,
             sent: now,
             acked: now,
+            acked_sent: now,
+            passed: now,
             idle: now,
             grace: now,
+            on_time: now,
             resumed: None,
+            cleared: now,
+            probed: now,
             lateness: Duration::ZERO,
+            eased: now,
             waiting: None,
+            waited: now,
             stalled: None,
             probe_due: false,
             probes: VecDeque::new(),
             slow: None,
             in_vain: 0,
             partial: Partial::since(now),
-            paused: false,
+            paused: None,
             outputs: VecDeque::new(),
         }
     }
@@ -155,8 +178,17 @@ impl Liveness {
             Input::Heard(bytes) => {
                 self.partial.hear(bytes);
                 self.hear(now);
+                // Under traffic nothing may be due for long.
+                if now >= self.eased + EASED_EVERY {
+                    self.ease(now);
+                }
             }
-            Input::Packet => self.partial = Partial::since(now),
+            Input::Packet => {
+                if self.partial.is_large() {
+                    self.cleared = now;
+                }
+                self.partial = Partial::since(now);
+            }
             Input::Sent => self.sent = now,
             Input::Stalled(since) => self.stalled = since,
             Input::ProbeSent => {
@@ -165,6 +197,7 @@ impl Liveness {
             }
             Input::ProbeAnswered => {
                 self.hear(now);
+                self.probed = now;
                 if self.waiting.is_none() {
                     self.in_vain = 0;
                 }
@@ -179,6 +212,9 @@ impl Liveness {
                 if self.waiting.is_some() {
                     self.idle = now;
                 }
+                if self.waiting != since {
+                    self.waited = since.unwrap_or(now);
+                }
                 self.waiting = since;
             }
             Input::Answered => self.acked = now,
@@ -187,16 +223,31 @@ impl Liveness {
                 self.in_vain = 0;
                 // Whatever was being elected has been.
                 self.grace = self.grace.min(now);
-                self.measure_since(now, now.checked_sub(took).unwrap_or(now));
-            }
-            Input::Paused(paused) => {
-                if self.paused && !paused {
-                    // What piled up in the kernel meanwhile is not silence of the broker's.
-                    self.restart_clocks(now);
-                    self.resumed = Some(now);
+                let sent = now.checked_sub(took).unwrap_or(now);
+                if self.waiting.is_some_and(|since| self.acked_sent <= since && since < sent) {
+                    self.passed = now;
                 }
-                self.paused = paused;
+                self.acked_sent = self.acked_sent.max(sent);
+                self.measure_since(now, sent);
             }
+            Input::Paused(true) => self.paused = self.paused.or(Some(now)),
+            Input::Paused(false) => {
+                if let Some(since) = self.paused.take() {
+                    self.resume(now, now.saturating_duration_since(since));
+                }
+            }
+            Input::Late(late) if late >= LONG_PAUSE => self.resumed = Some(now),
+            Input::Late(_) => {}
+        }
+    }
+
+    /// We read again. What piled up in the kernel meanwhile is not silence of the broker's, and patience goes on where it stood.
+    fn resume(&mut self, now: Instant, pause: Duration) {
+        self.restart_clocks(now);
+        self.resumed = Some(now);
+        self.waited = (self.waited + pause).min(now);
+        for sent in &mut self.probes {
+            *sent = (*sent + pause).min(now);
         }
     }
 
@@ -209,13 +260,9 @@ impl Liveness {
         if late > TOLERANCE.max(self.deadline() / 4) {
             self.lateness = self.lateness.max(late).min(LONGEST);
             self.restart_clocks(now);
-            if late >= LONG_PAUSE {
-                self.resumed = Some(now);
-            }
-        } else if self.lateness < Duration::from_millis(1) {
-            self.lateness = Duration::ZERO;
+            self.on_time = now;
         } else {
-            self.lateness = self.lateness * 7 / 8;
+            self.ease(now);
         }
         self.judge(now);
     }
@@ -233,16 +280,22 @@ impl Liveness {
             Phase::Alive => {
                 let overdue = self.expectation().map(|(_, since)| since + self.deadline());
                 let verdicts = [overdue, self.slow_at(), self.deaf_at(), self.stall_at()];
-                let verdict = if self.paused { None } else { verdicts.into_iter().flatten().min() };
+                let verdict = if self.paused.is_some() { None } else { verdicts.into_iter().flatten().min() };
                 [verdict, self.next_probe()].into_iter().flatten().min()
             }
             Phase::Suspect { since, .. } => {
                 let dead = Some(since.max(self.grace) + self.deadline());
                 let verdicts = [dead, self.slow_at(), self.deaf_at(), self.stall_at()];
-                let verdict = if self.paused { None } else { verdicts.into_iter().flatten().min() };
+                let verdict = if self.paused.is_some() { None } else { verdicts.into_iter().flatten().min() };
                 [verdict, self.own_probe()].into_iter().flatten().min()
             }
         }
+    }
+
+    /// We were on time.
+    fn ease(&mut self, now: Instant) {
+        self.eased = now;
+        self.lateness = if self.lateness < Duration::from_millis(1) { Duration::ZERO } else { self.lateness * 7 / 8 };
     }
 
     fn open(&mut self, now: Instant, same_broker: bool, electing: bool) {
@@ -253,7 +306,8 @@ impl Liveness {
         }
         self.sent = now;
         (self.acked, self.idle) = (now, now);
-        self.resumed = None;
+        (self.on_time, self.resumed) = (now, None);
+        (self.cleared, self.probed, self.acked_sent, self.passed) = (now, now, now, now);
         self.waiting = None;
         self.stalled = None;
         self.probe_due = false;
@@ -282,43 +336,8 @@ impl Liveness {
         }
     }
 
-    /// A probe that went out after a packet was answered before it: the broker lives and does not acknowledge.
-    fn compare(&mut self, now: Instant, probed: Instant) {
-        let overtaken = |since: Instant| since <= probed && since.max(self.grace) + self.deadline() <= now;
-        if self.slow.is_none() && self.waiting.is_some_and(overtaken) {
-            self.slow = now.checked_sub(self.deadline()).or(Some(now));
-            self.outputs.push_back(Output::Slow);
-        }
-    }
-
-    fn measure_since(&mut self, now: Instant, sent: Instant) {
-        if self.resumed.is_none_or(|resumed| resumed <= sent) {
-            self.measure(now, now.saturating_duration_since(sent));
-        }
-    }
-
-    /// RFC 6298, 2.2 and 2.3; and the slowest.
-    fn measure(&mut self, now: Instant, took: Duration) {
-        self.slowest.measure(now, took);
-        self.rtt = Some(match self.rtt {
-            None => (took, took / 2),
-            Some((srtt, rttvar)) => {
-                let error = srtt.abs_diff(took);
-                ((srtt * 7 + took) / 8, (rttvar * 3 + error) / 4)
-            }
-        });
-    }
-
-    /// A broker that falls silent right after its CONNACK has given no other measure. One that took long over it may
-    /// have been restoring our session, which says nothing of its next answers: then the first deadline stays.
-    fn learn_from_connack(&mut self, now: Instant, took: Duration) {
-        if self.rtt.is_none() && took.saturating_mul(5) <= self.config.first {
-            self.measure(now, took);
-        }
-    }
-
     fn judge(&mut self, now: Instant) {
-        if !self.paused {
+        if self.paused.is_none() {
             if self.stall_at().is_some_and(|at| at <= now) {
                 return self.condemn(Reason::WriteStalled, self.stalled.unwrap_or(now));
             }
@@ -334,7 +353,7 @@ impl Liveness {
             Phase::Alive => {
                 let overdue = self.expectation().filter(|(_, since)| *since + self.deadline() <= now);
                 match overdue {
-                    Some((reason, since)) if !self.paused => {
+                    Some((reason, since)) if self.paused.is_none() => {
                         let limit = self.config.slow_after * self.leniency();
                         if self.partial.is_answers_only(now, self.grace, limit) {
                             return self.condemn(reason, self.partial.since);
@@ -348,7 +367,7 @@ impl Liveness {
                 }
             }
             Phase::Suspect { reason, since, silent_since } => {
-                if !self.paused && since.max(self.grace) + self.deadline() <= now {
+                if self.paused.is_none() && since.max(self.grace) + self.deadline() <= now {
                     return self.condemn(reason, silent_since);
                 }
                 self.probe_if(now, self.own_probe());

@@ -138,7 +138,8 @@ pub(crate) struct PubArgs {
     /// Keep messages on disk in DIR until they are acknowledged, so that an admitted one survives this process.
     ///
     /// The next start with DIR sends what is left first, and prints {"replayed":true,"sequence","topic","outcome"}
-    /// for each as soon as its outcome is known. One process at a time; made if absent.
+    /// for each as soon as its outcome is known. One process at a time; made if absent. "maybe_kept" beside "rejected"
+    /// says that a failing disk may have the message all the same; with files that were damaged the exit code is 1.
     #[arg(long, value_name = "DIR")]
     pub(crate) queue: Option<PathBuf>,
     /// How long a message may wait for others, so that they are written to disk together; at most 10s.
@@ -363,15 +364,20 @@ pub(crate) fn explain(error: &clap::Error) -> String {
     without_passwords(lines.join(" ").trim_start_matches("error: "))
 }
 
-/// URLs without what stands before their host: one may have come where none belongs. A password may hold a blank, so that all
-/// up to the last `@` before the next URL is left out.
+/// URLs without what stands before their host: one may have come where none belongs. A password may hold blanks and more, so that
+/// all up to the last `@` before the next URL is left out.
 pub(crate) fn without_passwords(text: &str) -> String {
-    let mut parts = text.split("://");
-    let mut shown = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        shown.push_str("://");
+    let begins = |place: &usize| {
+        let scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        text[..*place].trim_end_matches(scheme).chars().next_back().is_none_or(|before| " ,'\"`(=".contains(before))
+    };
+    let starts: Vec<usize> = text.match_indices("://").map(|(place, _)| place).filter(begins).collect();
+    let ends = starts.iter().skip(1).copied().chain([text.len()]);
+    let mut shown = text[..starts.first().copied().unwrap_or(text.len())].to_owned();
+    for (start, end) in starts.iter().zip(ends) {
+        let part = &text[*start..end];
         match part.rfind('@') {
-            Some(host) => shown.extend(["…", &part[host..]]),
+            Some(host) => shown.extend(["://…", &part[host..]]),
             None => shown.push_str(part),
         }
     }
@@ -431,6 +437,7 @@ mod tests {
         for (word, shown) in [
             ("mqtt://user:secret@b", "mqtt://…@b"),
             ("mqtt://user:sec ret@b", "mqtt://…@b"),
+            ("mqtt://user:a://sec@b", "mqtt://…@b"),
             ("mqtt://secret:secret@b,mqtt://user:sec ret@c", "mqtt://…@b,mqtt://…@c"),
         ] {
             let line: Vec<&str> = publish.iter().copied().chain([word]).collect();

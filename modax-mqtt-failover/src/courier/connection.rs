@@ -71,7 +71,7 @@ impl Courier {
 
     /// Ends a connection that never served. One that was greeted is told goodbye: the broker has our will, and would publish it.
     pub(super) fn drop_beside(&mut self, attempt: u64) {
-        if self.is_beside(attempt) {
+        if self.is_greeted_beside(attempt) {
             self.outputs.push_back(Output::Send { attempt, packet: Packet::Disconnect(Reason::SUCCESS) });
         }
         self.outputs.push_back(Output::HangUp { attempt });

@@ -86,6 +86,12 @@ impl Courier {
         self.switchover.as_ref().is_some_and(|switchover| switchover.attempt == attempt)
     }
 
+    /// Whether a session of its own was begun there.
+    pub(super) fn is_greeted_beside(&self, attempt: u64) -> bool {
+        let switchover = self.switchover.as_ref().filter(|switchover| switchover.attempt == attempt);
+        switchover.is_some_and(|switchover| switchover.session.is_some())
+    }
+
     /// CONNECT on the new connection while the old one serves.
     pub(super) fn greet_beside(&mut self, now: Instant, attempt: u64, broker: usize, wipe: bool) {
         let mut session = Session::beside(&self.config, &self.session);
@@ -140,6 +146,8 @@ impl Courier {
                     self.failover.handle_input(now, failover::Input::Lost { attempt, by_peer: true });
                 }
                 session::Output::Violation(_) => {
+                    // It has heard why.
+                    self.outputs.push_back(Output::HangUp { attempt });
                     self.failover.handle_input(now, failover::Input::Lost { attempt, by_peer: false });
                 }
                 session::Output::Acknowledged(_)

@@ -83,6 +83,8 @@ pub enum Input {
     },
     /// Whether reading stopped because a reader is slow.
     Paused(bool),
+    /// So much later than [`poll_timeout`](super::Courier::poll_timeout) asked for did we come back, and have read nothing yet.
+    Late(Duration),
     /// Say goodbye and stop for good.
     Stop,
 }

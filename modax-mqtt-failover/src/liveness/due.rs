@@ -25,22 +25,23 @@ impl Liveness {
     }
 
     pub(super) fn slow_at(&self) -> Option<Instant> {
-        let since = self.waiting?.max(self.grace);
-        let slow_after = self.slow_after();
+        let since = self.waiting?;
+        let (from, slow_after) = (since.max(self.grace), self.slow_after());
         if self.partial.is_large() {
-            return Some(since.max(self.heard) + slow_after);
+            return Some(from.max(self.heard) + slow_after);
         }
+        let waited = self.patient_since(self.waited);
         // Later packets are acknowledged and this one is not: its acknowledgement was lost, and will not come.
-        let skipped = since + slow_after * SKIPPED;
+        let skipped = waited.max(self.passed) + slow_after * SKIPPED;
         Some(match self.slow {
-            Some(known) => (since.max(self.acked) + slow_after).min(skipped).max(known + slow_after),
-            None if self.acked > since => skipped,
-            None => since + slow_after * IN_LINE,
+            Some(known) => (from.max(self.acked) + slow_after).min(skipped).max(known + slow_after),
+            None if self.acked_sent > since => skipped,
+            None => waited + slow_after * IN_LINE,
         })
     }
 
     /// Where acknowledgements take seconds all the time, as over a slow link, that is no news of the broker.
-    fn slow_after(&self) -> Duration {
+    pub(super) fn slow_after(&self) -> Duration {
         let usual = self.rtt.map_or(Duration::ZERO, |(srtt, _)| srtt.saturating_mul(2));
         self.config.slow_after.max(usual).saturating_mul(self.leniency())
     }
@@ -48,7 +49,12 @@ impl Liveness {
     /// Packets come, and never the answer to a probe.
     pub(super) fn deaf_at(&self) -> Option<Instant> {
         let asked = self.probes.front().filter(|_| !self.partial.is_large())?;
-        Some(self.grace.max(*asked) + self.slow_after() * IN_LINE)
+        Some(self.patient_since(*asked) + self.slow_after() * IN_LINE)
+    }
+
+    /// From when the time counts in which an answer may stand in line: a reader that pauses now and then does not put it off.
+    fn patient_since(&self, sent: Instant) -> Instant {
+        sent.max(self.on_time).max(self.cleared)
     }
 
     pub(super) fn stall_at(&self) -> Option<Instant> {
@@ -60,10 +66,12 @@ impl Liveness {
     /// ever; and where the next broker hangs soon, too. And so does an acknowledgement that is overdue while other packets come:
     /// the answer stands in line with it, or overtakes it.
     pub(super) fn next_probe(&self) -> Option<Instant> {
-        let waiting = self.paused || self.probe_due || !self.probes.is_empty();
+        let waiting = self.paused.is_some() || self.probe_due || !self.probes.is_empty();
         let is_owed = self.in_vain > 0 && self.waiting.is_none();
         let due = if is_owed { self.idle } else { self.heard + self.config.probe_interval };
-        let overdue = self.waiting.filter(|_| self.slow.is_none()).map(|since| since.max(self.grace) + self.deadline());
+        // Once a deadline at most: nothing that is heard makes it due in the past.
+        let progress = self.grace.max(self.acked).max(self.probed);
+        let overdue = self.waiting.filter(|_| self.slow.is_none()).map(|since| since.max(progress) + self.deadline());
         let theirs = overdue.map_or(due, |overdue| due.min(overdue));
         let theirs = (!waiting).then_some(theirs);
         [theirs, self.own_probe()].into_iter().flatten().min()

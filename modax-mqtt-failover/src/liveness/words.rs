@@ -42,6 +42,8 @@ pub enum Input {
     Answered,
     /// Whether we read nothing because our reader is slow; then silence proves nothing.
     Paused(bool),
+    /// So much later than asked for did we come back, and have read nothing yet.
+    Late(Duration),
 }
 
 /// Why a broker was suspected or left.

@@ -565,24 +565,86 @@ fn f55_answers_that_nobody_read_for_minutes_say_nothing_of_the_broker() {
         bench.tell(Input::Waiting(Some(sent)));
         bench.tell(Input::ProbeSent);
         if stopped {
+            let due = bench.liveness.poll_timeout().expect("something is due");
             bench.now += Duration::from_secs(600);
-            bench.liveness.handle_timeout(bench.now);
+            bench.tell(Input::Late(bench.now - due));
         } else {
             bench.tell(Input::Paused(true));
             bench.pass(Duration::from_secs(600));
             bench.tell(Input::Paused(false));
         }
+        // What is there is read before anybody judges.
+        bench.tell(Input::Heard(100));
         bench.tell(Input::Acknowledged(bench.now - sent));
         bench.tell(Input::Waiting(None));
         for _ in 0..20 {
             bench.tell(Input::ProbeAnswered);
         }
+        bench.liveness.handle_timeout(bench.now);
         // Where it was stopped, its own lateness asks for more until it has been on time for a while.
-        let limit = if stopped { Duration::from_secs(10) } else { 100 * MS };
-        assert!(bench.liveness.deadline() <= limit, "{:?}", bench.liveness.deadline());
-        bench.tell(Input::Closed);
-        bench.tell(Input::Opened { same_broker: true, electing: false });
-        bench.measured(MS);
-        assert!(bench.liveness.deadline() <= limit, "{:?}", bench.liveness.deadline());
+        assert!(stopped || bench.liveness.deadline() <= 100 * MS, "{:?}", bench.liveness.deadline());
+        deliveries(&mut bench, 90 * MS, Duration::from_secs(60));
+        assert!(bench.liveness.deadline() <= 300 * MS, "{:?}", bench.liveness.deadline());
     }
+}
+
+#[test]
+fn f12_an_acknowledgement_stands_in_line_also_where_earlier_ones_have_come() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    let sent = bench.now;
+    bench.now += MS;
+    bench.tell(Input::Acknowledged(MS));
+    bench.tell(Input::Answered);
+    bench.tell(Input::Waiting(Some(sent)));
+
+    let said = deliveries(&mut bench, 90 * MS, Duration::from_secs(30));
+
+    assert_eq!(verdict(&said), None, "nothing that was sent later has been acknowledged");
+    bench.tell(Input::Acknowledged(MS));
+    let said = deliveries(&mut bench, 90 * MS, Duration::from_secs(30));
+    let (at, reason) = verdict(&said).expect("a verdict");
+    assert_eq!((at, reason), (Duration::from_secs(20), Reason::AckOverdue), "it was passed over");
+}
+
+#[test]
+fn f30_a_reader_that_pauses_now_and_then_does_not_put_off_the_verdict_for_ever() {
+    for waiting in [true, false] {
+        let mut bench = Bench::connected();
+        bench.measured(MS);
+        bench.tell(Input::Waiting(waiting.then_some(bench.now)));
+        let mut read = Duration::ZERO;
+        let at = loop {
+            if let Some((at, _)) = verdict(&deliveries(&mut bench, 90 * MS, Duration::from_secs(10))) {
+                break read + at;
+            }
+            read += Duration::from_secs(10);
+            assert!(read < Duration::from_secs(200), "no verdict");
+            bench.tell(Input::Paused(true));
+            bench.pass(Duration::from_secs(10));
+            bench.tell(Input::Paused(false));
+        };
+        assert!(at > Duration::from_secs(55), "{at:?}");
+    }
+}
+
+#[test]
+fn f12_a_probe_behind_a_large_packet_that_takes_minutes_is_waited_for_and_counts_nobody_late() {
+    let mut bench = Bench::connected();
+    bench.measured(MS);
+    let probed = bench.pass(Duration::from_secs(1));
+    assert_eq!(probed.iter().map(|(_, output)| *output).collect::<Vec<_>>(), [Output::Probe]);
+    for _ in 0..700 {
+        bench.tell(Input::Heard(8000));
+        assert_eq!(verdict(&bench.pass(100 * MS)), None);
+    }
+
+    bench.tell(Input::Packet);
+    assert_eq!(verdict(&bench.pass(50 * MS)), None);
+    bench.tell(Input::ProbeAnswered);
+
+    bench.tell(Input::Closed);
+    bench.tell(Input::Opened { same_broker: false, electing: false });
+    bench.measured(MS);
+    assert_eq!(bench.liveness.deadline(), 100 * MS, "it was not late itself");
 }

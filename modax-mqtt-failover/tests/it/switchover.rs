@@ -424,6 +424,17 @@ fn f34_a_move_that_fails_ends_with_a_goodbye_so_that_no_will_is_published() {
 }
 
 #[test]
+fn a_transport_that_nobody_greeted_hears_no_goodbye() {
+    let mut brokers = back_in_a_cluster(|_| {});
+    transport_stands(&mut brokers, true);
+    let beside = brokers.story.iter().rfind(|(.., said)| *said == Said::Opened).expect("a transport").1;
+
+    brokers.tell(Input::Stop);
+
+    assert_eq!(brokers.said_to(beside), [&Said::Opened, &Said::HangUp], "{:?}", brokers.story);
+}
+
+#[test]
 fn a_broker_is_gone_back_to_although_it_refuses_what_the_other_one_refuses_too() {
     const QUOTA_EXCEEDED: u8 = 0x97;
     let mut brokers = brokers(Some(1), |_| {});
