@@ -296,6 +296,8 @@ impl<S: Storage> Log<S> {
                 self.keep(self.current, message);
             }
         }
+        // What comes next may need the room.
+        self.delete_settled_files();
         Ok(())
     }
 
@@ -706,6 +708,29 @@ mod tests {
             assert!(log.bytes() < 10 * 600, "{} bytes after start {start}", log.bytes());
         }
         assert_eq!(open(&folder).1.messages, vec![message(0, 400)]);
+    }
+
+    #[test]
+    fn f31_a_disk_without_room_for_a_copy_of_what_is_old_takes_what_it_has_room_for() {
+        let folder = Folder::default();
+        for start in 0..8 {
+            let (mut log, recovered) = open(&folder);
+            let sequence = recovered.next_sequence;
+            log.push(Record::Message(message(sequence, 3000))).unwrap();
+            if start == 7 {
+                // Not for a second copy of the first message, which this start would make.
+                let used =
+                    |inner: &Inner| inner.files.values().map(|(bytes, _)| bytes.len()).sum::<usize>() + inner.kept;
+                folder.with(|inner| inner.size = Some(used(inner) + 4000));
+            }
+            log.commit().unwrap();
+            if start > 0 {
+                log.push(Record::Settled(sequence)).unwrap();
+                log.commit().unwrap();
+            }
+        }
+        assert!(folder.with(|inner| inner.refused) > 0, "the copy was not even tried");
+        assert_eq!(open(&folder).1.messages, vec![message(0, 3000)]);
     }
 
     #[test]
