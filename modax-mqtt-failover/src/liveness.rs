@@ -218,18 +218,7 @@ impl Liveness {
                 self.waiting = since;
             }
             Input::Answered => self.acked = now,
-            Input::Acknowledged(took) => {
-                self.acked = now;
-                self.in_vain = 0;
-                // Whatever was being elected has been.
-                self.grace = self.grace.min(now);
-                let sent = now.checked_sub(took).unwrap_or(now);
-                if self.waiting.is_some_and(|since| self.acked_sent <= since && since < sent) {
-                    self.passed = now;
-                }
-                self.acked_sent = self.acked_sent.max(sent);
-                self.measure_since(now, sent);
-            }
+            Input::Acknowledged(took) => self.acknowledged(now, took),
             Input::Paused(true) => self.paused = self.paused.or(Some(now)),
             Input::Paused(false) => {
                 if let Some(since) = self.paused.take() {
@@ -239,6 +228,19 @@ impl Liveness {
             Input::Late(late) if late >= LONG_PAUSE => self.resumed = Some(now),
             Input::Late(_) => {}
         }
+    }
+
+    fn acknowledged(&mut self, now: Instant, took: Duration) {
+        self.acked = now;
+        self.in_vain = 0;
+        // Whatever was being elected has been.
+        self.grace = self.grace.min(now);
+        let sent = now.checked_sub(took).unwrap_or(now);
+        if self.waiting.is_some_and(|since| self.acked_sent <= since && since < sent) {
+            self.passed = now;
+        }
+        self.acked_sent = self.acked_sent.max(sent);
+        self.measure_since(now, sent);
     }
 
     /// We read again. What piled up in the kernel meanwhile is not silence of the broker's, and patience goes on where it stood.
