@@ -18,10 +18,10 @@ use crate::{
     serving,
 };
 
-/// For what was admitted in a minute without any node, on disks that three nodes share.
+/// For what was admitted in a minute without any node, on disks that three nodes share. NATS 2.9 stores one message of a
+/// connection after the other, and was seen to need a second for some after its nodes had been restarted ("Readloop processing
+/// time" in its log): fewer than come in, so that the input ends first.
 const CATCHING_UP: Duration = Duration::from_secs(300);
-/// So many messages wait on a good day.
-const ONE_SECOND: usize = RATE as usize;
 
 struct Plant {
     ground: Ground,
@@ -113,9 +113,7 @@ impl Plant {
         for proxy in &self.proxies {
             proxy.clear();
         }
-        let caught_up = || async { self.client.stats().queue_messages <= ONE_SECOND };
-        wait::until(CATCHING_UP, "what waited is acknowledged", caught_up).await.expect("it catches up");
-        self.whole().await;
+        acked_more(&self.client, 20).await;
     }
 
     async fn stop(&mut self) {
@@ -139,7 +137,7 @@ impl Plant {
     }
 
     async fn end(self, what: &str, load: Load) {
-        let published = load.end().await;
+        let published = load.end_within(CATCHING_UP).await;
         self.tell(&published);
         let faults: Vec<_> = self.faults.iter().map(|(_, at)| *at).collect();
         self.oracle.judge(what, &published, &faults, &self.cluster).await;
@@ -184,7 +182,7 @@ async fn f03_a_cluster_whose_nodes_are_cut_off_restarted_and_all_out_of_reach_lo
     for _ in 0..rounds {
         plant.restart_in_turn().await;
     }
-    // Once: a minute of it is more than the cluster stores in a minute.
+    // Once, and last: a minute of it is more than the cluster may store in a minute.
     plant.all_away().await;
 
     plant.end("nodes of a NATS cluster cut off, restarted in turn, all out of reach", load).await;

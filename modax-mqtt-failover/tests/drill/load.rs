@@ -93,8 +93,13 @@ impl Load {
 
     /// Ends the input, and waits for every outcome.
     pub(crate) async fn end(self) -> Published {
+        self.end_within(DEADLINE).await
+    }
+
+    /// The same, where much waits.
+    pub(crate) async fn end_within(self, limit: Duration) -> Published {
         self.stop.notify_one();
         tokio::time::timeout(DEADLINE, self.publisher).await.expect("the input ends").expect("no panic");
-        tokio::time::timeout(DEADLINE, self.collector).await.expect("every message has its outcome").expect("no panic")
+        tokio::time::timeout(limit, self.collector).await.expect("every message has its outcome").expect("no panic")
     }
 }
